@@ -1,0 +1,25 @@
+"""300 epochs of AdamW at batch 1024, the paper's schedule with the released details."""
+optim_wrapper = dict(
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    # Decayed is what has two or more dimensions and is no bias, as in the released recipe; so are
+    # A_log, x_proj_weight, dt_proj_weight and dt_proj_bias.
+    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
+    clip_grad=dict(max_norm=5.0))
+
+# Warm-up and final rates are ratios, so that --auto-scale-lr scales all three.
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=20, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min_ratio=1e-2,
+        by_epoch=True,
+        begin=20,
+        end=300,
+        convert_to_iter_based=True),
+]
+
+train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=1024)

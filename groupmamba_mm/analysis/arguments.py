@@ -1,0 +1,19 @@
+"""Values of command line options that several tools check alike."""
+import argparse
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more.
+
+    Args:
+        text: What was typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none; argparse makes a usage error of it.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
+    return int(text)

@@ -1,0 +1,246 @@
+"""The GroupMamba backbone."""
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
+                                      state_dict_of)
+from groupmamba_mm.layers import init_parameters, make_scan_plan
+from .archs import FAMILIES, resolve_arch
+
+#: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
+MIN_PRETRAINED_SHARE = 0.9
+
+
+@MODELS.register_module()
+class GroupMamba(BaseModule):
+    """GroupMamba, a hierarchical state-space backbone: the paper's model and the released one.
+
+    Four stages at strides 4, 8, 16 and 32 (rounded up), each a stack of layers that scan groups of
+    channels in one direction each. Takes any input size from 1x1 up.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'`` (Table 6, Eq. 3-9), ``'official-tiny'``,
+            ``'official-small'``, ``'official-base'`` (the layout of the published checkpoints), or
+            a dict with ``family`` ('paper' or 'official'), ``stem_channels``, ``embed_dims``,
+            ``depths`` and ``ffn_ratios``.
+        in_channels: Channels of the image.
+        d_state: State size N of each channel.
+        num_groups: Number of groups G that the channels of a layer are split into.
+        directions: Scanning directions, names out of ``'left-right'``, ``'right-left'``,
+            ``'top-bottom'``, ``'bottom-top'``; group g takes ``directions[g % len(directions)]``.
+            None: the family's own order of all four (the first G for fewer groups).
+        share_directions: Scan every group in all of the directions, with shared parameters, and
+            sum the outputs.
+        channel_affinity: Whether there is channel affinity modulation (Eq. 7-9).
+        drop_path_rate: Stochastic depth of the last layer; it rises linearly from 0.
+        out_indices: None for a classifier: one feature vector an image. Else the stages (0 to 3)
+            whose maps are returned, each through a LayerNorm of its own; nothing is built that
+            they do not need, neither class block nor later stages.
+        frozen_stages: -1: none; 0: the stem; n: the stem and the first n stages. Frozen parts get
+            no gradient and stay in eval mode.
+        norm_eval: Keep the stem's BatchNorms in eval mode during training.
+        with_cp: Recompute each layer's activations in the backward pass, to save memory.
+        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
+            prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
+            loaded and refuses one that does not fit. None: the released initialisation.
+
+    Raises:
+        ValueError: An option has a value outside its set, or widths that the groups do not divide.
+    """
+
+    def __init__(self,
+                 arch: Union[str, dict] = 'tiny',
+                 in_channels: int = 3,
+                 d_state: int = 1,
+                 num_groups: int = 4,
+                 directions: Optional[Sequence[str]] = None,
+                 share_directions: bool = False,
+                 channel_affinity: bool = True,
+                 drop_path_rate: float = 0.,
+                 out_indices: Optional[Sequence[int]] = None,
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 scan_backend: str = 'auto',
+                 init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.arch = resolve_arch(arch)
+        family = FAMILIES[self.arch.family]
+        num_stages = len(self.arch.embed_dims)
+        self.in_channels = in_channels
+        self.out_indices = _check_out_indices(out_indices, num_stages)
+        if not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f'frozen_stages must be -1 (none) to {num_stages} (stem and all '
+                             f'stages), got {frozen_stages}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
+        if d_state < 1:
+            raise ValueError(f'd_state must be at least 1, got {d_state}')
+        plan = make_scan_plan(num_groups, directions, share_directions, family.directions)
+        for width in self.arch.embed_dims:
+            if width % num_groups:
+                raise ValueError(
+                    f'arch {arch!r}: {width} channels cannot be divided into {num_groups} groups; '
+                    'choose embed_dims that num_groups divides')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+        dims = self.arch.embed_dims
+        if self.out_indices is not None:
+            dims = dims[:max(self.out_indices) + 1]
+        total_depth = sum(self.arch.depths)
+        drop_paths = torch.linspace(0, drop_path_rate, total_depth).tolist()
+        options = dict(d_state=d_state, channel_affinity=channel_affinity,
+                       scan_backend=scan_backend)
+        self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
+        self.downsamples = nn.ModuleList(
+            family.downsample(before, behind) for before, behind in zip(dims, dims[1:]))
+        self.stages = nn.ModuleList()
+        for stage, width in enumerate(dims):
+            first = sum(self.arch.depths[:stage])
+            self.stages.append(
+                nn.ModuleList(
+                    family.block(width, plan, self.arch.ffn_ratios[stage],
+                                 drop_path=drop_paths[first + i], **options)
+                    for i in range(self.arch.depths[stage])))
+        if self.out_indices is None:
+            self.summary = family.summary(dims[-1], plan, self.arch.ffn_ratios[-1], **options)
+        else:
+            self.out_norms = nn.ModuleDict(
+                {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
+        self._freeze()
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        """Compute features.
+
+        Args:
+            image: (B, in_channels, H, W), floating point.
+
+        Returns:
+            With ``out_indices``: the maps (B, C_i, H_i, W_i) of those stages. Without: a tuple of
+            one tensor (B, C4).
+        """
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(f'GroupMamba takes images of shape (B, {self.in_channels}, H, W), '
+                             f'got {tuple(image.shape)}')
+        maps = []
+        x, grid = self.stem(image)
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                x, grid = self.downsamples[i - 1](x, grid)
+            for block in stage:
+                if self.with_cp and torch.is_grad_enabled():
+                    x = checkpoint(block, x, grid, use_reentrant=False)
+                else:
+                    x = block(x, grid)
+            if self.out_indices is not None and i in self.out_indices:
+                normed = self.out_norms[str(i)](x)
+                maps.append(normed.unflatten(1, grid).permute(0, 3, 1, 2))  # -> (B, C, H, W)
+        return (self.summary(x), ) if self.out_indices is None else tuple(maps)
+
+    def init_weights(self) -> None:
+        """Initialise as the released model, or from ``init_cfg``.
+
+        Raises:
+            CheckpointError: The checkpoint of a ``Pretrained`` init_cfg cannot be read, would run
+                code, or fills less than 90 % of this backbone.
+        """
+        init_parameters(self)
+        cfg = self.init_cfg
+        if not isinstance(cfg, dict) or cfg.get('type') != 'Pretrained':
+            super().init_weights()
+            return
+        state_dict = state_dict_of(load_checkpoint_file(cfg['checkpoint']))
+        prefix = cfg.get('prefix', '')
+        load_matching(
+            self, {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)},
+            source=f"{cfg['checkpoint']} (prefix {prefix!r})",
+            min_matched_share=MIN_PRETRAINED_SHARE,
+            expected_missing=self.expected_missing_keys(),
+            expected_unused=self.expected_unused_keys(),
+            logger=MMLogger.get_current_instance())
+        self.is_init = True
+
+    def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:
+        """Parameters that a classification checkpoint does not have for this backbone."""
+        if self.out_indices is None:
+            return ()
+        return (ExpectedKeys(r'^out_norms\.', 'output norms, new in a dense backbone'), )
+
+    def expected_unused_keys(self) -> Tuple[ExpectedKeys, ...]:
+        """Parameters of a classification checkpoint that a dense backbone has no place for."""
+        if self.out_indices is None:
+            return ()
+        keys = [ExpectedKeys(r'^summary\.', "the classifier's summary of the last stage")]
+        last = len(self.stages)
+        for i in range(last, len(self.arch.embed_dims)):
+            reason = f'behind stage {last}, the last one in out_indices'
+            keys += [ExpectedKeys(rf'^stages\.{i}\.', reason),
+                     ExpectedKeys(rf'^downsamples\.{i - 1}\.', reason)]
+        return tuple(keys)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name: Full name of the parameter.
+            prefix: The backbone's place in the model, such as ``'backbone.'``.
+
+        Returns:
+            (depth, number of depths): 0 for the stem, 1.. for the layers one by one (a
+            down-sampling counts with the layer behind it), the last for all that follows.
+        """
+        num_depths = sum(self.arch.depths) + 2
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        part, _, rest = param_name[len(prefix):].partition('.')
+        if part == 'stem':
+            return 0, num_depths
+        if part == 'downsamples':
+            stage = int(rest.split('.')[0]) + 1
+            return sum(self.arch.depths[:stage]) + 1, num_depths
+        if part == 'stages':
+            stage, block = (int(index) for index in rest.split('.')[:2])
+            return sum(self.arch.depths[:stage]) + block + 1, num_depths
+        return num_depths - 1, num_depths
+
+    def train(self, mode: bool = True) -> 'GroupMamba':
+        """Set the mode; frozen parts, and with ``norm_eval`` the BatchNorms, stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def _frozen_modules(self) -> List[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        stages = self.stages[:self.frozen_stages]
+        return [self.stem, *self.downsamples[:max(0, len(stages) - 1)], *stages]
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+
+def _check_out_indices(out_indices: Optional[Sequence[int]],
+                       num_stages: int) -> Optional[Tuple[int, ...]]:
+    if out_indices is None:
+        return None
+    indices = tuple(out_indices)
+    if not indices or list(indices) != sorted(set(indices)) or not all(
+            0 <= i < num_stages for i in indices):
+        raise ValueError(f'out_indices must be increasing stage numbers out of 0 to '
+                         f'{num_stages - 1}, or None for a classifier; got {out_indices}')
+    return indices

@@ -1,0 +1,10 @@
+"""Checkpoints: read without running code, matched with a model before anything is loaded."""
+from groupmamba_mm.errors import CheckpointError
+from .loading import load_checkpoint_file, state_dict_of
+from .matching import (ExpectedKeys, LoadReport, expected_unused_keys, load_matched,
+                       load_matching, match_state_dict)
+
+__all__ = [
+    'CheckpointError', 'ExpectedKeys', 'LoadReport', 'expected_unused_keys', 'load_checkpoint_file',
+    'load_matched', 'load_matching', 'match_state_dict', 'state_dict_of'
+]

@@ -1,0 +1,216 @@
+"""Read checkpoint files without ever running code from them."""
+import errno
+import os
+import pickle
+import re
+import urllib.error
+from pathlib import Path
+from typing import Any, Callable, List, Tuple, Union
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import HistoryBuffer
+
+from groupmamba_mm.errors import CheckpointError
+
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin')
+# Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
+STATE_DICT_KEYS = ('state_dict', 'model')
+# The numpy types that a HistoryBuffer or a data set's meta information can hold.
+_NUMPY_TYPES = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
+                np.uint64, np.float16, np.float32, np.float64, np.str_)
+_HISTORY_METHODS = ('min', 'max', 'current', 'mean')
+
+
+def load_checkpoint_file(path: Union[str, Path],
+                         map_location: Union[str, torch.device, Callable] = 'cpu') -> dict:
+    """Read a checkpoint from a file or an address, running no code from it.
+
+    The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
+    that mmengine's own checkpoints hold beside tensors: the message hub's history buffers and the
+    numpy arrays and numbers in them.
+
+    Args:
+        path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
+            a downloaded file is kept in torch hub's folder.
+        map_location (str, torch.device or Callable): As in :func:`torch.load`. Defaults to 'cpu'.
+
+    Returns:
+        dict: The checkpoint as it was saved. :func:`state_dict_of` finds the tensors in it.
+
+    Raises:
+        CheckpointError: If the file is missing or truncated, would run code, or holds no tensors.
+    """
+    file = _local_file(str(path))
+    size = file.stat().st_size
+    if size == 0:
+        raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = _refused_global(str(error))
+        if refused is None:
+            raise CheckpointError(_damaged(file, size)) from error
+        raise CheckpointError(
+            f'checkpoint {file} was not loaded: it asks for {refused}, which could run code; '
+            'if you made the file yourself, save its tensors again with '
+            "torch.save({'state_dict': model.state_dict()}, new_file), else do not use it"
+        ) from error
+    except (EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(_damaged(file, size)) from error
+    except RuntimeError as error:
+        # torch reports a damaged archive as a plain RuntimeError, and a missing device too.
+        if 'PytorchStreamReader' not in str(error) and 'zip archive' not in str(error):
+            raise
+        raise CheckpointError(_damaged(file, size)) from error
+    except OSError as error:
+        # What seeking before the start of a file that is too short ends in.
+        if error.errno != errno.EINVAL:
+            raise
+        raise CheckpointError(_damaged(file, size)) from error
+
+    if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
+        raise CheckpointError(
+            f'{file} ({size} bytes) is no checkpoint: it holds {_describe(checkpoint)} and no '
+            'tensors; give a file saved by tools/train.py or one with a state_dict in it')
+    return checkpoint
+
+
+def state_dict_of(checkpoint: dict) -> dict:
+    """Find the tensors in a checkpoint.
+
+    Args:
+        checkpoint (dict): What :func:`load_checkpoint_file` returned.
+
+    Returns:
+        dict: The value of 'state_dict' (mmengine) or of 'model' (timm), or the checkpoint itself
+        when it is a bare state dict.
+    """
+    for key in STATE_DICT_KEYS:
+        if isinstance(checkpoint.get(key), dict):
+            return checkpoint[key]
+    return checkpoint
+
+
+def _has_tensors(checkpoint: dict) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in state_dict_of(checkpoint).values())
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, dict):
+        keys = [str(key) for key in list(value)[:5]]
+        return f'a dict with the keys {keys}'
+    return f'a {type(value).__name__}'
+
+
+def _damaged(file: Path, size: int) -> str:
+    return (f'checkpoint {file} is truncated or damaged ({size} bytes); compare its size with '
+            'the original and copy or download it again, or use an earlier checkpoint')
+
+
+def _refused_global(message: str) -> Union[str, None]:
+    """Find the name that the safe reader refused, None if it refused nothing."""
+    found = re.search(r'(?:GLOBAL|reduce for unrecognized function|new object for .*but got|'
+                      r'Can only build .*but got) <?(?:class |function |built-in function )?'
+                      r"'?([\w.]+)", message)
+    return None if found is None else found.group(1)
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """Stand in for ``getattr`` while a checkpoint is read.
+
+    A history buffer is saved with its statistics as ``getattr(HistoryBuffer, 'mean')``. The real
+    ``getattr`` would reach any module from there, so this one knows these four names only.
+
+    Args:
+        owner (type): Must be :class:`HistoryBuffer`.
+        name (str): 'min', 'max', 'current' or 'mean'.
+
+    Returns:
+        Callable: The method.
+
+    Raises:
+        pickle.UnpicklingError: For any other attribute.
+    """
+    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+        raise pickle.UnpicklingError(f'unsupported GLOBAL getattr.{name}')
+    return getattr(HistoryBuffer, name)
+
+
+def _safe_globals() -> List[Tuple[Callable, str]]:
+    """List the types of mmengine's checkpoints, each with the name it is saved under."""
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    allowed = [
+        (HistoryBuffer, f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'),
+        (_history_method, 'builtins.getattr'),
+        # Protocol 2 writes Python 2's name for it.
+        (_history_method, '__builtin__.getattr'),
+        (np.ndarray, 'numpy.ndarray'),
+        (np.dtype, 'numpy.dtype'),
+    ]
+    # numpy 2 renamed its core; files of either are read by either.
+    for core in ('numpy.core', 'numpy._core'):
+        allowed.append((scalar, f'{core}.multiarray.scalar'))
+        allowed.append((reconstruct, f'{core}.multiarray._reconstruct'))
+    for numpy_type in _NUMPY_TYPES:
+        dtype_class = type(np.dtype(numpy_type))
+        allowed.append((dtype_class, f'numpy.dtypes.{dtype_class.__name__}'))
+    return allowed
+
+
+def _local_file(path: str) -> Path:
+    scheme = urlparse(path).scheme
+    if scheme in ('http', 'https'):
+        return _download(path)
+    if scheme == 'file':
+        path = urlparse(path).path
+    elif '://' in path:
+        raise CheckpointError(f'checkpoint {path}: addresses of the kind {scheme}:// are not '
+                              'read; download it and give the local file')
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f'checkpoint {file} does not exist; {_what_is_near(file)}')
+    return file
+
+
+def _what_is_near(file: Path) -> str:
+    """Say which checkpoints lie where a missing one was looked for."""
+    folder = file if file.is_dir() else file.parent
+    if not folder.is_dir():
+        return f'nor does its folder {folder}'
+    near = sorted(entry.name for entry in folder.iterdir() if entry.suffix in CHECKPOINT_SUFFIXES)
+    if not near:
+        return f'there are no checkpoints in {folder}'
+    shown = ', '.join(near[:8]) + (f' and {len(near) - 8} more' if len(near) > 8 else '')
+    return f'the checkpoints in {folder} are {shown}'
+
+
+def _download(url: str) -> Path:
+    """Fetch an address once per machine into torch hub's folder."""
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / os.path.basename(urlparse(url).path)
+    rank, world_size = get_dist_info()
+    if rank == 0:
+        _download_missing(url, file)
+    if world_size > 1:
+        barrier()
+        # Ranks of another machine have another folder.
+        _download_missing(url, file)
+    return file
+
+
+def _download_missing(url: str, file: Path) -> None:
+    if file.is_file():
+        return
+    # OpenMMLab and torchvision put the start of the hash into the name.
+    named_hash = torch.hub.HASH_REGEX.search(file.name)
+    try:
+        torch.hub.download_url_to_file(
+            url, str(file), hash_prefix=named_hash and named_hash.group(1), progress=False)
+    except (urllib.error.URLError, RuntimeError, OSError) as error:
+        raise CheckpointError(f'checkpoint {url} could not be downloaded ({error}); check the '
+                              'address, or fetch it by hand and give the local file') from error

@@ -1,0 +1,90 @@
+"""Loading images, with errors that name the file."""
+from typing import Optional
+
+import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.registry import TRANSFORMS
+
+from groupmamba_mm.errors import DataError
+
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
+_PNG_START, _PNG_END = b'\x89PNG', b'IEND'
+
+
+@TRANSFORMS.register_module()
+class CheckedLoadImageFromFile(LoadImageFromFile):
+    """Load an image, or say which file is missing, empty, cut off or no image.
+
+    It takes the place of ``LoadImageFromFile`` in the pipelines of all three libraries. A file that
+    was cut off is refused too: OpenCV fills the rest with grey and goes on.
+
+    Args:
+        to_float32 (bool): Whether to convert to float32. Defaults to False.
+        color_type (str): Flag of :func:`mmcv.imfrombytes`. Defaults to 'color'.
+        imdecode_backend (str): Backend of :func:`mmcv.imfrombytes`. Defaults to 'cv2'.
+        backend_args (dict, optional): Where files come from, see :mod:`mmengine.fileio`.
+    """
+
+    def __init__(self,
+                 to_float32: bool = False,
+                 color_type: str = 'color',
+                 imdecode_backend: str = 'cv2',
+                 *,
+                 backend_args: Optional[dict] = None) -> None:
+        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+
+    def transform(self, results: dict) -> dict:
+        """Load the image.
+
+        Args:
+            results (dict): With 'img_path'.
+
+        Returns:
+            dict: The same with 'img' (H, W, C), 'img_shape' and 'ori_shape'.
+
+        Raises:
+            DataError: If the file is missing or no whole image.
+        """
+        path = results['img_path']
+        try:
+            content = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise DataError(f'image {path} does not exist; restore it, or take it out of the '
+                            'annotations') from None
+        image = self._decode(path, content)
+        if self.to_float32:
+            image = image.astype(np.float32)
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _decode(self, path: str, content: bytes) -> np.ndarray:
+        remedy = 'replace the file, or remove it from the data'
+        size = f'{len(content)} bytes'
+        if not content:
+            raise DataError(f'image {path} is empty (0 bytes); {remedy}')
+        if _is_cut_off(content):
+            raise DataError(f'image {path} is cut off after {size}; {remedy}')
+        try:
+            image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+        except Exception as error:
+            # Every backend has exceptions of its own for what it cannot decode.
+            reason = ' '.join(str(error).split())
+            raise DataError(f'image {path} ({size}) cannot be decoded ({reason}); {remedy}'
+                            ) from None
+        if image is None:
+            raise DataError(f'image {path} ({size}) cannot be decoded; {remedy}')
+        return image
+
+
+def _is_cut_off(content: bytes) -> bool:
+    """Say whether a JPEG or PNG lacks its end.
+
+    A JPEG may hold a thumbnail with an end of its own, so the end must come after the last scan;
+    inside a scan's data neither mark can occur.
+    """
+    if content.startswith(_JPEG_START):
+        return content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
+    return content.startswith(_PNG_START) and _PNG_END not in content

@@ -1,0 +1,6 @@
+"""What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
+from .hooks import DrawPredictionsHook
+from .loops import AmpTestLoop
+from .runner import CheckedRunner
+
+__all__ = ['AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook']

@@ -1,0 +1,186 @@
+"""How the commands end when something is wrong: with one line that says what and what to do."""
+import argparse
+import inspect
+import re
+import sys
+import traceback
+from types import TracebackType
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+import mmengine.registry
+from mmengine.config import DictAction
+from mmengine.registry import Registry
+
+from groupmamba_mm.errors import UserError
+from .config_checks import close_to
+
+# A worker's error reaches the main process as text that ends with 'package.Class: message'.
+_WORKER_MARK = 'Original Traceback (most recent call last)'
+
+
+class CfgOptions(DictAction):
+    """``--cfg-options key=value ...``, where a part without '=' is a usage error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: Optional[str] = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string}: {value!r} is no key=value')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share.
+
+    Args:
+        parser (argparse.ArgumentParser): The command's parser.
+    """
+    parser.add_argument('--work-dir', help='folder for logs and results; default: the '
+                        "config's work_dir, else ./work_dirs/<name of the config>")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
+        help='change the config, for example train_cfg.max_epochs=10 model.backbone.arch=tiny; '
+        'lists as key="[a,b]" without spaces')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes; dist_*.sh and slurm_*.sh set it')
+    parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16'], const='bf16',
+                        help='mixed precision, bf16 unless fp16 is given')
+    # torch.distributed.launch passes one or the other by its age; torchrun uses the environment.
+    parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command and end it with exit code 1 and a last line ``error: ...`` if it fails.
+
+    Args:
+        main (Callable): The command. A :class:`UserError` is shown without its traceback, another
+            exception with it.
+    """
+    try:
+        main()
+    except UserError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _end('interrupted; start again with --resume to continue', 130)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(error)
+
+
+def _fail(error: BaseException) -> None:
+    _end(explain(error), 1)
+
+
+def _end(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what went wrong and what to do.
+
+    Args:
+        error (BaseException): The exception.
+
+    Returns:
+        str: Its innermost cause's message, with a remedy for the mistakes that configs hold.
+    """
+    # The places where an argument went wrong are in the outer error, if it was raised from another.
+    if isinstance(error, UserError):
+        return _one_line(_message(error))
+    cause = _innermost(error)
+    message = _message(cause)
+    for explanation in (_unknown_type(message), _wrong_argument(cause, message),
+                        _launch_or_memory(message)):
+        if explanation is not None:
+            return _one_line(explanation)
+    name = type(cause).__name__
+    return _one_line(f'{name}: {message}; the traceback above says where')
+
+
+def _one_line(text: str) -> str:
+    return ' '.join(text.split())
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while True:
+        deeper = error.__cause__
+        if deeper is None and not error.__suppress_context__:
+            deeper = error.__context__
+        if deeper is None:
+            return error
+        error = deeper
+
+
+def _message(error: BaseException) -> str:
+    """Read an exception's text, and the last line of it when a worker sent it."""
+    # str() of a KeyError puts quotes around the text.
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if _WORKER_MARK in text:
+        text = text.strip().splitlines()[-1]
+        text = re.sub(r'^[\w.]*(Error|Exception): ', '', text)
+    return text or type(error).__name__
+
+
+def _registries() -> Iterator[Registry]:
+    for value in vars(mmengine.registry).values():
+        if isinstance(value, Registry):
+            yield value
+
+
+def _registered_names(registry: Registry) -> List[str]:
+    names = list(registry.module_dict)
+    for child in registry.children.values():
+        names += _registered_names(child)
+    return names
+
+
+def _unknown_type(message: str) -> Optional[str]:
+    found = re.search(r"([\w.]+) is not in the ([\w. ]+::)?([\w ]+) registry", message)
+    if found is None:
+        return None
+    name, kind = found.group(1), found.group(3)
+    known = [known for registry in _registries() if registry.name == kind
+             for known in _registered_names(registry)]
+    hint = close_to(name.split('.')[-1], known)
+    return (f'there is no {kind} with the type {name!r}; {hint} If it is spelt right, the module '
+            'that defines it was not imported: add it to custom_imports in the config')
+
+
+def _wrong_argument(cause: BaseException, message: str) -> Optional[str]:
+    """Name the class and the argument of a constructor call that a config asked for."""
+    if not isinstance(cause, TypeError):
+        return None
+    unknown = re.search(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'", message)
+    absent = re.search(r'([\w.]+)\(\) missing \d+ required .*arguments?: (.*)', message)
+    if unknown is None and absent is None:
+        return None
+    built, known = _class_being_built(cause.__traceback__)
+    called, argument = (unknown or absent).groups()
+    owner = built or called.replace('.__init__', '')
+    if unknown is not None:
+        hint = close_to(argument, known) or 'remove it from the config'
+        return f'{owner} takes no argument {argument!r}; {hint}'
+    return f'{owner} needs the argument {argument}; add it to the config'
+
+
+def _class_being_built(trace: Optional[TracebackType]) -> Tuple[Optional[str], List[str]]:
+    """Find the class that a registry was building when the traceback was made."""
+    built, known = None, []
+    while trace is not None:
+        variables = trace.tb_frame.f_locals
+        if trace.tb_frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in variables:
+            builds = variables['obj_cls']
+            built, known = builds.__name__, list(inspect.signature(builds).parameters)
+        trace = trace.tb_next
+    return built, known
+
+
+def _launch_or_memory(message: str) -> Optional[str]:
+    if 'out of memory' in message:
+        return (f'{message.splitlines()[0]} Lower train_dataloader.batch_size or the image size, '
+                'or train with --amp')
+    if 'EADDRINUSE' in message or 'address already in use' in message.lower():
+        return 'the port of this launch is in use; choose another one, for example PORT=29511'
+    return None

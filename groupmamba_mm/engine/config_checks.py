@@ -1,0 +1,139 @@
+"""Load a config and refuse what cannot have been meant, before anything is built."""
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any, Dict, Iterable, Optional
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from groupmamba_mm.errors import ConfigError
+
+# The libraries whose tasks the tools run, by the scope that a config names.
+SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
+
+CONFIG_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
+
+# Keys that the Runner, its hooks or the tools read from a config beside the Runner's arguments.
+_CONFIG_KEYS = {
+    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type',
+    'sync_bn', 'tta_model', 'tta_pipeline', 'work_dir'
+}
+# Variables that the libraries' configs use for themselves, which look like misspelt keys.
+_VARIABLES = {'models', 'test_pipeline', 'train_pipeline', 'val_pipeline'}
+
+# Above this likeness a key of a config file is taken for a misspelt one.
+_TYPO_RATIO = 0.85
+
+
+def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+    """Load a config file with the command line's changes, checked.
+
+    Args:
+        path (str): The config file.
+        cfg_options (dict, optional): Values by dotted keys, as ``--cfg-options`` gives them.
+
+    Returns:
+        Config: The config.
+
+    Raises:
+        ConfigError: If the file or one of its bases is missing or broken, if a top-level key looks
+            misspelt, if an option's top-level key is unknown, or if no supported library is named.
+    """
+    cfg = _read(Path(path))
+    _check_keys(cfg, path)
+    if cfg_options:
+        _check_options(cfg, cfg_options)
+        try:
+            cfg.merge_from_dict(cfg_options)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f'--cfg-options {_as_typed(cfg_options)}: {error.args[0]}') from error
+    if cfg.get('default_scope') not in SCOPES:
+        raise ConfigError(f"{path}: default_scope is {cfg.get('default_scope')!r}; set it to the "
+                          f'library that runs the task, one of {", ".join(SCOPES)}')
+    return cfg
+
+
+def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Suggest known names for an unknown one.
+
+    Args:
+        name (str): The unknown name.
+        known (Iterable[str]): The names there are.
+        cutoff (float): Least likeness from 0 to 1. Defaults to 0.6.
+
+    Returns:
+        str: 'did you mean a or b?', or '' when none is like it.
+    """
+    close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=cutoff)
+    return f'did you mean {" or ".join(close)}?' if close else ''
+
+
+def _read(path: Path) -> Config:
+    if not path.is_file():
+        folder = path.parent
+        siblings = [entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES
+                    ] if folder.is_dir() else []
+        hint = close_to(path.name, siblings, cutoff=0.5) or 'give the path of a config file'
+        raise ConfigError(f'config {path} does not exist; {hint}')
+    if path.suffix not in CONFIG_SUFFIXES:
+        raise ConfigError(f'config {path} is no config file; give one that ends in '
+                          f'{", ".join(CONFIG_SUFFIXES)}')
+    try:
+        return Config.fromfile(str(path))
+    except SyntaxError as error:
+        raise ConfigError(f'config {_file_being_read(error, path)} has a syntax error: {error}; '
+                          'mend that line') from error
+    except FileNotFoundError as error:
+        missing = error.filename or error
+        raise ConfigError(f'config {path}: its base {missing} does not exist; a path in _base_ is '
+                          'relative to the file that names it') from error
+    except ImportError as error:
+        cause = error.__cause__ or error.__context__ or error
+        raise ConfigError(f'config {path}: an import fails ({cause}); install the package (pip '
+                          'install -e . for this one) or mend custom_imports') from error
+    except Exception as error:
+        # A config is code: whatever it raises is the config's mistake, told with its place.
+        raise ConfigError(f'config {_file_being_read(error, path)} fails with '
+                          f'{type(error).__name__}: {error}') from error
+
+
+def _file_being_read(error: Exception, path: Path) -> str:
+    """Find the config or base that an error comes from: mmengine's messages may not name it."""
+    found, trace = str(path), error.__traceback__
+    while trace is not None:
+        # Python's own parser has a variable of that name too, with '<unknown>' in it.
+        name = str(trace.tb_frame.f_locals.get('filename', ''))
+        found = name if name.endswith(CONFIG_SUFFIXES) and Path(name).is_file() else found
+        trace = trace.tb_next
+    return found
+
+
+def _known_keys() -> set:
+    arguments = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+    return arguments | _CONFIG_KEYS
+
+
+def _check_keys(cfg: Config, path: str) -> None:
+    known = _known_keys()
+    for key in cfg:
+        # A longer name is a variable made for a key: val_evaluator_abs.
+        if key in known or key in _VARIABLES or key.startswith(tuple(f'{k}_' for k in known)):
+            continue
+        hint = close_to(key, known, _TYPO_RATIO)
+        if hint:
+            raise ConfigError(f'config {path}: nothing reads the key {key!r}; {hint}')
+
+
+def _check_options(cfg: Config, cfg_options: Dict[str, Any]) -> None:
+    known = _known_keys() | set(cfg)
+    for option in cfg_options:
+        key = option.split('.')[0]
+        if key not in known:
+            hint = close_to(key, known) or f'the config has {", ".join(sorted(cfg))}'
+            raise ConfigError(f'--cfg-options {option}: the config has no key {key!r}; {hint}')
+
+
+def _as_typed(cfg_options: Dict[str, Any]) -> str:
+    return ' '.join(f'{key}={value}' for key, value in cfg_options.items())

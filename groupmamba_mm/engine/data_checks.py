@@ -1,0 +1,97 @@
+"""Look for the data before the model is built."""
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+from mmengine.config import Config
+
+from groupmamba_mm.errors import DataError
+
+# mmpretrain's data sets that fetch themselves.
+_DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# mmpretrain's data sets whose classes are folders when there is no annotation file.
+_CLASS_FOLDERS = ('CustomDataset', 'ImageNet', 'ImageNet21k')
+_IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+
+
+def check_data(cfg: Config, splits: Tuple[str, ...]) -> None:
+    """Check that the folders and files of the data sets are there.
+
+    Args:
+        cfg (Config): The config.
+        splits (tuple[str]): Which of 'train', 'val' and 'test'; one without a loader is left out.
+
+    Raises:
+        DataError: If a folder or an annotation file is missing, or a class folder has no images.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for dataset in _plain_datasets(loader['dataset']):
+            _check_dataset(dataset, split)
+
+
+def _plain_datasets(dataset: Dict) -> Iterator[Dict]:
+    """Look into RepeatDataset, ConcatDataset and their like."""
+    if 'datasets' in dataset:
+        for part in dataset['datasets']:
+            yield from _plain_datasets(part)
+    elif 'dataset' in dataset:
+        yield from _plain_datasets(dataset['dataset'])
+    else:
+        yield dataset
+
+
+def _check_dataset(dataset: Dict, split: str) -> None:
+    # A type may be a class in a pure Python config, or have its scope before it.
+    kind = dataset.get('type')
+    kind = (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
+    root = dataset.get('data_root') or ''
+    if kind in _DOWNLOADED or dataset.get('backend_args') or '://' in root:
+        return
+    if root and not os.path.isdir(root):
+        raise DataError(_missing(f'data folder {root}', split, f'{split}_dataloader.dataset.'
+                                 'data_root'))
+    ann_file = dataset.get('ann_file') or ''
+    if ann_file and not os.path.exists(os.path.join(root, ann_file)):
+        raise DataError(_missing(f'annotation file {os.path.join(root, ann_file)}', split,
+                                 f'{split}_dataloader.dataset.ann_file'))
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = dict(img_path=prefixes) if isinstance(prefixes, str) else dict(prefixes)
+    if not prefixes and kind in _CLASS_FOLDERS:
+        prefixes = dict(img_path=dataset.get('split') or '')
+    for prefix in prefixes.values():
+        # Without both, the annotation file has whole paths.
+        folder = os.path.join(root, prefix)
+        if folder and not os.path.isdir(folder):
+            raise DataError(_missing(f'data folder {folder}', split,
+                                     f'{split}_dataloader.dataset.data_prefix'))
+    named_by_split = dataset.get('split') and (
+        Path(root) / 'meta' / f"{dataset['split']}.txt").is_file()
+    if (kind in _CLASS_FOLDERS and not ann_file and not named_by_split
+            and dataset.get('with_label', True) and dataset.get('split') != 'test'):
+        suffixes = tuple(dataset.get('extensions') or _IMAGE_SUFFIXES)
+        _check_class_folders(Path(root) / prefixes.get('img_path', ''), split, suffixes)
+
+
+def _missing(what: str, split: str, key: str) -> str:
+    return (f'{what} of the {split} data does not exist (looked from {os.getcwd()}); prepare the '
+            f'data as the README says, or point {key} at it')
+
+
+def _check_class_folders(folder: Path, split: str, suffixes: Tuple[str, ...]) -> None:
+    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        raise DataError(f'data folder {folder} of the {split} data has no class folders; put the '
+                        'images of each class into a folder named after it')
+    for class_folder in classes:
+        if not _has_image(class_folder, suffixes):
+            raise DataError(f'class {class_folder.name} of the {split} data has no images in '
+                            f'{class_folder} (looked for {", ".join(suffixes)}); add some or '
+                            'remove the folder')
+
+
+def _has_image(folder: Path, suffixes: Tuple[str, ...]) -> bool:
+    return any(name.lower().endswith(suffixes)
+               for _, _, names in os.walk(folder) for name in names)

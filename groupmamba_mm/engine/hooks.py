@@ -1,0 +1,81 @@
+"""Painting predictions into a folder, the same way for the three libraries."""
+import os
+from pathlib import Path
+from typing import Any, List, Sequence
+
+import mmcv
+from mmengine.dataset import ConcatDataset
+from mmengine.fileio import get
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class DrawPredictionsHook(Hook):
+    """Write a painted copy of every tested image into one folder.
+
+    The libraries' own hooks write below the work directory (mmdet), behind folders of the
+    visualizer (mmseg), or over each other where two classes have files of the same name
+    (mmpretrain). This one keeps the images' paths below their data set's image folder.
+
+    Args:
+        out_dir (str): The folder.
+        score_thr (float): Boxes below this score are not painted (mmdet). Defaults to 0.3.
+    """
+    priority = 'NORMAL'
+
+    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
+        self.out_dir = Path(out_dir)
+        self.score_thr = score_thr
+        self.image_roots: List[str] = []
+
+    def before_test(self, runner: Runner) -> None:
+        """Look up the image folders of the test data.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        self.image_roots = _image_roots(runner.test_dataloader.dataset)
+
+    def after_test_iter(self,
+                        runner: Runner,
+                        batch_idx: int,
+                        data_batch: Any = None,
+                        outputs: Sequence[Any] = ()) -> None:
+        """Paint the predictions of one batch.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Number of the batch.
+            data_batch (Any): The batch, unused.
+            outputs (Sequence): Data samples with predictions.
+        """
+        for sample in outputs:
+            image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
+            out_file = self.out_dir / self._name(sample.img_path)
+            out_file.parent.mkdir(parents=True, exist_ok=True)
+            if hasattr(runner.visualizer, 'visualize_cls'):
+                runner.visualizer.visualize_cls(image, sample, out_file=str(out_file))
+            else:
+                threshold = {'pred_score_thr': self.score_thr} if 'pred_instances' in sample else {}
+                runner.visualizer.add_datasample(
+                    out_file.stem, image, sample, out_file=str(out_file), **threshold)
+
+    def _name(self, img_path: str) -> str:
+        for root in self.image_roots:
+            relative = os.path.relpath(img_path, root)
+            if not relative.startswith(os.pardir):
+                return relative
+        return os.path.basename(img_path)
+
+
+def _image_roots(dataset: Any) -> List[str]:
+    """List the image folders of a data set, wrapped ones and parts of a union included."""
+    if isinstance(dataset, ConcatDataset):
+        return [root for part in dataset.datasets for root in _image_roots(part)]
+    if hasattr(dataset, 'dataset'):
+        return _image_roots(dataset.dataset)
+    prefixes = getattr(dataset, 'data_prefix', {})
+    # 'img_path' in mmpretrain and mmseg, 'img' in mmdet.
+    return [prefixes[key] for key in ('img_path', 'img') if prefixes.get(key)]

@@ -1,0 +1,321 @@
+"""mmengine's runner with checkpoints that are checked, and with processes on CPUs."""
+import logging
+import os
+import re
+import subprocess
+from collections import OrderedDict
+from datetime import timedelta
+from typing import Callable, Dict, Optional, Union
+
+import torch
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
+                            revert_sync_batchnorm)
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
+from mmengine.runner import Runner
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from torch import nn
+
+from groupmamba_mm.checkpoint import (CheckpointError, ExpectedKeys, expected_unused_keys,
+                                      load_checkpoint_file, load_matched, match_state_dict,
+                                      state_dict_of)
+from groupmamba_mm.checkpoint.matching import log_report, require_share
+from groupmamba_mm.errors import LaunchError
+
+# Share of the model that ``load_from`` must fill when training starts from other weights: a new
+# head may differ, a backbone alone is too little.
+LOAD_FROM_MIN_SHARE = 0.8
+
+# Files from before BatchNorm counted its batches lack this; the count is no weight.
+BATCH_COUNTERS = ExpectedKeys(r'num_batches_tracked$', 'counts batches, no weight')
+
+# What only AmpOptimWrapper takes.
+_AMP_ARGUMENTS = ('dtype', 'loss_scale', 'use_fsdp')
+
+
+@RUNNERS.register_module()
+class CheckedRunner(Runner):
+    """A runner that refuses checkpoints that do not fit and that also runs on several CPUs.
+
+    It takes the arguments of :class:`mmengine.runner.Runner` and differs from it in this:
+
+    - Checkpoints are read without running code. Testing and resuming need every tensor of the
+      model, ``load_from`` in training a share of :data:`LOAD_FROM_MIN_SHARE`; the report is logged.
+    - Without a GPU, processes started by torchrun, Slurm or MPI speak through gloo.
+    - More processes than GPUs on a machine are refused before they wait for each other.
+    - Without a GPU, a config with mixed precision trains in fp32 and says so.
+    """
+    _min_matched_share = 1.0
+    _resuming = False
+
+    def train(self) -> nn.Module:
+        """Train, see :meth:`mmengine.runner.Runner.train`.
+
+        Returns:
+            nn.Module: The trained model.
+        """
+        self._min_matched_share = LOAD_FROM_MIN_SHARE
+        return super().train()
+
+    def val(self) -> dict:
+        """Validate, see :meth:`mmengine.runner.Runner.val`.
+
+        Returns:
+            dict: The metrics.
+        """
+        self._min_matched_share = 1.0
+        return super().val()
+
+    def test(self) -> dict:
+        """Test, see :meth:`mmengine.runner.Runner.test`.
+
+        Returns:
+            dict: The metrics.
+        """
+        self._min_matched_share = 1.0
+        return super().test()
+
+    def load_or_resume(self) -> None:
+        """Load or resume, and say so when there is nothing to resume.
+
+        A job that is requeued with ``--resume`` has no checkpoint yet when it starts first.
+        """
+        if self._resume and self._load_from is None and not self._has_loaded:
+            if mmengine_checkpoint.find_latest_checkpoint(self.work_dir) is None:
+                self.logger.warning(
+                    f'There is no checkpoint to resume in {self.work_dir} (no file '
+                    'last_checkpoint): training starts from the beginning.')
+        super().load_or_resume()
+
+    def resume(self,
+               filename: str,
+               resume_optimizer: bool = True,
+               resume_param_scheduler: bool = True,
+               map_location: Union[str, Callable] = 'default') -> None:
+        """Continue a training, see :meth:`mmengine.runner.Runner.resume`.
+
+        Args:
+            filename (str): The checkpoint.
+            resume_optimizer (bool): Whether to resume the optimizer. Defaults to True.
+            resume_param_scheduler (bool): Whether to resume the schedules. Defaults to True.
+            map_location (str or Callable): Defaults to 'default', the current device.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit, or holds weights only.
+        """
+        self._min_matched_share = 1.0
+        self._resuming = True
+        super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
+        self._resuming = False
+
+    def load_checkpoint(self,
+                        filename: str,
+                        map_location: Union[str, Callable] = 'cpu',
+                        strict: bool = False,
+                        revise_keys: list = [(r'^module\.', '')]) -> dict:
+        """Load a checkpoint that was read safely and fits the model.
+
+        Args:
+            filename (str): A file or an ``http(s)://`` address.
+            map_location (str or Callable): As in :func:`torch.load`. Defaults to 'cpu'.
+            strict (bool): Whether every tensor of the model must match also when training starts
+                from other weights. Defaults to False.
+            revise_keys (list): Pairs of a pattern and its replacement for the keys. Defaults to
+                taking 'module.' off their start.
+
+        Returns:
+            dict: The checkpoint.
+
+        Raises:
+            CheckpointError: If it cannot be read, does not fit, or, when training is resumed,
+                holds weights only. The model is then unchanged.
+        """
+        checkpoint = load_checkpoint_file(filename, map_location)
+        if self._resuming and not {'meta', 'message_hub'} <= checkpoint.keys():
+            raise CheckpointError(
+                f'checkpoint {filename} holds weights only (its keys: {list(checkpoint)[:5]}), so '
+                'no training can be resumed from it; start from it with --cfg-options load_from=')
+        if 'state_dict' not in checkpoint:
+            checkpoint = dict(state_dict=state_dict_of(checkpoint))
+        checkpoint['state_dict'] = _revised(checkpoint['state_dict'], revise_keys)
+
+        model = self.model
+        # A model for test-time augmentation is saved without its wrapper, like a distributed one.
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        report = match_state_dict(
+            model.state_dict(), checkpoint['state_dict'], expected_missing=[BATCH_COUNTERS],
+            expected_unused=expected_unused_keys(model))
+        log_report(report, filename, self.logger)
+        require_share(report, 1.0 if strict else self._min_matched_share, filename)
+
+        # Hooks see a checkpoint that fits. EMA exchanges the values of its tensors here.
+        self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
+        load_matched(model, checkpoint['state_dict'], report)
+        self._has_loaded = True
+        self.logger.info(f'Load checkpoint from {filename}')
+        return checkpoint
+
+    def setup_env(self, env_cfg: Dict) -> None:
+        """Set the process up, joining the others through gloo where there is no GPU.
+
+        Args:
+            env_cfg (dict): See :meth:`mmengine.runner.Runner.setup_env`.
+
+        Raises:
+            LaunchError: If this machine runs more processes than it has GPUs.
+        """
+        if self.distributed:
+            require_enough_gpus(self.launcher)
+            if get_device() == 'cpu' and not is_distributed():
+                init_cpu_processes(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout'))
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
+        """Wrap the model for several processes, on CPUs without naming devices.
+
+        Args:
+            model_wrapper_cfg (dict, optional): Config of another wrapper.
+            model (nn.Module): The model.
+
+        Returns:
+            nn.Module: The model, wrapped if there are several processes.
+        """
+        if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
+            return super().wrap_model(model_wrapper_cfg, model)
+        # By name: mmcv has a class of its own.
+        if any(type(module).__name__ == 'SyncBatchNorm' for module in model.modules()):
+            self.logger.warning('SyncBatchNorm needs GPUs: every process uses the statistics of '
+                                'its own images (BatchNorm) on these CPUs.')
+        model = revert_sync_batchnorm(model)
+        if model_wrapper_cfg is None:
+            return MMDistributedDataParallel(
+                module=model, broadcast_buffers=False,
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        wrapper_cfg = dict(model_wrapper_cfg)
+        wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
+        return MODEL_WRAPPERS.build(wrapper_cfg, default_args=dict(module=model))
+
+    def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
+        """Build the optimizer, in fp32 where there is no GPU.
+
+        Args:
+            optim_wrapper (OptimWrapper or dict): See
+                :meth:`mmengine.runner.Runner.build_optim_wrapper`.
+
+        Returns:
+            OptimWrapper: The optimizer with its wrapper.
+        """
+        if get_device() == 'cpu' and isinstance(optim_wrapper, dict):
+            optim_wrapper = without_amp(optim_wrapper, self.logger)
+        return super().build_optim_wrapper(optim_wrapper)
+
+
+def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
+    """Turn the config of a mixed precision optimizer into its fp32 counterpart.
+
+    Args:
+        optim_wrapper (dict): Config of an optimizer wrapper.
+        logger (logging.Logger): Told about the change.
+
+    Returns:
+        dict: The same config if it is not ``AmpOptimWrapper``, else a copy in fp32.
+    """
+    if optim_wrapper.get('type') != 'AmpOptimWrapper':
+        return optim_wrapper
+    logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
+                   f"({optim_wrapper.get('dtype', 'float16')}).")
+    plain = {key: value for key, value in optim_wrapper.items() if key not in _AMP_ARGUMENTS}
+    return dict(plain, type='OptimWrapper')
+
+
+def processes_on_this_machine(launcher: str) -> int:
+    """Count the processes that the launcher started on this machine.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        int: The number, 1 if the launcher does not say.
+    """
+    if launcher == 'slurm':
+        # SLURM_TASKS_PER_NODE reads '8' or '8(x2),4'; SLURM_NTASKS_PER_NODE is set on request only.
+        per_node = os.environ.get('SLURM_NTASKS_PER_NODE')
+        per_node = per_node or os.environ.get('SLURM_TASKS_PER_NODE', '1')
+        return int(per_node.split(',')[0].split('(')[0])
+    variable = {'pytorch': 'LOCAL_WORLD_SIZE', 'mpi': 'OMPI_COMM_WORLD_LOCAL_SIZE'}[launcher]
+    return int(os.environ.get(variable, 1))
+
+
+def require_enough_gpus(launcher: str) -> None:
+    """Refuse more processes than GPUs, on a machine whose GPUs are used.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        LaunchError: If a process would have no GPU of its own.
+    """
+    gpus = torch.cuda.device_count()
+    processes = processes_on_this_machine(launcher)
+    if 0 < gpus < processes:
+        raise LaunchError(
+            f'{processes} processes were started on a machine with {gpus} GPU(s) in sight; start '
+            f'at most {gpus}, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU')
+
+
+def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
+    """Join the processes of a launch through gloo.
+
+    mmengine's own start asks for a GPU with every launcher.
+
+    Args:
+        launcher (str): 'pytorch', 'slurm' or 'mpi'. The last two get torch's environment variables
+            from their own.
+        timeout (int, optional): Seconds to wait for another process. Defaults to torch's.
+
+    Raises:
+        LaunchError: If the launcher's variables are not set.
+    """
+    names = {
+        'slurm': dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
+        'mpi': dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+                    LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'),
+        'pytorch': dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE', LOCAL_RANK='LOCAL_RANK'),
+    }[launcher]
+    unset = [name for name in names.values() if name not in os.environ]
+    if unset:
+        starter = {'slurm': 'tools/slurm_train.sh', 'mpi': 'mpirun',
+                   'pytorch': 'tools/dist_train.sh'}[launcher]
+        raise LaunchError(f'--launcher {launcher}: {", ".join(unset)} not set in the environment; '
+                          f'start with {starter}, or use --launcher none')
+    for name, source in names.items():
+        os.environ[name] = os.environ[source]
+    if 'MASTER_ADDR' not in os.environ:
+        os.environ['MASTER_ADDR'] = _first_host()
+    os.environ.setdefault('MASTER_PORT', '29500')
+    options = {} if timeout is None else dict(timeout=timedelta(seconds=timeout))
+    torch.distributed.init_process_group('gloo', **options)
+
+
+def _first_host() -> str:
+    """Name the machine of rank 0, which Slurm knows where there are several."""
+    if int(os.environ.get('SLURM_NNODES', 1)) == 1:
+        return '127.0.0.1'
+    hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+                           check=True, capture_output=True, text=True).stdout
+    return hosts.split()[0]
+
+
+def _revised(state_dict: Dict, revise_keys: list) -> Dict:
+    """Rename keys by patterns, keeping the modules' versions."""
+    revised = {}
+    for key, value in state_dict.items():
+        for pattern, replacement in revise_keys:
+            key = re.sub(pattern, replacement, key)
+        revised[key] = value
+    revised = OrderedDict(revised)
+    revised._metadata = getattr(state_dict, '_metadata', OrderedDict())
+    return revised

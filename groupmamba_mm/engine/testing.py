@@ -1,0 +1,245 @@
+"""The command line of testing, put into a config: one class for each library's habits."""
+import os
+from abc import ABC, abstractmethod
+from copy import deepcopy
+from typing import Any, Dict, List, Optional
+
+from mmengine.config import Config, ConfigDict
+
+from groupmamba_mm.errors import ConfigError
+from .loops import AMP_DTYPES
+
+_PICKLE_SUFFIXES = ('.pkl', '.pickle')
+
+
+def apply_test_options(cfg: Config,
+                       checkpoint: str,
+                       out: Optional[str] = None,
+                       show_dir: Optional[str] = None,
+                       tta: bool = False,
+                       amp: Optional[str] = None) -> None:
+    """Set what testing alone has.
+
+    Args:
+        cfg (Config): The config, changed in place; its default_scope names the library.
+        checkpoint (str): The checkpoint to test.
+        out (str, optional): Where predictions go: a pickle (mmpretrain, mmdet) or a folder of
+            label images (mmseg).
+        show_dir (str, optional): Folder for painted images.
+        tta (bool): Whether to average over the mirrored image too, or over what the config's
+            tta_model and tta_pipeline say. Defaults to False.
+        amp (str, optional): 'bf16' or 'fp16'. Defaults to None, fp32.
+
+    Raises:
+        ConfigError: If the config cannot do what was asked for.
+    """
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise ConfigError(f'config {cfg.filename} has no test_dataloader or no test_evaluator, so '
+                          'it cannot be tested; take a config of configs/')
+    cfg.resume = False
+    cfg.load_from = checkpoint
+    options = {'mmpretrain': ClassificationTest, 'mmdet': DetectionTest,
+               'mmseg': SegmentationTest}[cfg.default_scope](cfg)
+    if out is not None:
+        options.set_out(out)
+    if show_dir is not None:
+        options.set_show_dir(show_dir)
+    if tta:
+        options.set_tta()
+    if amp is not None:
+        options.set_amp(amp)
+
+
+class TaskTest(ABC):
+    """How one library writes, paints and averages predictions.
+
+    Args:
+        cfg (Config): The config, changed in place.
+    """
+    scope: str
+    visualizer: str
+    default_tta_model: Dict[str, Any]
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+
+    @abstractmethod
+    def set_out(self, out: str) -> None:
+        """Write the predictions.
+
+        Args:
+            out (str): A file or a folder.
+
+        Raises:
+            ConfigError: If it is the wrong one of the two.
+        """
+
+    @abstractmethod
+    def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
+        """Make the pipeline for an image and its mirror image.
+
+        Args:
+            pipeline (list[dict]): The test pipeline.
+
+        Returns:
+            list[dict]: The pipeline that ends with TestTimeAug.
+        """
+
+    def set_show_dir(self, show_dir: str) -> None:
+        """Paint the predictions into a folder.
+
+        Args:
+            show_dir (str): The folder.
+
+        Raises:
+            ConfigError: If it is a file.
+        """
+        if os.path.isfile(show_dir):
+            raise ConfigError(f'--show-dir {show_dir} is a file; give a folder')
+        if self.cfg.get('visualizer', {}).get('type', 'Visualizer') == 'Visualizer':
+            # mmengine's own cannot paint predictions.
+            self.cfg.visualizer = dict(type=self.visualizer)
+        hooks = list(self.cfg.get('custom_hooks') or [])
+        self.cfg.custom_hooks = hooks + [dict(type='DrawPredictionsHook', out_dir=show_dir)]
+
+    def set_tta(self) -> None:
+        """Average over augmented copies of each image.
+
+        Raises:
+            ConfigError: If the task cannot.
+        """
+        dataset = self.cfg.test_dataloader.dataset
+        while 'dataset' in dataset:
+            dataset = dataset.dataset
+        if 'tta_pipeline' not in self.cfg:
+            self.cfg.tta_pipeline = self.mirrored_pipeline(deepcopy(list(dataset.pipeline)))
+        model = self.cfg.get('tta_model', self.default_tta_model)
+        self._drop_ema_hook()
+        self.cfg.model = ConfigDict(model, module=self.cfg.model)
+        dataset.pipeline = self.cfg.tta_pipeline
+
+    def set_amp(self, amp: str) -> None:
+        """Test in mixed precision.
+
+        Args:
+            amp (str): 'bf16' or 'fp16'.
+
+        Raises:
+            ConfigError: If the config has a test loop of its own.
+        """
+        kind = (self.cfg.get('test_cfg') or {}).get('type', 'TestLoop')
+        if kind not in ('TestLoop', 'AmpTestLoop'):
+            raise ConfigError(f'--amp: test_cfg.type is {kind!r}, whose precision cannot be set; '
+                              'use TestLoop or leave --amp away')
+        self.cfg.test_cfg = dict(type='AmpTestLoop', dtype=AMP_DTYPES[amp])
+
+    def _drop_ema_hook(self) -> None:
+        """Test the averaged weights that a checkpoint holds as its model, without the hook.
+
+        mmpretrain's hook does not find its weights in the wrapped model, says nothing, and the test
+        would run on the initial ones.
+        """
+        hooks = list(self.cfg.get('custom_hooks') or [])
+        ema = [hook for hook in hooks if hook['type'].split('.')[-1] == 'EMAHook']
+        if any(not hook.get('evaluate_on_ema', True) for hook in ema):
+            raise ConfigError('--tta: the EMAHook of the config has evaluate_on_ema=False, and a '
+                              'checkpoint holds the averaged weights as its model; test without '
+                              '--tta')
+        self.cfg.custom_hooks = [hook for hook in hooks if hook not in ema]
+
+    def _add_dump(self, metric: Dict, out: str) -> None:
+        if os.path.splitext(out)[1] not in _PICKLE_SUFFIXES or os.path.isdir(out):
+            raise ConfigError(f'--out {out}: {self.scope} writes its predictions to a pickle; '
+                              'give a file that ends in .pkl')
+        evaluator = self.cfg.test_evaluator
+        metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+        self.cfg.test_evaluator = list(metrics) + [dict(metric, out_file_path=out)]
+
+
+class ClassificationTest(TaskTest):
+    """mmpretrain: a pickle of data samples; the score is the mean over both images."""
+    scope = 'mmpretrain'
+    visualizer = 'UniversalVisualizer'
+    default_tta_model = dict(type='AverageClsScoreTTA')
+
+    def set_out(self, out: str) -> None:
+        """See :meth:`TaskTest.set_out`."""
+        self._add_dump(dict(type='DumpResults'), out)
+
+    def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
+        """See :meth:`TaskTest.mirrored_pipeline`."""
+        return pipeline[:-1] + [_test_time_aug(_flips(), pipeline[-1:])]
+
+
+class DetectionTest(TaskTest):
+    """mmdet: a pickle with run-length masks; the boxes of both images meet in one NMS."""
+    scope = 'mmdet'
+    visualizer = 'DetLocalVisualizer'
+    default_tta_model = dict(
+        type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+
+    def set_out(self, out: str) -> None:
+        """See :meth:`TaskTest.set_out`."""
+        self._add_dump(dict(type='DumpDetResults'), out)
+
+    def set_tta(self) -> None:
+        """See :meth:`TaskTest.set_tta`."""
+        if _predicts_masks(self.cfg.model):
+            raise ConfigError(f'--tta: the model of {self.cfg.filename} predicts masks, and mmdet '
+                              'merges boxes only; test without --tta')
+        super().set_tta()
+
+    def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
+        """See :meth:`TaskTest.mirrored_pipeline`."""
+        packing = dict(pipeline[-1])
+        # The boxes are mirrored back by these.
+        packing['meta_keys'] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
+                                'flip', 'flip_direction')
+        return pipeline[:-1] + [_test_time_aug(_flips(), [packing])]
+
+
+class SegmentationTest(TaskTest):
+    """mmseg: a folder of label images; the class probabilities of both images are averaged."""
+    scope = 'mmseg'
+    visualizer = 'SegLocalVisualizer'
+    default_tta_model = dict(type='SegTTAModel')
+
+    def set_out(self, out: str) -> None:
+        """See :meth:`TaskTest.set_out`."""
+        if os.path.splitext(out)[1] or os.path.isfile(out):
+            raise ConfigError(f'--out {out}: mmseg writes one label image for each picture; give '
+                              'a folder')
+        evaluator = self.cfg.test_evaluator
+        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+            if metric.type.split('.')[-1] in ('IoUMetric', 'CityscapesMetric'):
+                metric.update(output_dir=out, keep_results=True)
+                return
+        raise ConfigError(f'--out {out}: no metric of test_evaluator writes predictions; add '
+                          "dict(type='IoUMetric')")
+
+    def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
+        """See :meth:`TaskTest.mirrored_pipeline`."""
+        # The ground truth must not be mirrored: the prediction is mirrored back.
+        labels = [step for step in pipeline if step['type'] == 'LoadAnnotations']
+        images = [step for step in pipeline[:-1] if step['type'] != 'LoadAnnotations']
+        return images + [_test_time_aug(_flips(), labels, pipeline[-1:])]
+
+
+def _flips() -> List[Dict]:
+    # The original first: it lends the merged sample its ground truth and meta information.
+    return [dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+            dict(type='RandomFlip', prob=1.0, direction='horizontal')]
+
+
+def _test_time_aug(flips: List[Dict], *steps: List[Dict]) -> Dict:
+    singles = [[step] for group in steps for step in group]
+    return dict(type='TestTimeAug', transforms=[flips] + singles)
+
+
+def _predicts_masks(model: Any) -> bool:
+    """Look for a mask head or a panoptic head anywhere in a model's config."""
+    if isinstance(model, dict):
+        heads = ('mask_head', 'panoptic_head')
+        return any((key in heads and value is not None) or _predicts_masks(value)
+                   for key, value in model.items())
+    return isinstance(model, (list, tuple)) and any(map(_predicts_masks, model))

@@ -1,0 +1,95 @@
+"""The command line of training, put into a config."""
+import os.path as osp
+from typing import Optional
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from groupmamba_mm.errors import ConfigError
+from .loops import AMP_DTYPES
+
+_SPLITS = ('train', 'val', 'test')
+
+
+def set_common_options(cfg: Config, config_path: str, work_dir: Optional[str],
+                       launcher: str) -> None:
+    """Set what training and testing share: runner, work directory, launcher and loaders.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        config_path (str): Where it came from; its name is the default work directory's.
+        work_dir (str, optional): The work directory of the command line.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+    """
+    cfg.setdefault('runner_type', 'CheckedRunner')
+    cfg.launcher = launcher
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', osp.splitext(osp.basename(config_path))[0])
+    for split in _SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None:
+            _set_loader_defaults(loader, cfg.default_scope)
+
+
+def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
+    """Fill in what a loader's config leaves open; what it says stands."""
+    if scope == 'mmpretrain':
+        # Its models take stacked images, mmengine's own default is a list of them.
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.setdefault('pin_memory', torch.cuda.is_available())
+        loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+    elif not torch.cuda.is_available():
+        loader.setdefault('pin_memory', False)
+    if loader.get('num_workers', 0) == 0 and loader.get('persistent_workers'):
+        # torch refuses the pair, and --cfg-options train_dataloader.num_workers=0 makes it.
+        loader.persistent_workers = False
+
+
+def apply_train_options(cfg: Config,
+                        resume: Optional[str] = None,
+                        amp: Optional[str] = None,
+                        auto_scale_lr: bool = False,
+                        no_validate: bool = False) -> None:
+    """Set what training alone has.
+
+    Args:
+        cfg (Config): The config, changed in place.
+        resume (str, optional): A checkpoint to continue from, 'auto' for the last one of the work
+            directory. Defaults to None.
+        amp (str, optional): 'bf16' or 'fp16'. Defaults to None, the config's own precision.
+        auto_scale_lr (bool): Whether to scale the learning rate with the batch size.
+        no_validate (bool): Whether to leave validation out.
+
+    Raises:
+        ConfigError: If the config cannot do what was asked for.
+    """
+    if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
+        raise ConfigError(f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
+                          'it cannot be trained; take a config of configs/')
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    if amp is not None:
+        _set_amp(cfg, amp)
+    if auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ConfigError(f'--auto-scale-lr: config {cfg.filename} does not say which batch '
+                              'size its learning rate is for; add '
+                              'auto_scale_lr=dict(base_batch_size=...)')
+        cfg.auto_scale_lr.enable = True
+    if no_validate:
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+
+
+def _set_amp(cfg: Config, amp: str) -> None:
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
+                          'counterpart; use OptimWrapper or leave --amp away')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.dtype = AMP_DTYPES[amp]
+    # bf16 has the range of fp32, so its gradients need no scaling.
+    wrapper.loss_scale = dict(enabled=False) if amp == 'bf16' else 'dynamic'

@@ -1,0 +1,20 @@
+"""The layers of both families, from channels-last tokens to channels-last tokens."""
+from .channel_affinity import ChannelAffinity, NoChannelAffinity
+from .convolution import DirectionalConv1d, GridDepthwiseConv
+from .embedding import Downsample, NormedDownsample, OfficialStem, PaperStem
+from .ffn import FFN, ConvFFN, GroupedFFN
+from .grouped import GroupedLayerNorm, GroupedLinear, grouped_linear
+from .initialization import init_parameters
+from .official_layer import GroupedSS2D, OfficialBlock, OfficialMixer
+from .paper_layer import GroupedMamba1d, GroupedVSSS, ModulatedGroupMambaLayer
+from .scan_plan import ScanPlan, make_scan_plan
+from .ssm import GroupedSSM
+from .summary import ClassBlockSummary, PooledSummary
+
+__all__ = [
+    'ChannelAffinity', 'ClassBlockSummary', 'ConvFFN', 'DirectionalConv1d', 'Downsample', 'FFN',
+    'GridDepthwiseConv', 'GroupedFFN', 'GroupedLayerNorm', 'GroupedLinear', 'GroupedMamba1d',
+    'GroupedSS2D', 'GroupedSSM', 'GroupedVSSS', 'ModulatedGroupMambaLayer', 'NoChannelAffinity',
+    'NormedDownsample', 'OfficialBlock', 'OfficialMixer', 'OfficialStem', 'PaperStem',
+    'PooledSummary', 'ScanPlan', 'grouped_linear', 'init_parameters', 'make_scan_plan'
+]

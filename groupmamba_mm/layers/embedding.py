@@ -1,0 +1,93 @@
+"""Stems and down-sampling: from an image to tokens, and from one stage to the next."""
+from typing import Tuple
+
+import torch
+from torch import Tensor, nn
+
+
+class _ConvEmbedding(nn.Module):
+    """Convolutions, then LayerNorm over the channels; tokens out."""
+
+    def __init__(self, convs: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.convs = convs
+        self.norm = nn.LayerNorm(out_channels, eps=1e-5)
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+        """(B, C_in, H, W) to tokens (B, L, C_out) and their grid (H', W')."""
+        x = self.convs(image.contiguous(memory_format=torch.channels_last))
+        grid = (x.shape[2], x.shape[3])
+        return self.norm(x.permute(0, 2, 3, 1).flatten(1, 2)), grid  # (B, C, H, W) -> (B, L, C)
+
+
+class PaperStem(_ConvEmbedding):
+    """Table 6: two 3x3 convolutions of stride 2; BN and ReLU between, LN after, as released.
+
+    Args:
+        in_channels: Channels of the image.
+        stem_channels: Channels after the first convolution.
+        out_channels: Channels C1 of the first stage.
+    """
+
+    def __init__(self, in_channels: int, stem_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(in_channels, stem_channels, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(stem_channels),
+                nn.ReLU(),
+                nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
+            ), out_channels)
+
+
+class OfficialStem(_ConvEmbedding):
+    """The released stem: a 7x7 convolution of stride 2, two 3x3, a 3x3 of stride 2, LN.
+
+    Args:
+        in_channels: Channels of the image.
+        stem_channels: Channels of the first three convolutions.
+        out_channels: Channels C1 of the first stage.
+    """
+
+    def __init__(self, in_channels: int, stem_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Sequential(
+                nn.Conv2d(in_channels, stem_channels, 7, stride=2, padding=3, bias=False),
+                nn.BatchNorm2d(stem_channels),
+                nn.ReLU(),
+                nn.Conv2d(stem_channels, stem_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(stem_channels),
+                nn.ReLU(),
+                nn.Conv2d(stem_channels, stem_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(stem_channels),
+                nn.ReLU(),
+                nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
+            ), out_channels)
+
+
+class Downsample(_ConvEmbedding):
+    """A 3x3 convolution of stride 2 with bias, then LN (Table 6 and the released model alike).
+
+    Args:
+        in_channels: Channels of the stage before.
+        out_channels: Channels of the stage behind.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), out_channels)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+        """Tokens (B, L, C_in) of ``grid`` to (B, L', C_out) and their grid, rounded up."""
+        return super().forward(x.unflatten(1, grid).permute(0, 3, 1, 2))  # -> (B, C, H, W)
+
+
+class NormedDownsample(Downsample):
+    """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) stands before the convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels)
+        self.pre_norm = nn.LayerNorm(in_channels, eps=1e-6)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+        """As :meth:`Downsample.forward`."""
+        return super().forward(self.pre_norm(x), grid)

@@ -1,0 +1,109 @@
+"""The paper's modulated group mamba layer, Eq. 3-9."""
+import math
+from typing import Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from .channel_affinity import ChannelAffinity, NoChannelAffinity
+from .convolution import DirectionalConv1d
+from .ffn import FFN, GroupedFFN
+from .grouped import GroupedLayerNorm, GroupedLinear
+from .scan_plan import ScanPlan
+from .ssm import GroupedSSM
+
+#: Readings of what the paper leaves open, the ones that come closest to Table 6's counts.
+EXPAND = 2
+CONV_TAPS = 3
+VSSS_FFN_RATIO = 2
+
+
+class GroupedMamba1d(nn.Module):
+    """The Mamba block of every group, with one 1-D selective scan.
+
+    Input projection to (x, z), causal depthwise convolution along the scanned sequence, SiLU, scan,
+    gate by SiLU(z), output projection.
+
+    Args:
+        channels: Number of channels C of all groups together.
+        plan: The directions of the groups.
+        d_state: State size N.
+        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+    """
+
+    def __init__(self, channels: int, plan: ScanPlan, d_state: int, scan_backend: str) -> None:
+        super().__init__()
+        self.plan = plan
+        groups = len(plan[0])
+        width = channels // groups
+        inner = EXPAND * width
+        self.in_proj = GroupedLinear(width, 2 * inner, groups, bias=False)
+        self.conv1d = DirectionalConv1d(groups * inner, CONV_TAPS)
+        self.ssm = GroupedSSM(groups * inner, groups, math.ceil(width / 16), d_state, scan_backend)
+        self.out_proj = GroupedLinear(inner, width, groups, bias=False)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, L, G, d) tokens of an H x W grid to (B, L, G, d)."""
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        x = x.flatten(2)
+        outputs = [
+            self.ssm(F.silu(self.conv1d(x, grid, directions)), grid, (directions, ))
+            for directions in self.plan
+        ]
+        y = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+        return self.out_proj(y.unflatten(-1, z.shape[-2:]) * F.silu(z))
+
+
+class GroupedVSSS(nn.Module):
+    """The VSSS block of every group (Eq. 4 and 6): Mamba, then FFN, each behind a LayerNorm.
+
+    Args:
+        channels: Number of channels C of all groups together.
+        plan: The directions of the groups.
+        d_state: State size N.
+        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+    """
+
+    def __init__(self, channels: int, plan: ScanPlan, d_state: int, scan_backend: str) -> None:
+        super().__init__()
+        self.num_groups = len(plan[0])
+        self.norm1 = GroupedLayerNorm(channels, self.num_groups)
+        self.mamba = GroupedMamba1d(channels, plan, d_state, scan_backend)
+        self.norm2 = GroupedLayerNorm(channels, self.num_groups)
+        self.ffn = GroupedFFN(channels // self.num_groups, self.num_groups, VSSS_FFN_RATIO)
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        groups = (self.num_groups, x.shape[-1] // self.num_groups)
+        x = x + self.mamba(self.norm1(x).unflatten(-1, groups), grid).flatten(2)
+        return x + self.ffn(self.norm2(x).unflatten(-1, groups)).flatten(2)
+
+
+class ModulatedGroupMambaLayer(nn.Module):
+    """X_out = X_in + FFN(LN(CAM(GroupedMamba(X_in), Affinity(X_in)))), Eq. 3.
+
+    Args:
+        channels: Number of channels C.
+        plan: The directions of the groups.
+        ffn_ratio: Hidden width of the outer FFN over C.
+        d_state: State size N.
+        channel_affinity: False leaves CAM out.
+        drop_path: Probability of dropping the residual branch of a sample.
+        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+    """
+
+    def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
+                 channel_affinity: bool, drop_path: float, scan_backend: str) -> None:
+        super().__init__()
+        self.affinity = ChannelAffinity(channels) if channel_affinity else NoChannelAffinity()
+        self.vsss = GroupedVSSS(channels, plan, d_state, scan_backend)
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.ffn = FFN(channels, ffn_ratio)
+        self.drop_path = StochasticDepth(drop_path, 'row')
+
+    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+        """(B, L, C) tokens of an H x W grid to (B, L, C)."""
+        modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
+        return x + self.drop_path(self.ffn(self.norm(modulated)))

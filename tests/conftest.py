@@ -1,0 +1,61 @@
+"""Fixtures of all tests."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parents[1]
+
+#: Small models of both families with ragged widths, fast enough for fp64 and loops.
+SMALL = {
+    'paper': dict(family='paper', stem_channels=6, embed_dims=(8, 12, 16, 20), depths=(1, 1, 2, 1),
+                  ffn_ratios=(2, 2, 1, 1)),
+    'official': dict(family='official', stem_channels=6, embed_dims=(8, 12, 20, 28),
+                     depths=(1, 1, 2, 1), ffn_ratios=(2, 2, 1, 1)),
+}
+
+
+@pytest.fixture(scope='session')
+def repo():
+    """The checkout."""
+    return REPO
+
+
+@pytest.fixture(params=sorted(SMALL))
+def small_arch(request):
+    """A small arch dict of each family."""
+    return SMALL[request.param]
+
+
+@pytest.fixture(scope='session')
+def parity():
+    """Tensors computed by the authors' code; see README, 'Tests'."""
+    path = os.environ.get('GROUPMAMBA_PARITY_FIXTURE')
+    if not path:
+        pytest.skip('GROUPMAMBA_PARITY_FIXTURE does not name the parity fixture')
+    return torch.load(path, weights_only=True)
+
+
+def randomize(module, seed=0):
+    """Fill every parameter and buffer with values that make each of them matter."""
+    gen = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in module.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
+            noise = torch.randn(tensor.shape, generator=gen).to(tensor)
+            if name.endswith('running_var'):
+                tensor.copy_(0.5 + noise.abs())
+            elif name.endswith('dt_proj_bias'):
+                tensor.copy_(noise - 2)
+            elif name.endswith('affinity.fc1.bias'):
+                tensor.copy_(10 + noise)  # the one hidden unit's ReLU would else often be dead
+            elif tensor.dim() > 1 and not name.endswith(('A_log', '.bias')):
+                fan_in = tensor.shape[-1] if tensor.dim() < 4 else tensor[0].numel()
+                tensor.copy_(noise / fan_in**0.5)
+            elif name.endswith(('weight', 'D', 'skip_scale')):
+                tensor.copy_(1 + 0.3 * noise)
+            else:
+                tensor.copy_(0.3 * noise)
+    return module

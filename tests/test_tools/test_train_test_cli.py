@@ -1,0 +1,223 @@
+"""tools/train.py and tools/test.py as a user runs them, on images made here.
+
+Every start imports torch and mmpretrain again, so there are few of them and each shows several
+things; what needs no process of its own is tested in tests/test_engine.
+"""
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
+
+CONFIG = """
+custom_imports = dict(imports=['groupmamba_mm.datasets.loading'], allow_failed_imports=False)
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='ResNet', depth=18, stem_channels=4, base_channels=4, norm_cfg=dict(type='BN')),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead', num_classes=2, in_channels=32, topk=(1, ),
+        loss=dict(type='CrossEntropyLoss')))
+data_preprocessor = dict(num_classes=2, mean=[127.0] * 3, std=[60.0] * 3, to_rgb=True)
+pipeline = [dict(type='CheckedLoadImageFromFile'), dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='data', data_prefix='train', pipeline=pipeline))
+val_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='CustomDataset', data_root='data', data_prefix='val', pipeline=pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator
+optim_wrapper = dict(
+    type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False),
+    optimizer=dict(type='AdamW', lr=1e-3))
+train_cfg = dict(by_epoch=True, max_epochs=1)
+val_cfg = dict()
+test_cfg = dict()
+custom_hooks = [dict(type='EMAHook', momentum=0.1)]
+default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
+randomness = dict(seed=0)
+"""
+
+
+def run(*command, cwd, **variables):
+    """Run a command on the CPU and return its code, its output and its last line."""
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(REPO), **variables)
+    done = subprocess.run(command, cwd=cwd, env=environment, text=True, timeout=300,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lines = done.stdout.strip().splitlines()
+    return done.returncode, done.stdout, lines[-1] if lines else ''
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+def write_images(folder):
+    random = np.random.RandomState(0)
+    for split, number in (('train', 4), ('val', 2)):
+        for name, level in (('dark', 50), ('light', 200)):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(number):
+                image = level + random.randint(-40, 40, (16, 16, 3))
+                cv2.imwrite(str(folder / split / name / f'{index}.png'), image.astype(np.uint8))
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with a config and data, outside of the checkout."""
+    folder = tmp_path_factory.mktemp('place')
+    write_images(folder / 'data')
+    (folder / 'tiny.py').write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(place):
+    """The output of a first training in work_dirs/tiny."""
+    code, output, _ = run(sys.executable, TRAIN, 'tiny.py', cwd=place)
+    assert code == 0, output
+    return place, output
+
+
+def losses(work_dir):
+    """Read every training loss that a work directory's runs logged, in order."""
+    records = []
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        records += [json.loads(line) for line in log.read_text().splitlines()]
+    return [record['loss'] for record in records if 'loss' in record]
+
+
+def test_training_writes_a_checkpoint_and_says_that_it_is_fp32(trained):
+    place, output = trained
+    assert (place / 'work_dirs' / 'tiny' / 'epoch_1.pth').is_file()
+    assert output.count('No GPU: training in fp32') == 1
+    assert 'accuracy/top1' in output
+    assert np.isfinite(losses(place / 'work_dirs' / 'tiny')).all()
+
+
+def test_resuming_continues(trained):
+    place, _ = trained
+    work_dir = place / 'resumed'
+    shutil.copytree(place / 'work_dirs' / 'tiny', work_dir)
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+    code, output, _ = run(sys.executable, TRAIN, 'tiny.py', '--work-dir', 'resumed', '--resume',
+                          '--cfg-options', 'train_cfg.max_epochs=2', '--no-validate', cwd=place)
+    assert code == 0, output
+    assert 'resumed epoch: 1, iter: 2' in output and "100% of the model's elements" in output
+    assert (work_dir / 'epoch_2.pth').is_file() and 'Epoch(val)' not in output
+
+
+def test_testing_prints_and_writes(trained):
+    place, _ = trained
+    code, output, _ = run(
+        sys.executable, TEST, 'tiny.py', 'work_dirs/tiny/epoch_1.pth', '--work-dir', 'tested',
+        '--out', 'out.pkl', '--show-dir', 'painted', '--tta', '--amp', cwd=place)
+    assert code == 0, output
+    assert re.search(r'accuracy/top1: [\d.]+', output)
+    assert len(pickle.loads((place / 'out.pkl').read_bytes())) == 4
+    painted = sorted(str(file.relative_to(place / 'painted'))
+                     for file in (place / 'painted').rglob('*.png'))
+    assert painted == ['dark/0.png', 'dark/1.png', 'light/0.png', 'light/1.png']
+
+
+BROKEN = {
+    # What is put on the command line, and what the last line must say.
+    'option': (['--cfg-options', 'optim_wraper.lr=1'], 'did you mean optim_wrapper'),
+    'type': (['--cfg-options', 'model.backbone.type=ResNett'], 'ResNet.*custom_imports'),
+    'image': (['--cfg-options', 'train_dataloader.dataset.data_root=broken',
+               'train_dataloader.num_workers=1'], r'broken/train/dark/0\.png \(4 bytes\)'),
+    'resume': (['--resume', 'cut.pth'], r'cut\.pth is truncated'),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN)
+def test_what_is_broken_ends_with_one_line(trained, case):
+    place, _ = trained
+    checkpoint = place / 'work_dirs' / 'tiny' / 'epoch_1.pth'
+    before = checkpoint.read_bytes()
+    if case == 'image':
+        shutil.copytree(place / 'data', place / 'broken')
+        (place / 'broken' / 'train' / 'dark' / '0.png').write_bytes(b'text')
+    if case == 'resume':
+        (place / 'cut.pth').write_bytes(before[:len(before) // 2])
+    arguments, message = BROKEN[case]
+    code, output, last = run(sys.executable, TRAIN, 'tiny.py', *arguments, cwd=place)
+    assert code == 1, output
+    assert last.startswith('error: ') and re.search(message, last), last
+    assert checkpoint.read_bytes() == before
+    assert ('Traceback' in output) == (case == 'type')
+
+
+def test_a_checkpoint_of_another_model_is_not_tested(trained):
+    place, _ = trained
+    code, output, last = run(
+        sys.executable, TEST, 'tiny.py', 'work_dirs/tiny/epoch_1.pth', '--work-dir', 'other',
+        '--cfg-options', 'model.head.num_classes=3', cwd=place)
+    assert code == 1 and 'accuracy/top1' not in output
+    assert re.search(r'error: .*does not fit.*head\.fc\.weight \(2x32.*3x32', last), last
+
+
+@pytest.mark.parametrize('launcher', ['dist', 'slurm'])
+def test_two_processes_train_on_cpus(place, tmp_path, launcher):
+    """With SyncBN in the config, as mmseg's bases have it, and fewer batches for each process."""
+    options = ['--cfg-options', 'model.backbone.norm_cfg.type=SyncBN']
+    port = dict(PORT=free_port())
+    if launcher == 'dist':
+        command = ['bash', str(REPO / 'tools' / 'dist_train.sh'), 'tiny.py', '2', '--work-dir',
+                   'dist']
+    else:
+        port.update(fake_srun(tmp_path), GPUS='2', GPUS_PER_NODE='0', CPUS_PER_TASK='1')
+        command = ['bash', str(REPO / 'tools' / 'slurm_train.sh'), 'cpu', 'job', 'tiny.py',
+                   'slurm']
+    code, output, _ = run(*command, *options, cwd=place, **port)
+    assert code == 0, output
+    assert 'SyncBatchNorm needs GPUs' in output
+    assert (place / launcher / 'epoch_1.pth').is_file()
+    # 8 images in batches of 4 on each of two processes make one step.
+    found = losses(place / launcher)
+    assert len(found) == 1 and np.isfinite(found).all()
+    if launcher == 'slurm':
+        assert '--gres' not in (tmp_path / 'srun_arguments').read_text()
+
+
+def fake_srun(folder):
+    """Make an srun that starts two tasks here, as Slurm would set them up on one machine."""
+    srun = folder / 'srun'
+    srun.write_text(f'''#!/usr/bin/env bash
+echo "$@" > {folder}/srun_arguments
+while [[ $1 == -* ]]; do
+    if [ "$1" = -p ]; then shift; fi
+    shift
+done
+export SLURM_NTASKS=2 SLURM_NNODES=1 SLURM_TASKS_PER_NODE=2 SLURM_NODELIST=localhost
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
+wait $!
+''')
+    srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
+    return dict(PATH=f'{folder}:{os.environ["PATH"]}')
+
+
+@pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])
+def test_launchers_without_arguments_say_how_to_use_them(tmp_path, script):
+    code, output, _ = run('bash', str(REPO / 'tools' / f'{script}.sh'), cwd=tmp_path)
+    assert code == 2 and 'usage: ' in output

@@ -1,0 +1,308 @@
+"""Make the demo classification data set: real scanned digits on real photographs.
+
+The pictures need no download, see ``groupmamba_mm/datasets/demo_scenes.py``. They are written in
+the ImageNet folder layout::
+
+    OUT/cls/
+        train/0_zero/000000.png ... train/9_nine/...
+        val/0_zero/000000.png ... val/9_nine/...
+        preview.png     some training pictures, one row per class
+        meta.json       the arguments, and the accuracy of logistic regression on raw pixels
+
+The accuracy of logistic regression tells how far plain pixels get without a network. It is the
+best of several variants, chosen on the validation pictures themselves, hence rather too high than
+too low.
+"""
+import argparse
+import importlib.metadata
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+# The script also works from a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from groupmamba_mm.datasets.demo_scenes import (  # noqa: E402
+    CLASSES, MIN_IMAGE_SIZE, SPLITS, compose_scene)
+
+GENERATOR = 'make_demo_data/cls'
+# Raise it with every change to the pictures, so that an older data set is not taken for this one.
+VERSION = 1
+CLASS_FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))
+
+# What logistic regression is tried on: colour or grey, side in pixels, C.
+BASELINE_VARIANTS = tuple((colour, side, c)
+                          for colour, side in (('grey', 16), ('grey', 32), ('colour', 16))
+                          for c in (0.001, 0.01, 0.1))
+BASELINE_ITERATIONS = 100
+
+PREVIEW_COLUMNS = 12
+PREVIEW_TILE = 64
+PREVIEW_GAP = 4
+PREVIEW_LABEL_WIDTH = 88
+
+
+class DataError(Exception):
+    """The data set cannot be written; the message says why and what to do."""
+
+
+def make_cls(out, seed=0, num_train=4000, num_val=600, image_size=64, overwrite=False,
+             skip_baseline=False):
+    """Write the classification data set, unless it is there already.
+
+    Args:
+        out (Path): Folder in which the folder ``cls`` is made.
+        seed (int): Seed of all pictures.
+        num_train (int): Number of training pictures.
+        num_val (int): Number of validation pictures.
+        image_size (int): Side of a picture in pixels.
+        overwrite (bool): Whether to replace a data set made with other arguments.
+        skip_baseline (bool): Whether to leave out the logistic regression.
+
+    Returns:
+        dict: The content of ``meta.json``.
+
+    Raises:
+        DataError: If the target holds something else, or the baseline has a single class.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise DataError(f'{out} is not a folder: choose another OUT')
+    if num_train < 2 and not skip_baseline:
+        raise DataError(f'num_train is {num_train}, but logistic regression needs two classes: '
+                        'use 2 or more, or pass --skip-baseline')
+    target = out / 'cls'
+    wanted = {
+        'generator': GENERATOR,
+        'version': VERSION,
+        'arguments': {'seed': seed, 'num_train': num_train, 'num_val': num_val,
+                      'image_size': image_size},
+    }
+    if _is_made(target, wanted, overwrite):
+        print(f'{target} is already there, made with the same arguments: left as it is')
+    else:
+        _write_data_set(target, wanted)
+        print(f'Wrote {num_train} training and {num_val} validation pictures to {target}')
+
+    meta = _read_meta(target)
+    if meta['baseline'] is None and not skip_baseline:
+        meta['baseline'] = measure_baseline(target)
+        _write_meta(target, meta)
+    if meta['baseline'] is not None:
+        best = meta['baseline']['best']
+        print('Logistic regression on raw pixels, best of '
+              f'{len(meta["baseline"]["variants"])} variants ({_describe(best)}): '
+              f'{best["accuracy"]:.1%} of the validation pictures')
+    return meta
+
+
+def measure_baseline(target):
+    """Fit logistic regression to the raw pixels.
+
+    Args:
+        target (Path): Folder of the data set.
+
+    Returns:
+        dict: ``variants`` with the validation accuracy of each one, and the ``best`` of them.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    train_images, train_labels = _read_split(target / 'train')
+    val_images, val_labels = _read_split(target / 'val')
+    variants = []
+    for colour, side, c in _progress(BASELINE_VARIANTS, 'logistic regression'):
+        train, val = (np.stack([_features(image, colour, side) for image in images])
+                      for images in (train_images, val_images))
+        mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
+        model = LogisticRegression(C=c, max_iter=BASELINE_ITERATIONS)
+        with warnings.catch_warnings():
+            # Stopping after BASELINE_ITERATIONS is intended: it bounds the time.
+            warnings.simplefilter('ignore', ConvergenceWarning)
+            model.fit((train - mean) / std, train_labels)
+        accuracy = model.score((val - mean) / std, val_labels)
+        variants.append({'pixels': colour, 'side': side, 'C': c,
+                         'accuracy': round(float(accuracy), 4)})
+    return {'variants': variants, 'best': max(variants, key=lambda item: item['accuracy'])}
+
+
+def _is_made(target, wanted, overwrite):
+    """Tell whether the wanted data set is in place; raise if anything else is in the way."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return False
+    meta = _read_meta(target)
+    if meta is None or meta.get('generator') != GENERATOR:
+        raise DataError(f'{target} exists and was not made by this tool: choose another OUT, or '
+                        'move it away (--overwrite replaces only what this tool made)')
+    if all(meta.get(key) == value for key, value in wanted.items()):
+        problem = _count_problem(target, wanted['arguments'])
+        if problem is None:
+            return True
+    else:
+        problem = (f'was made with {_arguments(meta)}, but asked for is {_arguments(wanted)}')
+    if not overwrite:
+        raise DataError(f'{target} {problem}: choose another OUT, or pass --overwrite to replace '
+                        'it')
+    return False
+
+
+def _arguments(meta):
+    listed = ', '.join(f'{key}={value}' for key, value in meta.get('arguments', {}).items())
+    return f'{listed} (version {meta.get("version")})'
+
+
+def _count_problem(target, arguments):
+    for split in SPLITS:
+        expected = arguments[f'num_{split}']
+        found = len(list((target / split).glob('*/*.png')))
+        if found != expected:
+            return f'has {found} pictures in {split}, but should have {expected}'
+    return None
+
+
+def _write_data_set(target, wanted):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed into place when all of it is written, so that an interrupted run leaves no half of a
+    # data set; the folder is a sibling because a rename cannot cross file systems.
+    with tempfile.TemporaryDirectory(prefix='.cls-', dir=target.parent) as scratch:
+        fresh = Path(scratch) / 'new'
+        preview = _write_images(fresh, wanted['arguments'])
+        _write_image(fresh / 'preview.png', preview)
+        made_with = {'numpy': np.__version__, 'opencv': cv2.__version__,
+                     'scikit-learn': importlib.metadata.version('scikit-learn')}
+        _write_meta(fresh, {**wanted, 'made_with': made_with, 'baseline': None})
+        if target.exists():
+            target.rename(Path(scratch) / 'old')
+        fresh.rename(target)
+
+
+def _write_images(folder, arguments):
+    """Write all pictures and return the preview."""
+    image_size = arguments['image_size']
+    rows = [[] for _ in CLASSES]
+    for split in SPLITS:
+        for name in CLASS_FOLDERS:
+            (folder / split / name).mkdir(parents=True)
+        for index in _progress(range(arguments[f'num_{split}']), f'{split} pictures'):
+            label = index % len(CLASSES)
+            scene = compose_scene(arguments['seed'], split, index, image_size, labels=[label])
+            _write_image(folder / split / CLASS_FOLDERS[label] / f'{index:06d}.png', scene.image)
+            if split == 'train' and len(rows[label]) < PREVIEW_COLUMNS:
+                rows[label].append(scene.image)
+    return _draw_preview(rows)
+
+
+def _draw_preview(rows):
+    step = PREVIEW_TILE + PREVIEW_GAP
+    sheet = np.full((len(rows) * step + PREVIEW_GAP,
+                     PREVIEW_LABEL_WIDTH + PREVIEW_COLUMNS * step + PREVIEW_GAP, 3),
+                    255, dtype=np.uint8)
+    for label, images in enumerate(rows):
+        y = PREVIEW_GAP + label * step
+        cv2.putText(sheet, CLASS_FOLDERS[label], (PREVIEW_GAP, y + PREVIEW_TILE // 2 + 5),
+                    cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        for column, image in enumerate(images):
+            x = PREVIEW_LABEL_WIDTH + PREVIEW_GAP + column * step
+            sheet[y:y + PREVIEW_TILE, x:x + PREVIEW_TILE] = cv2.resize(
+                image, (PREVIEW_TILE, PREVIEW_TILE), interpolation=cv2.INTER_AREA)
+    return sheet
+
+
+def _write_image(path, image):
+    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+        raise DataError(f'{path} could not be written: check the free space and the permissions')
+
+
+def _read_split(folder):
+    images, labels = [], []
+    for label, name in enumerate(CLASS_FOLDERS):
+        for path in sorted((folder / name).glob('*.png')):
+            images.append(cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB))
+            labels.append(label)
+    return images, np.array(labels)
+
+
+def _features(image, colour, side):
+    if colour == 'grey':
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    return small.astype(np.float32).ravel() / 255
+
+
+def _describe(variant):
+    return f'{variant["pixels"]}, {variant["side"]} px, C={variant["C"]}'
+
+
+def _progress(items, what):
+    # A log file gets a line now and then instead of a stream of redrawn bars.
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return tqdm(items, desc=what, mininterval=interval, maxinterval=interval)
+
+
+def _read_meta(target):
+    path = target / 'meta.json'
+    if not path.is_file():
+        return None
+    try:
+        meta = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise DataError(f'{path} is not valid JSON ({error}): remove {target} and run again'
+                        ) from error
+    return meta if isinstance(meta, dict) else None
+
+
+def _write_meta(folder, meta):
+    path = folder / 'meta.json'
+    path.write_text(json.dumps(meta, indent=2) + '\n', encoding='utf-8')
+
+
+def _whole_number(least):
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not a whole number: use {least} or more') from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f'{value} is too small: use {least} or more')
+        return value
+    return parse
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description='Make the demo classification data set: real scanned digits on real '
+                    'photographs, without a download.')
+    parser.add_argument('out', metavar='OUT', type=Path,
+                        help='folder in which the folder "cls" is made')
+    parser.add_argument('--seed', type=_whole_number(0), default=0,
+                        help='seed of all pictures (default: %(default)s)')
+    parser.add_argument('--num-train', type=_whole_number(1), default=4000,
+                        help='number of training pictures (default: %(default)s)')
+    parser.add_argument('--num-val', type=_whole_number(1), default=600,
+                        help='number of validation pictures (default: %(default)s)')
+    parser.add_argument('--image-size', type=_whole_number(MIN_IMAGE_SIZE), default=64,
+                        help='side of a picture in pixels (default: %(default)s)')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='replace a data set that was made with other arguments')
+    parser.add_argument('--skip-baseline', action='store_true',
+                        help='do not measure logistic regression on the raw pixels')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        make_cls(**vars(args))
+    except (DataError, ImportError, OSError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,203 @@
+#!/usr/bin/env bash
+# Usage: bash tools/install.sh [--tests]
+#
+# Installs the tested versions (requirements/tested.txt) and this checkout (editable) into the active virtual or conda
+# environment, else into .venv in the checkout. mmcv's operators are compiled once per torch and Python version (7 to
+# 12 minutes on two cores) and kept as a wheel. A second run takes seconds; after a failure a rerun goes on where it
+# stopped.
+#
+#   --tests            also install what the tests need
+#   --help             show this text
+#
+# Environment variables:
+#   PYTHON             what makes .venv: a Python 3.11 or 3.12 (default: the first of python3, python3.11, python3.12)
+#   GROUPMAMBA_CACHE   where the mmcv wheels and the log are kept (default: ~/.cache/groupmamba_mm)
+#   MAX_JOBS           compilers to run at once (default: the number of cores)
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+cd "$root"
+
+cache=${GROUPMAMBA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/groupmamba_mm}
+log=$cache/install.log
+pins=$root/requirements/tested.txt
+mmcv_version=$(sed -n 's/^onedl-mmcv==//p' "$pins")
+python=$env_dir/bin/python
+stamp=$env_dir/groupmamba_mm.installed  # of a finished install: its key, and the requirements that went in
+wanted=(runtime mminstall)
+child=  # the running step
+
+fail() {
+    echo "install.sh: $*" >&2
+    exit 1
+}
+
+for arg in "$@"; do
+    case $arg in
+        --tests) wanted+=(tests) ;;
+        --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' tools/install.sh; exit ;;
+        *) fail "unknown argument '$arg'; accepted are --tests and --help" ;;
+    esac
+done
+
+cleanup() {
+    [[ -z $child ]] || kill -TERM -- "-$child" 2>/dev/null || true  # the step and all it started
+    wait
+    rm -rf "$cache"/partial.*  # ours alone: made under the lock
+}
+
+# step TITLE COMMAND...: run the command into the log; show that it lives, how long it took, and on failure why.
+step() {
+    local title=$1 start=$SECONDS beat=$SECONDS progress
+    shift
+    echo "- $title"
+    printf '\n=== %s: %s\n' "$title" "$*" >>"$log"
+    setsid "$@" >>"$log" 2>&1 </dev/null &  # a group of its own, so that an interruption ends all of it
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.2
+        if ((SECONDS - beat >= 30)); then
+            beat=$SECONDS
+            progress=$(tail -n 50 "$log" | grep -oE '^ *\[[0-9]+/[0-9]+\]' | tail -n 1 || true)  # ninja's count
+            echo "  ... $((beat - start)) s$progress"
+        fi
+    done
+    if ! wait "$child"; then
+        tail -n 25 "$log" >&2
+        fail "'$title' failed after $((SECONDS - start)) s. Its last lines are above, all of it is in $log." \
+            "Mend the cause and run this script again: it goes on from here."
+    fi
+    child=
+    echo "  done in $((SECONDS - start)) s"
+}
+
+python_fits() {
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.11 python3.12}; do
+        python_fits "$candidate" && command -v "$candidate" && return
+    done
+    candidate=${PYTHON:-python3}
+    fail "the tested set is for Python 3.11 and 3.12, and $candidate is $("$candidate" --version 2>&1 || true):" \
+        "install one of these and name it, PYTHON=/path/to/python3.11 bash tools/install.sh"
+}
+
+# What decides which operators of mmcv are built: the compute capabilities of the GPUs, and the release of nvcc.
+# nvcc is looked for where torch's build will look.
+gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u | paste -sd ';' || true)
+nvcc=$(PATH=${CUDA_HOME:+$CUDA_HOME/bin:}$PATH:/usr/local/cuda/bin command -v nvcc || true)
+nvcc_release=$([[ -z $nvcc ]] || "$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+
+# All that an install depends on. A change of any of it makes the next run do the whole of it again.
+install_key() {
+    {
+        cat requirements/*.txt setup.py groupmamba_mm/version.py tools/install.sh tools/_verify_install.py
+        "$python" --version
+        echo "$root|$gpus|$nvcc_release"
+    } | sha256sum | cut -d ' ' -f 1
+}
+
+# Leaves cpu, or CUDA's version and the GPUs', in operators.
+choose_operators() {
+    local torch_cuda
+    torch_cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")')
+    operators=cpu
+    if [[ -z $gpus ]]; then
+        echo "  mmcv operators: CPU only, as nvidia-smi shows no GPU"
+    elif [[ -z $torch_cuda ]]; then
+        echo "  mmcv operators: CPU only, as this torch is built without CUDA"
+    elif [[ ${nvcc_release%%.*} != "${torch_cuda%%.*}" ]]; then
+        echo "  mmcv operators: CPU only. There is a GPU, but nvcc is ${nvcc_release:-missing} and torch's CUDA is" \
+            "$torch_cuda: install that CUDA toolkit (and set CUDA_HOME to it) and run this again to get CUDA operators"
+    else
+        operators=cu$torch_cuda-sm${gpus//;/-sm}
+        operators=${operators//./}  # cu130-sm80-sm90
+        echo "  mmcv operators: CUDA $torch_cuda for compute capability $gpus, with $nvcc"
+    fi
+}
+
+# Leaves the path of the wheel in mmcv_wheel.
+provide_mmcv_wheel() {
+    local folder partial build_env
+    folder=$cache/mmcv-$mmcv_version-$("$python" -c '
+import sys, torch
+print("torch%s-%s-cp%d%d" % (torch.__version__, sys.argv[1], *sys.version_info[:2]))' "$operators")
+    mmcv_wheel=$(compgen -G "$folder/*.whl" || true)
+    if [[ -n $mmcv_wheel ]]; then
+        if "$python" tools/_verify_install.py wheel "$mmcv_wheel"; then
+            echo "  compiled before: $mmcv_wheel"
+            return
+        fi
+        echo "  removing $folder and compiling again"
+        rm -rf "$folder"
+    fi
+    command -v "${CXX:-c++}" >/dev/null || fail "mmcv's operators need a C++ compiler, and '${CXX:-c++}' is not there:" \
+        "install one (Debian, Ubuntu: apt-get install build-essential) or set CXX"
+
+    # mmcv's setup.py compiles for CUDA when torch sees a GPU or FORCE_CUDA is 1, so both answers have to be given.
+    # CFLAGS replaces Python's own flags, the optimisation among them. -g0 leaves out the debug symbols.
+    partial=$(mktemp -d "$cache/partial.XXXXXX")
+    mkdir "$partial/tmp" "$partial/wheel"
+    build_env=(TMPDIR="$partial/tmp" MAX_JOBS="${MAX_JOBS:-$(nproc)}" CFLAGS="-O2 -DNDEBUG -g0 ${CFLAGS:-}")
+    if [[ $operators == cpu ]]; then
+        build_env+=(FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=)
+    else
+        build_env+=(FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$gpus")
+    fi
+    # Past pip's own cache, which does not know which torch a wheel was built for.
+    step "Compiling mmcv's operators (7 to 12 minutes on two cores, once)" env "${build_env[@]}" "${pip[@]}" wheel -v \
+        --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$partial/wheel" "onedl-mmcv==$mmcv_version"
+    mmcv_wheel=$(compgen -G "$partial/wheel/*.whl")
+    "$python" tools/_verify_install.py wheel "$mmcv_wheel" || fail "mmcv was not built whole; the reason is in $log"
+    mv "$partial/wheel" "$folder"
+    mmcv_wheel=$folder/$(basename "$mmcv_wheel")
+}
+
+mkdir -p "$cache"
+exec 9>"$cache/install.lock"
+if ! flock -n 9; then
+    echo "Another install is running ($cache/install.lock is held); waiting for it"
+    flock 9
+fi
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+if [[ -f $stamp && $(<"$stamp") == "$(install_key) ${wanted[*]}"* ]]; then  # more may be installed than is wanted
+    if "$python" tools/_verify_install.py quick "${wanted[@]}"; then
+        echo "Installed before in $env_dir, nothing to do ($SECONDS s)"
+        exit 0
+    fi
+    echo "The environment has changed since the last install: mending it"
+fi
+
+: >"$log"
+echo "Installing into $env_dir"
+if [[ $env_dir == "$root/.venv" && ! -x $env_dir/bin/pip ]]; then  # pip comes last, so without it .venv is half made
+    base_python=$(find_python)
+    step "Making .venv with $base_python" "$base_python" -m venv --clear "$env_dir"
+fi
+python_fits "$python" || fail "the tested set is for Python 3.11 and 3.12, and $env_dir has" \
+    "$("$python" --version 2>&1 || true): activate an environment with one of these, or none to get a .venv"
+pip=("$python" -m pip --disable-pip-version-check --no-input)
+rm -f "$stamp"  # from here on the environment is in motion
+"$python" tools/_verify_install.py preflight
+
+"${pip[@]}" --version >/dev/null 2>&1 || step "Adding pip to the environment" "$python" -m ensurepip
+step "Build tools" "${pip[@]}" install -c "$pins" pip setuptools wheel ninja packaging
+step "torch and torchvision (4.7 GB the first time)" "${pip[@]}" install -c "$pins" torch torchvision numpy
+choose_operators
+provide_mmcv_wheel
+# By force: the same version may be there, built for another torch.
+step "mmcv" "${pip[@]}" install --no-deps --no-index --force-reinstall "$mmcv_wheel"
+files=("${wanted[@]/%/.txt}")
+step "OpenMMLab's libraries and the rest" "${pip[@]}" install --no-build-isolation -c "$pins" \
+    "${files[@]/#/--requirement=requirements/}"
+step "This project, editable" "${pip[@]}" install --no-build-isolation --no-deps -e .
+step "Checking versions, operators and imports" "$python" tools/_verify_install.py full "${wanted[@]}"
+tail -n 1 "$log" | sed 's/^/  /'
+
+echo "$(install_key) ${wanted[*]}" >"$stamp"
+echo "Installed in $SECONDS s. To use it: source $env_dir/bin/activate"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Set up the environment (tools/install.sh --tests) and run the tests. Arguments go to pytest:
+#   bash tools/run_tests.sh tests/test_ops -k scan
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
+cd "$root"
+
+report_time() {
+    echo "Set-up and tests took $SECONDS s"
+}
+trap report_time EXIT
+
+bash tools/install.sh --tests
+activate
+python -m pytest --durations=10 "$@"  # without arguments: all of tests/ (pytest.ini)
