@@ -4,7 +4,7 @@
 #   tools/dist_test.sh CONFIG CHECKPOINT NPROC [arguments of test.py]
 #
 # NPROC processes a machine, one for each GPU; on a machine without a GPU they run on the CPU.
-# For several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT alike on each.
+# For several machines set NNODES, MASTER_ADDR and PORT alike on each, and NODE_RANK to its number.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then

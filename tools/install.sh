@@ -3,7 +3,7 @@
 #
 # Installs the tested versions (requirements/tested.txt) and this checkout (editable) into the active virtual or conda
 # environment, else into .venv in the checkout. mmcv's operators are compiled once per torch and Python version (7 to
-# 12 minutes on two cores) and kept as a wheel. A second run takes seconds; after a failure a rerun goes on where it
+# 18 minutes on two cores) and kept as a wheel. A second run takes seconds; after a failure a rerun goes on where it
 # stopped.
 #
 #   --tests            also install what the tests need
@@ -148,7 +148,7 @@ print("torch%s-%s-cp%d%d" % (torch.__version__, sys.argv[1], *sys.version_info[:
         build_env+=(FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$gpus")
     fi
     # Past pip's own cache, which does not know which torch a wheel was built for.
-    step "Compiling mmcv's operators (7 to 12 minutes on two cores, once)" env "${build_env[@]}" "${pip[@]}" wheel -v \
+    step "Compiling mmcv's operators (7 to 18 minutes on two cores, once)" env "${build_env[@]}" "${pip[@]}" wheel -v \
         --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$partial/wheel" "onedl-mmcv==$mmcv_version"
     mmcv_wheel=$(compgen -G "$partial/wheel/*.whl")
     "$python" tools/_verify_install.py wheel "$mmcv_wheel" || fail "mmcv was not built whole; the reason is in $log"

@@ -9,11 +9,14 @@ model = dict(
     backbone=dict(
         arch=dict(
             family='official',
-            stem_channels=16,
-            embed_dims=(32, 64, 96, 128),
-            depths=(1, 1, 2, 1),
-            ffn_ratios=(4, 4, 2, 2)),
+            stem_channels=32,
+            embed_dims=(32, 96, 144, 192),
+            depths=(1, 1, 1, 1),
+            ffn_ratios=(2, 2, 2, 2)),
         drop_path_rate=0.),
-    head=dict(num_classes=10, in_channels=128),
+    head=dict(num_classes=10, in_channels=192),
     # a digit mixed with another one is no digit
     train_cfg=None)
+
+# a rerun on the same machine gives the same figures
+randomness = dict(seed=0)

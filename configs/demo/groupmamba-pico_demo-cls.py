@@ -9,11 +9,16 @@ model = dict(
     backbone=dict(
         arch=dict(
             family='paper',
-            stem_channels=16,
-            embed_dims=(32, 64, 96, 128),
-            depths=(1, 1, 2, 1),
-            ffn_ratios=(4, 4, 2, 2)),
-        drop_path_rate=0.),
-    head=dict(num_classes=10, in_channels=128),
+            stem_channels=64,
+            embed_dims=(32, 96, 144, 192),
+            depths=(1, 1, 1, 1),
+            ffn_ratios=(2, 2, 2, 2)),
+        drop_path_rate=0.,
+        # the released std of 0.02 suits groups of a hundred channels, not of eight
+        init_cfg=dict(type='TruncNormal', layer=['Linear', 'GroupedLinear'], std=0.1)),
+    head=dict(num_classes=10, in_channels=192),
     # a digit mixed with another one is no digit
     train_cfg=None)
+
+# a rerun on the same machine gives the same figures
+randomness = dict(seed=0)

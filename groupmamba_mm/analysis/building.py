@@ -22,5 +22,8 @@ def build_model(cfg: Config) -> nn.Module:
     """
     if cfg.get('model') is None:
         raise ConfigError(f'config {cfg.filename} has no model; take one of configs/')
+    model = cfg.model.copy()
+    if cfg.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(cfg.model).eval()
+        return MODELS.build(model).eval()

@@ -1,15 +1,12 @@
 """Parameters and multiply-adds of a model, counted in one forward pass."""
 import contextlib
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Tuple, Union
+from typing import Any, Dict, Iterator, List, Tuple, Union
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-
-from groupmamba_mm.layers import GroupedSSM
 
 #: What :func:`count_complexity` counts, for the tools to print beside their figures.
 CONVENTION = ('MACs: one for each multiply-add of convolutions, linear layers and matrix products, '
@@ -40,9 +37,9 @@ def count_complexity(model: nn.Module,
                      in_channels: int = 3) -> Complexity:
     """Count the parameters and multiply-adds of a model that takes one batch of images.
 
-    The products are counted where PyTorch executes them. What is executed otherwise, as a scan is,
-    is reported by the module that does it: ``count_macs`` with the arguments of its ``forward``.
-    The model runs once for that, in eval mode, on its own device.
+    The products are counted where PyTorch executes them. Scans, which PyTorch does not know, are
+    reported by their modules: ``count_macs`` with the arguments of ``forward``. The model runs
+    once for that, in eval mode, on its own device.
 
     Args:
         model: A backbone, or any model whose ``forward`` takes the images alone, such as an
@@ -59,13 +56,10 @@ def count_complexity(model: nn.Module,
     device = next(model.parameters()).device
     image = torch.zeros(batch, in_channels, height, width, device=device)
     # PyTorch's counter does not know the fused attention of the CPU, only the products in it
-    with _eval_mode(model), _reported_macs(model) as reported, torch.no_grad(), \
+    with _eval_mode(model), _scan_macs(model) as scans, torch.no_grad(), \
             sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
-    macs = {
-        PRODUCTS: counter.get_total_flops() // 2 + reported[PRODUCTS],
-        SCAN: reported[SCAN],
-    }
+    macs = {PRODUCTS: counter.get_total_flops() // 2, SCAN: sum(scans)}
     params = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(params=params, macs=sum(macs.values()), macs_by_kind=macs)
 
@@ -83,13 +77,12 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reported_macs(model: nn.Module) -> Iterator[Dict[str, int]]:
-    """Collect by kind what the modules with a ``count_macs`` report at each of their calls."""
-    macs = defaultdict(int)
+def _scan_macs(model: nn.Module) -> Iterator[List[int]]:
+    """Collect what the modules with a ``count_macs`` report, call by call."""
+    macs = []
 
     def add(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any], output: Any) -> None:
-        macs[SCAN if isinstance(module, GroupedSSM) else PRODUCTS] += module.count_macs(
-            *args, **kwargs)
+        macs.append(module.count_macs(*args, **kwargs))
 
     hooks = [
         module.register_forward_hook(add, with_kwargs=True) for module in model.modules()

@@ -18,27 +18,30 @@ MIN_IMAGE_SIZE = 64
 # A scan has 8 pixels a side: drawn smaller than this, its strokes are too thin to read.
 MIN_DIGIT_SIZE = 12
 
-# The last part of each class, in the order of load_digits, is kept for validation. The scans come
-# writer by writer, so the validation digits are also mostly by other hands.
-VAL_DIGIT_SHARE = 0.2
+# Of each class, in the order of load_digits, every fifth scan is kept for validation.
+VAL_DIGIT_STEP = 5
 # The right part of each photograph is kept for validation.
 VAL_PHOTO_SHARE = 0.35
 
-# Longer side of the digit's box, after its rotation, as a share of the image side.
+# Longer side of the digit's box, after its rotation, as a share of the image side; what is drawn
+# is rounded to whole pixels.
 SCALE_RANGE = (0.35, 0.9)
 # Degrees, counter-clockwise.
 ANGLE_RANGE = (-25.0, 25.0)
 OPACITY_RANGE = (0.8, 1.0)
 # Standard deviation of the blur on the edges, as a share of the digit's longer side.
 SOFTNESS_RANGE = (0.0, 0.015)
-# Smallest difference in luma (0 to 1) between the blended ink and its surroundings, which nine
-# tenths of the pixels on and around the digit must keep.
-MIN_CONTRAST = 0.3
+# Each of the ink's three channels, where 1 is the full range.
+INK_RANGE = (0.3, 1.0)
+# The ink is brighter than what it is written on. Smallest difference in luma (0 to 1) between the
+# blended ink and its surroundings, which nine tenths of the pixels on and around the digit must
+# keep.
+MIN_CONTRAST = 0.4
 
 # Side of the square cut out of a photograph, in its own pixels.
 CROP_SIDE_RANGE = (80, 220)
-BACKGROUND_CONTRAST_RANGE = (0.3, 0.7)
-BACKGROUND_BRIGHTNESS_RANGE = (-0.2, 0.2)
+BACKGROUND_CONTRAST_RANGE = (0.2, 0.45)
+BACKGROUND_BRIGHTNESS_RANGE = (-0.4, -0.1)
 
 # A digit partly hidden by later ones keeps at least this share of its pixels visible.
 MIN_VISIBLE_SHARE = 0.6
@@ -167,8 +170,8 @@ def split_digits(split):
     members = []
     for label in range(len(CLASSES)):
         indices = np.flatnonzero(targets == label)
-        num_train = len(indices) - round(len(indices) * VAL_DIGIT_SHARE)
-        members.append(indices[:num_train] if split == 'train' else indices[num_train:])
+        is_val = np.arange(len(indices)) % VAL_DIGIT_STEP == VAL_DIGIT_STEP - 1
+        members.append(indices[is_val] if split == 'val' else indices[~is_val])
     return tuple(members)
 
 
@@ -375,8 +378,8 @@ def _draw_colour(rng, canvas, mask, size, opacity):
     luma = canvas[around] @ LUMA_WEIGHTS
     tenth = len(luma) // 10
     for _ in range(COLOUR_ATTEMPTS):
-        colour = rng.uniform(0, 1, 3).astype(np.float32)
-        difference = np.abs(luma - colour @ LUMA_WEIGHTS) * opacity
+        colour = rng.uniform(*INK_RANGE, 3).astype(np.float32)
+        difference = (colour @ LUMA_WEIGHTS - luma) * opacity
         contrast = float(np.partition(difference, tenth)[tenth])
         if contrast >= MIN_CONTRAST:
             return colour, contrast

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import mmengine.registry
+import torch
 from mmengine.config import DictAction
+from mmengine.dist import barrier, is_distributed
 from mmengine.registry import Registry
 
 from groupmamba_mm.errors import UserError
@@ -39,12 +41,12 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
                         "config's work_dir, else ./work_dirs/<name of the config>")
     parser.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
-        help='change the config, for example train_cfg.max_epochs=10 model.backbone.arch=tiny; '
+        help='change the config, for example train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=5e-4; '
         'lists as key="[a,b]" without spaces')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes; dist_*.sh and slurm_*.sh set it')
     parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16'], const='bf16',
-                        help='mixed precision, bf16 unless fp16 is given')
+                        help='mixed precision, bf16 unless fp16 is given; on a CPU, training stays in fp32')
     # torch.distributed.launch passes one or the other by its age; torchrun uses the environment.
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
@@ -58,6 +60,7 @@ def run_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        _leave_together()
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -65,6 +68,13 @@ def run_command(main: Callable[[], None]) -> None:
     except Exception as error:
         traceback.print_exc()
         _fail(error)
+
+
+def _leave_together() -> None:
+    """Wait for the other processes: one that ends early can pull gloo from under the rest."""
+    if is_distributed():
+        barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _fail(error: BaseException) -> None:

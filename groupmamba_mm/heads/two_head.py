@@ -56,5 +56,5 @@ class TwoHeadClsHead(ClsHead):
                       loss_teacher_head=teacher_loss['loss'] / 2)
         if self.cal_acc:
             mean = self._get_loss((scores[0] + scores[1]) / 2, data_samples, **kwargs)
-            losses['accuracy'] = mean['accuracy']
+            losses.update((k, v) for k, v in mean.items() if k.startswith('accuracy'))
         return losses

@@ -1,6 +1,6 @@
 """The layers of both families, from channels-last tokens to channels-last tokens."""
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
-from .convolution import DirectionalConv1d, GridDepthwiseConv
+from .convolution import CausalConv1d, GridDepthwiseConv
 from .embedding import Downsample, NormedDownsample, OfficialStem, PaperStem
 from .ffn import FFN, ConvFFN, GroupedFFN
 from .grouped import GroupedLayerNorm, GroupedLinear, grouped_linear
@@ -12,7 +12,7 @@ from .ssm import GroupedSSM
 from .summary import ClassBlockSummary, PooledSummary
 
 __all__ = [
-    'ChannelAffinity', 'ClassBlockSummary', 'ConvFFN', 'DirectionalConv1d', 'Downsample', 'FFN',
+    'CausalConv1d', 'ChannelAffinity', 'ClassBlockSummary', 'ConvFFN', 'Downsample', 'FFN',
     'GridDepthwiseConv', 'GroupedFFN', 'GroupedLayerNorm', 'GroupedLinear', 'GroupedMamba1d',
     'GroupedSS2D', 'GroupedSSM', 'GroupedVSSS', 'ModulatedGroupMambaLayer', 'NoChannelAffinity',
     'NormedDownsample', 'OfficialBlock', 'OfficialMixer', 'OfficialStem', 'PaperStem',

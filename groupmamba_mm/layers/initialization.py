@@ -3,7 +3,6 @@ import math
 
 from torch import nn
 
-from .convolution import DirectionalConv1d
 from .grouped import GroupedLayerNorm, GroupedLinear
 from .official_layer import OfficialMixer
 from .ssm import GroupedSSM
@@ -30,5 +29,5 @@ def init_parameters(module: nn.Module) -> None:
         elif isinstance(layer, OfficialMixer):
             nn.init.ones_(layer.skip_scale)
         elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2d, GroupedLayerNorm, GroupedSSM,
-                                DirectionalConv1d)):
+                                nn.Conv1d)):
             layer.reset_parameters()

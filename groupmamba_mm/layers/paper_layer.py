@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
-from .convolution import DirectionalConv1d
+from .convolution import CausalConv1d
 from .ffn import FFN, GroupedFFN
 from .grouped import GroupedLayerNorm, GroupedLinear
 from .scan_plan import ScanPlan
@@ -40,20 +41,24 @@ class GroupedMamba1d(nn.Module):
         width = channels // groups
         inner = EXPAND * width
         self.in_proj = GroupedLinear(width, 2 * inner, groups, bias=False)
-        self.conv1d = DirectionalConv1d(groups * inner, CONV_TAPS)
+        self.conv1d = CausalConv1d(groups * inner, CONV_TAPS)
         self.ssm = GroupedSSM(groups * inner, groups, math.ceil(width / 16), d_state, scan_backend)
         self.out_proj = GroupedLinear(inner, width, groups, bias=False)
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, L, G, d) tokens of an H x W grid to (B, L, G, d)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = x.flatten(2)
-        outputs = [
-            self.ssm(F.silu(self.conv1d(x, grid, directions)), grid, (directions, ))
-            for directions in self.plan
-        ]
+        outputs = [self._scan(x, grid, directions) for directions in self.plan]
         y = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
-        return self.out_proj(y.unflatten(-1, z.shape[-2:]) * F.silu(z))
+        return self.out_proj(y * F.silu(z))
+
+    def _scan(self, x: Tensor, grid: Tuple[int, int], directions: Tuple[str, ...]) -> Tensor:
+        # The convolution runs along the scanned sequence: bring the tokens into that order first,
+        # where the scan itself goes straight ahead.
+        ahead = (('left-right', ) * len(directions), )
+        tokens = group_to_scan_order(x, grid, directions).flatten(2)
+        y = self.ssm(F.silu(self.conv1d(tokens)), grid, ahead)
+        return group_from_scan_order(y.unflatten(-1, x.shape[-2:]), grid, directions)
 
 
 class GroupedVSSS(nn.Module):

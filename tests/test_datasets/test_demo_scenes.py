@@ -14,7 +14,7 @@ MULTI = {'image_size': 128, 'scale_range': (0.25, 0.5)}
 
 @pytest.fixture(scope='module')
 def single():
-    return {split: [compose_scene(3, split, index) for index in range(80)] for split in SPLITS}
+    return {split: [compose_scene(3, split, index) for index in range(60)] for split in SPLITS}
 
 
 @pytest.fixture(scope='module')

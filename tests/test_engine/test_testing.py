@@ -2,7 +2,7 @@
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import TestLoop, autocast
+from mmengine.runner import autocast, loops
 
 from groupmamba_mm.engine.loops import AmpTestLoop
 from groupmamba_mm.engine.testing import apply_test_options
@@ -145,8 +145,8 @@ def test_the_amp_loop_hands_its_type_to_the_inner_autocast(monkeypatch):
         with autocast(enabled=loop.fp16):
             seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
 
-    monkeypatch.setattr(TestLoop, '__init__', lambda loop, fp16: setattr(loop, 'fp16', fp16))
-    monkeypatch.setattr(TestLoop, 'run_iter', run_iter)
+    monkeypatch.setattr(loops.TestLoop, '__init__', lambda loop, fp16: setattr(loop, 'fp16', fp16))
+    monkeypatch.setattr(loops.TestLoop, 'run_iter', run_iter)
     AmpTestLoop(dtype='bfloat16').run_iter(0, [])
     assert seen == [torch.bfloat16]
     with pytest.raises(ValueError, match='float64'):

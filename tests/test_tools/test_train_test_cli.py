@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import shutil
 import socket
 import stat
@@ -20,6 +21,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
+FIRST = 'work_dirs/tiny/epoch_1.pth'
 
 CONFIG = """
 custom_imports = dict(imports=['groupmamba_mm.datasets.loading'], allow_failed_imports=False)
@@ -81,6 +83,19 @@ def write_images(folder):
                 cv2.imwrite(str(folder / split / name / f'{index}.png'), image.astype(np.uint8))
 
 
+def call(tool, name, *arguments, options=()):
+    """Run a command inside this process, which spares its imports, and return its exit code."""
+    # mmengine keeps its loggers by the experiment's name and the second.
+    options = ['--cfg-options', f'experiment_name={name}', *options]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, 'tiny.py', *arguments, *options])
+        try:
+            runpy.run_path(tool, run_name='__main__')
+        except SystemExit as ended:
+            return ended.code
+    return 0
+
+
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     """A folder with a config and data, outside of the checkout."""
@@ -114,14 +129,15 @@ def test_training_writes_a_checkpoint_and_says_that_it_is_fp32(trained):
     assert np.isfinite(losses(place / 'work_dirs' / 'tiny')).all()
 
 
-def test_resuming_continues(trained):
+def test_resuming_continues(trained, monkeypatch):
     place, _ = trained
+    monkeypatch.chdir(place)
     work_dir = place / 'resumed'
     shutil.copytree(place / 'work_dirs' / 'tiny', work_dir)
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
-    code, output, _ = run(sys.executable, TRAIN, 'tiny.py', '--work-dir', 'resumed', '--resume',
-                          '--cfg-options', 'train_cfg.max_epochs=2', '--no-validate', cwd=place)
-    assert code == 0, output
+    assert call(TRAIN, 'resuming', '--work-dir', 'resumed', '--resume', '--no-validate',
+                options=['train_cfg.max_epochs=2']) == 0
+    output = max(work_dir.glob('*/*.log')).read_text()
     assert 'resumed epoch: 1, iter: 2' in output and "100% of the model's elements" in output
     assert (work_dir / 'epoch_2.pth').is_file() and 'Epoch(val)' not in output
 
@@ -129,7 +145,7 @@ def test_resuming_continues(trained):
 def test_testing_prints_and_writes(trained):
     place, _ = trained
     code, output, _ = run(
-        sys.executable, TEST, 'tiny.py', 'work_dirs/tiny/epoch_1.pth', '--work-dir', 'tested',
+        sys.executable, TEST, 'tiny.py', FIRST, '--work-dir', 'tested',
         '--out', 'out.pkl', '--show-dir', 'painted', '--tta', '--amp', cwd=place)
     assert code == 0, output
     assert re.search(r'accuracy/top1: [\d.]+', output)
@@ -139,41 +155,47 @@ def test_testing_prints_and_writes(trained):
     assert painted == ['dark/0.png', 'dark/1.png', 'light/0.png', 'light/1.png']
 
 
+def test_a_broken_image_in_a_worker_ends_with_one_line(trained):
+    place, _ = trained
+    before = (place / FIRST).read_bytes()
+    shutil.copytree(place / 'data', place / 'broken')
+    (place / 'broken' / 'train' / 'dark' / '0.png').write_bytes(b'text')
+    code, output, last = run(
+        sys.executable, TRAIN, 'tiny.py', '--cfg-options',
+        'train_dataloader.dataset.data_root=broken', 'train_dataloader.num_workers=1', cwd=place)
+    assert code == 1 and 'Traceback' not in output, output
+    assert re.search(r'^error: image broken/train/dark/0\.png \(4 bytes\) cannot be decoded', last)
+    assert (place / FIRST).read_bytes() == before
+
+
 BROKEN = {
-    # What is put on the command line, and what the last line must say.
-    'option': (['--cfg-options', 'optim_wraper.lr=1'], 'did you mean optim_wrapper'),
-    'type': (['--cfg-options', 'model.backbone.type=ResNett'], 'ResNet.*custom_imports'),
-    'image': (['--cfg-options', 'train_dataloader.dataset.data_root=broken',
-               'train_dataloader.num_workers=1'], r'broken/train/dark/0\.png \(4 bytes\)'),
-    'resume': (['--resume', 'cut.pth'], r'cut\.pth is truncated'),
+    # The tool, its arguments, its --cfg-options, and what the last line must say.
+    'option': (TRAIN, [], ['optim_wraper.lr=1'], 'did you mean optim_wrapper'),
+    'type': (TRAIN, [], ['model.backbone.type=ResNett'], 'ResNet.*custom_imports'),
+    'argument': (TRAIN, [], ['model.backbone.dept=18'], 'ResNet takes no .*depth'),
+    'data': (TRAIN, [], ['val_dataloader.dataset.data_root=nowhere'],
+             'data folder nowhere of the val data'),
+    'truncated': (TRAIN, ['--resume', 'cut.pth'], [], r'cut\.pth is truncated'),
+    'missing': (TEST, ['nowhere.pth'], [], r'nowhere\.pth does not exist'),
+    'other_model': (TEST, [FIRST], ['model.head.num_classes=3'],
+                    r'does not fit.*head\.fc\.weight \(2x32 .*3x32'),
+    'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
 }
 
 
 @pytest.mark.parametrize('case', BROKEN)
-def test_what_is_broken_ends_with_one_line(trained, case):
+def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     place, _ = trained
-    checkpoint = place / 'work_dirs' / 'tiny' / 'epoch_1.pth'
-    before = checkpoint.read_bytes()
-    if case == 'image':
-        shutil.copytree(place / 'data', place / 'broken')
-        (place / 'broken' / 'train' / 'dark' / '0.png').write_bytes(b'text')
-    if case == 'resume':
-        (place / 'cut.pth').write_bytes(before[:len(before) // 2])
-    arguments, message = BROKEN[case]
-    code, output, last = run(sys.executable, TRAIN, 'tiny.py', *arguments, cwd=place)
-    assert code == 1, output
+    monkeypatch.chdir(place)
+    before = (place / FIRST).read_bytes()
+    (place / 'cut.pth').write_bytes(before[:len(before) // 2])
+    tool, arguments, options, message = BROKEN[case]
+    assert call(tool, case, *arguments, options=options) == 1
+    shown = capsys.readouterr()
+    last = shown.err.strip().splitlines()[-1]
     assert last.startswith('error: ') and re.search(message, last), last
-    assert checkpoint.read_bytes() == before
-    assert ('Traceback' in output) == (case == 'type')
-
-
-def test_a_checkpoint_of_another_model_is_not_tested(trained):
-    place, _ = trained
-    code, output, last = run(
-        sys.executable, TEST, 'tiny.py', 'work_dirs/tiny/epoch_1.pth', '--work-dir', 'other',
-        '--cfg-options', 'model.head.num_classes=3', cwd=place)
-    assert code == 1 and 'accuracy/top1' not in output
-    assert re.search(r'error: .*does not fit.*head\.fc\.weight \(2x32.*3x32', last), last
+    assert ('Traceback' in shown.err) == (case in ('type', 'argument'))
+    assert (place / FIRST).read_bytes() == before and 'accuracy' not in shown.out
 
 
 @pytest.mark.parametrize('launcher', ['dist', 'slurm'])

@@ -26,6 +26,8 @@ DEFAULT_CONFIG = (Path(__file__).resolve().parents[2] / 'configs/groupmamba'
                   / 'groupmamba-official-tiny_8xb128_in1k.py')
 PEER_NAME = 'Swin-T (mmpretrain)'
 PEER_CONFIG = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'
+#: Swin's last stage, at stride 32, must hold a window of 7 x 7.
+PEER_MIN_SIZE = 6 * 32 + 1
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='images before that (default: %(default)s)')
     parser.add_argument('--image-size', type=positive_int, default=224,
                         help='side of the image in pixels (default: %(default)s)')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.image_size < PEER_MIN_SIZE:
+        parser.error(f'--image-size {args.image_size}: {PEER_NAME} needs {PEER_MIN_SIZE} or more')
+    return args
 
 
 def load_models(configs: List[str]) -> Dict[str, nn.Module]:
@@ -133,7 +138,8 @@ def print_conditions(args: argparse.Namespace) -> None:
     print(f'PyTorch {torch.__version__}, mmengine {mmengine.__version__}, '
           f'Python {platform.python_version()}; {torch.get_num_threads()} thread(s)')
     print(f'Batch 1, {args.image_size} x {args.image_size}, fp32, eager, inference mode, untrained '
-          f'weights; the models in turns, {args.warmup} rounds of warm-up, {args.repeats} measured')
+          f'weights; the models in turns, {args.repeats} images each after {args.warmup} of '
+          'warm-up')
 
 
 def print_table(latencies: Dict[str, Latency]) -> None:
@@ -159,7 +165,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     print_conditions(args)
     image = torch.randn(1, 3, args.image_size, args.image_size,
                         generator=torch.Generator().manual_seed(0))
-    print_table(measure(models, image, args.warmup, args.repeats))
+    latencies = measure(models, image, args.warmup, args.repeats)
+    print(f'Load average after: {os.getloadavg()[0]:.2f}')
+    print_table(latencies)
 
 
 if __name__ == '__main__':

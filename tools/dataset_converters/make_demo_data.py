@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from groupmamba_mm.datasets.demo_scenes import (  # noqa: E402
     CLASSES, MIN_IMAGE_SIZE, SPLITS, compose_scene)
+from groupmamba_mm.errors import DataError  # noqa: E402
 
 GENERATOR = 'make_demo_data/cls'
 # Raise it with every change to the pictures, so that an older data set is not taken for this one.
@@ -37,9 +38,7 @@ VERSION = 1
 CLASS_FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))
 
 # What logistic regression is tried on: colour or grey, side in pixels, C.
-BASELINE_VARIANTS = tuple((colour, side, c)
-                          for colour, side in (('grey', 16), ('grey', 32), ('colour', 16))
-                          for c in (0.001, 0.01, 0.1))
+BASELINE_VARIANTS = (('grey', 16, 0.01), ('grey', 32, 0.001), ('colour', 16, 0.01))
 BASELINE_ITERATIONS = 100
 
 PREVIEW_COLUMNS = 12
@@ -48,11 +47,7 @@ PREVIEW_GAP = 4
 PREVIEW_LABEL_WIDTH = 88
 
 
-class DataError(Exception):
-    """The data set cannot be written; the message says why and what to do."""
-
-
-def make_cls(out, seed=0, num_train=4000, num_val=600, image_size=64, overwrite=False,
+def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=False,
              skip_baseline=False):
     """Write the classification data set, unless it is there already.
 
@@ -283,7 +278,7 @@ def parse_args(argv=None):
                         help='folder in which the folder "cls" is made')
     parser.add_argument('--seed', type=_whole_number(0), default=0,
                         help='seed of all pictures (default: %(default)s)')
-    parser.add_argument('--num-train', type=_whole_number(1), default=4000,
+    parser.add_argument('--num-train', type=_whole_number(1), default=8000,
                         help='number of training pictures (default: %(default)s)')
     parser.add_argument('--num-val', type=_whole_number(1), default=600,
                         help='number of validation pictures (default: %(default)s)')

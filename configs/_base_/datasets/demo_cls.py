@@ -8,7 +8,7 @@ data_preprocessor = dict(
 train_pipeline = [
     dict(type='CheckedLoadImageFromFile'),
     # a few pixels of shift; digits are neither flipped nor erased
-    dict(type='RandomCrop', crop_size=64, padding=6, padding_mode='reflect'),
+    dict(type='RandomCrop', crop_size=64, padding=4, padding_mode='reflect'),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -17,7 +17,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=1,
     persistent_workers=True,
     dataset=dict(

@@ -30,13 +30,11 @@ def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
     return tuple(directions)
 
 
-def is_column_major(direction: str) -> bool:
-    """Whether the direction walks down the columns."""
+def _is_column_major(direction: str) -> bool:
     return direction in ('top-bottom', 'bottom-top')
 
 
-def is_reversed(direction: str) -> bool:
-    """Whether the direction starts at the last token."""
+def _is_reversed(direction: str) -> bool:
     return direction in ('right-left', 'bottom-top')
 
 
@@ -51,16 +49,16 @@ def to_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tens
     Returns:
         (B, L, ...); the input itself for 'left-right'.
     """
-    if is_column_major(direction):
+    if _is_column_major(direction):
         tokens = tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
-    return tokens.flip(1) if is_reversed(direction) else tokens
+    return tokens.flip(1) if _is_reversed(direction) else tokens
 
 
 def from_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tensor:
     """The inverse of :func:`to_scan_order`: (B, L, ...) in scan order to row-major."""
-    if is_reversed(direction):
+    if _is_reversed(direction):
         tokens = tokens.flip(1)
-    if is_column_major(direction):
+    if _is_column_major(direction):
         tokens = tokens.unflatten(1, (grid[1], grid[0])).transpose(1, 2).flatten(1, 2)
     return tokens
 

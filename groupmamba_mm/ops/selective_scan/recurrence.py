@@ -23,15 +23,17 @@ def _scan(a: Tensor, b: Tensor) -> Tensor:
     chunks = length // CHUNK
     body = chunks * CHUNK
     h = torch.empty_like(b)
-    a_body = a[:, :body].view(batch, chunks, CHUNK, width)
-    b_body = b[:, :body].view(batch, chunks, CHUNK, width)
-    h_body = h[:, :body].view(batch, chunks, CHUNK, width)
-    prefix = torch.empty_like(a_body)
-    prefix[:, :, 0] = a_body[:, :, 0]
-    h_body[:, :, 0] = b_body[:, :, 0]
+    prefix = torch.empty(batch, chunks, CHUNK, width, dtype=b.dtype, device=b.device)
+    h_body = h[:, :body].view(prefix.shape)
+    # views of each token taken once: indexing at every step costs as much as the arithmetic
+    a_at, b_at, h_at, prefix_at = (
+        t.unbind(2) for t in (a[:, :body].view(prefix.shape), b[:, :body].view(prefix.shape),
+                              h_body, prefix))
+    prefix_at[0].copy_(a_at[0])
+    h_at[0].copy_(b_at[0])
     for t in range(1, CHUNK):
-        torch.mul(prefix[:, :, t - 1], a_body[:, :, t], out=prefix[:, :, t])
-        torch.addcmul(b_body[:, :, t], a_body[:, :, t], h_body[:, :, t - 1], out=h_body[:, :, t])
+        torch.mul(prefix_at[t - 1], a_at[t], out=prefix_at[t])
+        torch.addcmul(b_at[t], a_at[t], h_at[t - 1], out=h_at[t])
     ends = _scan(prefix[:, :, -1].contiguous(), h_body[:, :, -1].contiguous())
     h_body[:, 1:].addcmul_(prefix[:, 1:], ends[:, :-1, None])
     if body < length:  # the ragged tail, shorter than a chunk
@@ -44,9 +46,10 @@ def _scan(a: Tensor, b: Tensor) -> Tensor:
 def _scan_tokens(a: Tensor, b: Tensor) -> Tensor:
     """The same recurrence one token after the other."""
     h = torch.empty_like(b)
-    h[:, 0] = b[:, 0]
-    for t in range(1, b.shape[1]):
-        torch.addcmul(b[:, t], a[:, t], h[:, t - 1], out=h[:, t])
+    a_at, b_at, h_at = a.unbind(1), b.unbind(1), h.unbind(1)
+    h_at[0].copy_(b_at[0])
+    for t in range(1, len(h_at)):
+        torch.addcmul(b_at[t], a_at[t], h_at[t - 1], out=h_at[t])
     return h
 
 
