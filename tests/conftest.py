@@ -37,6 +37,15 @@ def parity():
     return torch.load(path, weights_only=True)
 
 
+@pytest.fixture
+def one_thread():
+    """For tests that more threads slow down many times over beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def randomize(module, seed=0):
     """Fill every parameter and buffer with values that make each of them matter."""
     gen = torch.Generator().manual_seed(seed)

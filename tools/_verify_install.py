@@ -4,7 +4,8 @@
     python tools/_verify_install.py wheel FILE                a wheel of mmcv
     python tools/_verify_install.py quick|full REQUIREMENTS   what was installed
 
-REQUIREMENTS are names of files in requirements/. ``quick`` imports nothing: torch alone takes seconds.
+REQUIREMENTS are names of files in requirements/. ``quick`` imports nothing, because
+torch alone takes seconds.
 """
 import importlib
 import sys

@@ -3,27 +3,8 @@
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT NPROC [arguments of test.py]
 #
-# NPROC processes a machine, one for each GPU; on a machine without a GPU they run on the CPU.
-# For several machines set NNODES, MASTER_ADDR and PORT alike on each, and NODE_RANK to its number.
+# Processes and variables are those of dist_train.sh.
 set -euo pipefail
-
-if [ $# -lt 3 ]; then
-    echo "error: usage: $0 CONFIG CHECKPOINT NPROC [arguments of test.py]" >&2
-    exit 2
-fi
-config=$1
-checkpoint=$2
-nproc=$3
-shift 3
-
-tools=$(cd "$(dirname "$0")" && pwd)
-export PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-
-python -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$nproc" \
-    "$tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/_launch.sh"
+require_arguments 3 'CONFIG CHECKPOINT NPROC [arguments of test.py]' "$@"
+launch_torchrun "$3" "$tools/test.py" "$1" "$2" "${@:4}"

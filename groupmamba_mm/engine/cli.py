@@ -41,12 +41,13 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
                         "config's work_dir, else ./work_dirs/<name of the config>")
     parser.add_argument(
         '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
-        help='change the config, for example train_cfg.max_epochs=10 optim_wrapper.optimizer.lr=5e-4; '
-        'lists as key="[a,b]" without spaces')
+        help='change the config, for example train_cfg.max_epochs=10 '
+        'optim_wrapper.optimizer.lr=5e-4; lists as key="[a,b]" without spaces')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes; dist_*.sh and slurm_*.sh set it')
     parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16'], const='bf16',
-                        help='mixed precision, bf16 unless fp16 is given; on a CPU, training stays in fp32')
+                        help='mixed precision, bf16 unless fp16 is given; on a CPU, training '
+                        'stays in fp32')
     # torch.distributed.launch passes one or the other by its age; torchrun uses the environment.
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 

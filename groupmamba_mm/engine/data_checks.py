@@ -1,7 +1,7 @@
 """Look for the data before the model is built."""
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Dict, Iterator, Tuple
 
 from mmengine.config import Config
 

@@ -144,15 +144,6 @@ def paper_formula(arch):
     return params, macs + 1000 * channels
 
 
-@pytest.fixture
-def one_thread():
-    # tests that run side by side slow each other down many times over with more
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize('size', SIZES)
 def test_six_sizes(size, one_thread):
     model = build_model(load_config(str(CONFIGS / f'groupmamba-{size}_8xb128_in1k.py')))

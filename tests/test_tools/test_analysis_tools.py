@@ -24,14 +24,6 @@ def load_tool(name):
     return module
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class TestGetFlops:
 
     def test_table(self, capsys, one_thread):

@@ -5,5 +5,6 @@ from .interface import BACKENDS, check_backend, resolve_backend, selective_scan
 
 __all__ = [
     'BACKENDS', 'DIRECTIONS', 'check_backend', 'check_directions', 'from_scan_order',
-    'group_from_scan_order', 'group_to_scan_order', 'resolve_backend', 'selective_scan', 'to_scan_order'
+    'group_from_scan_order', 'group_to_scan_order', 'resolve_backend', 'selective_scan',
+    'to_scan_order'
 ]

@@ -1,4 +1,4 @@
-"""The selective scan written as Eq. 1-2 read: one token after the other. Slow, obvious, the truth."""
+"""The selective scan as Eq. 1-2 read, one token after the other: slow, obvious, the truth."""
 from typing import Optional, Sequence, Tuple
 
 import torch
