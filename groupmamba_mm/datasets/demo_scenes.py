@@ -40,8 +40,12 @@ MIN_CONTRAST = 0.4
 
 # Side of the square cut out of a photograph, in its own pixels.
 CROP_SIDE_RANGE = (80, 220)
-BACKGROUND_CONTRAST_RANGE = (0.2, 0.45)
-BACKGROUND_BRIGHTNESS_RANGE = (-0.4, -0.1)
+# Mean and standard deviation of the background's luma (0 to 1). Photographs differ in both from
+# crop to crop; brought to these, none is too bright for the ink nor too dark to be seen.
+BACKGROUND_LUMA_RANGE = (0.15, 0.4)
+BACKGROUND_CONTRAST_RANGE = (0.03, 0.08)
+# More would show a smooth crop's compression noise.
+MAX_BACKGROUND_GAIN = 3.0
 
 # A digit partly hidden by later ones keeps at least this share of its pixels visible.
 MIN_VISIBLE_SHARE = 0.6
@@ -66,16 +70,16 @@ class PhotoCrop:
         y (int): Top edge.
         side (int): Side of the crop.
         flipped (bool): Whether the crop is mirrored left to right.
-        contrast (float): Factor on the deviations from the mean colour.
-        brightness (float): Offset on all channels, where 1 is the full range.
+        luma (float): Mean luma that it is brought to.
+        contrast (float): Standard deviation of its luma that it is brought to.
     """
     photo: str
     x: int
     y: int
     side: int
     flipped: bool
+    luma: float
     contrast: float
-    brightness: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +210,9 @@ def render_background(crop, image_size):
         patch = patch[:, ::-1]
     patch = _resize(patch.astype(np.float32) / 255, image_size, image_size)
     mean = patch.mean(axis=(0, 1))
-    return np.clip(mean + (patch - mean) * crop.contrast + crop.brightness, 0, 1)
+    tint = mean * (crop.luma / (mean @ LUMA_WEIGHTS))
+    gain = min(MAX_BACKGROUND_GAIN, crop.contrast / (patch @ LUMA_WEIGHTS).std())
+    return np.clip(tint + (patch - mean) * gain, 0, 1)
 
 
 def _check_split(split):
@@ -290,8 +296,8 @@ def _draw_crop(rng, split):
         y=int(rng.integers(height - side + 1)),
         side=side,
         flipped=bool(rng.integers(2)),
-        contrast=float(rng.uniform(*BACKGROUND_CONTRAST_RANGE)),
-        brightness=float(rng.uniform(*BACKGROUND_BRIGHTNESS_RANGE)))
+        luma=float(rng.uniform(*BACKGROUND_LUMA_RANGE)),
+        contrast=float(rng.uniform(*BACKGROUND_CONTRAST_RANGE)))
 
 
 def _try_digit(rng, split, canvas, instances, label, scale_range):
