@@ -18,5 +18,5 @@ model = dict(
     # a digit mixed with another one is no digit
     train_cfg=None)
 
-# a rerun on the same machine gives the same figures
+# fixes the first weights, the order of the pictures and their shifts
 randomness = dict(seed=0)
