@@ -49,7 +49,7 @@ def options_of(script):
         return found
     cases = re.findall(r'^\s*(--[^)\n]*)\)', text, flags=re.MULTILINE)
     found = {option for case in cases for option in OPTION.findall(case)}
-    called = re.search(r'\$tools/(\w+\.py)" .*"\$@"', text)
+    called = re.search(r'\$tools/(\w+\.py)" .*"\${@:\d}"', text)
     return found | (options_of(ROOT / 'tools' / called[1]) if called else set())
 
 
