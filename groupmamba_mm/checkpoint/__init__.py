@@ -3,8 +3,9 @@ from groupmamba_mm.errors import CheckpointError
 from .loading import load_checkpoint_file, state_dict_of
 from .matching import (ExpectedKeys, LoadReport, expected_unused_keys, load_matched,
                        load_matching, match_state_dict)
+from .official import convert_official
 
 __all__ = [
-    'CheckpointError', 'ExpectedKeys', 'LoadReport', 'expected_unused_keys', 'load_checkpoint_file',
-    'load_matched', 'load_matching', 'match_state_dict', 'state_dict_of'
+    'CheckpointError', 'ExpectedKeys', 'LoadReport', 'convert_official', 'expected_unused_keys',
+    'load_checkpoint_file', 'load_matched', 'load_matching', 'match_state_dict', 'state_dict_of'
 ]
