@@ -39,7 +39,8 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         """Load the image.
 
         Args:
-            results (dict): With 'img_path'.
+            results (dict): With 'img_path', or with 'img' already, as mmpretrain's inferencers
+                hand images over; those are left as they are.
 
         Returns:
             dict: The same with 'img' (H, W, C), 'img_shape' and 'ori_shape'.
@@ -47,6 +48,8 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         Raises:
             DataError: If the file is missing or no whole image.
         """
+        if 'img' in results:
+            return results
         path = results['img_path']
         try:
             content = fileio.get(path, backend_args=self.backend_args)
