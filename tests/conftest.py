@@ -1,4 +1,5 @@
 """Fixtures of all tests."""
+import importlib.util
 import os
 from pathlib import Path
 
@@ -16,10 +17,12 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope='session')
-def repo():
-    """The checkout."""
-    return REPO
+def load_tool(path):
+    """The script ``tools/<path>`` as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, REPO / 'tools' / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(params=sorted(SMALL))

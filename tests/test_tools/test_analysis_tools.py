@@ -1,5 +1,4 @@
 """The tools of tools/analysis_tools, as a user calls them."""
-import importlib.util
 import pickle
 import re
 from pathlib import Path
@@ -10,24 +9,19 @@ import torch
 from PIL import Image
 
 from groupmamba_mm.errors import ConfigError, DataError
+from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'groupmamba'
 TINY = str(CONFIGS / 'groupmamba-official-tiny_8xb128_in1k.py')
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(
-        name, ROOT / 'tools' / 'analysis_tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+FLOPS, BENCHMARK, GRID = (
+    f'analysis_tools/{name}.py' for name in ('get_flops', 'benchmark_cpu', 'prediction_grid'))
 
 
 class TestGetFlops:
 
     def test_table(self, capsys, one_thread):
-        load_tool('get_flops').main([TINY, TINY, '--shape', '32', '64'])
+        load_tool(FLOPS).main([TINY, TINY, '--shape', '32', '64'])
         output = capsys.readouterr().out
         rows = re.findall(
             r'^groupmamba-official-tiny\S+ +whole model +([\d,]+) +([\d.]+) +([\d.]+)$', output,
@@ -39,14 +33,14 @@ class TestGetFlops:
         assert '9*B*L*C*N + B*L*C for each selective scan' in output
 
     def test_options_change_the_model(self, capsys, one_thread):
-        load_tool('get_flops').main([
+        load_tool(FLOPS).main([
             TINY, '--shape', '32', '32', '--cfg-options', 'model.head.num_classes=10'])
         assert f'{23_361_917 - 2 * 990 * 449:,}' in capsys.readouterr().out
 
     def test_detector_is_counted_by_its_backbone(self):
         model = torch.nn.Module()
         model.backbone = torch.nn.Identity()
-        parts = load_tool('get_flops').counted_parts
+        parts = load_tool(FLOPS).counted_parts
         assert parts(model, 'mmdet') == [('backbone', model.backbone)]
         assert parts(model, 'mmpretrain') == [('whole model', model)]
         assert [name for name, _ in parts(model, 'mmseg')] == ['whole model', 'backbone']
@@ -58,19 +52,19 @@ class TestGetFlops:
     ])
     def test_usage_errors(self, arguments, capsys):
         with pytest.raises(SystemExit) as error:
-            load_tool('get_flops').main(arguments)
+            load_tool(FLOPS).main(arguments)
         assert error.value.code == 2
         assert 'error:' in capsys.readouterr().err
 
     def test_missing_config(self):
         with pytest.raises(ConfigError, match='nowhere.py does not exist'):
-            load_tool('get_flops').main(['nowhere.py'])
+            load_tool(FLOPS).main(['nowhere.py'])
 
 
 class TestBenchmarkCpu:
 
     def test_both_rows(self, capsys, one_thread):
-        load_tool('benchmark_cpu').main(
+        load_tool(BENCHMARK).main(
             ['--image-size', '193', '--repeats', '1', '--warmup', '1', '--threads', '1'])
         output = capsys.readouterr().out
         rows = dict(re.findall(r'^(\S.*?) +[\d.]+ +[\d.]+ - [\d.]+ +([\d.]+)$', output,
@@ -83,24 +77,24 @@ class TestBenchmarkCpu:
             assert condition in output
 
     def test_quartiles_in_milliseconds(self):
-        tool = load_tool('benchmark_cpu')
+        tool = load_tool(BENCHMARK)
         assert tool.summarise([0.004, 0.001, 0.002, 0.005, 0.003]) == tool.Latency(2, 3, 4)
         assert tool.summarise([0.002]) == tool.Latency(2, 2, 2)
 
     def test_warmup_is_left_out_and_models_take_turns(self):
-        tool, calls = load_tool('benchmark_cpu'), []
+        tool, calls = load_tool(BENCHMARK), []
         models = {name: lambda image, name=name: calls.append(name) for name in 'ab'}
         tool.measure(models, torch.zeros(1), warmup=1, repeats=2)
         assert calls == ['a', 'b'] * 3
 
     def test_image_too_small_for_the_peer(self, capsys):
         with pytest.raises(SystemExit):
-            load_tool('benchmark_cpu').main(['--image-size', '192'])
+            load_tool(BENCHMARK).main(['--image-size', '192'])
         assert 'needs 193 or more' in capsys.readouterr().err
 
     def test_same_config_twice(self):
         with pytest.raises(ConfigError, match='given twice'):
-            load_tool('benchmark_cpu').main([TINY, TINY])
+            load_tool(BENCHMARK).main([TINY, TINY])
 
 
 NUM_CLASSES, PER_CLASS = 3, 4
@@ -137,7 +131,7 @@ def write_results(folder, samples):
 
 
 def draw(folder, *options):
-    tool = load_tool('prediction_grid')
+    tool = load_tool(GRID)
     tool.main([str(folder / 'pico.py'), str(folder / 'results.pkl'),
                '--out', str(folder / 'new' / 'grid.png'), *options])
     return tool, Image.open(folder / 'new' / 'grid.png')
@@ -177,10 +171,10 @@ class TestPredictionGrid:
         assert chosen[0] == chosen[1] != chosen[2]
 
     def test_long_names(self):
-        name = load_tool('prediction_grid').short_name
+        name = load_tool(GRID).short_name
         assert name(['tench, Tinca tinca'], 0) == 'tench'
         assert name(None, 7) == '7'
-        assert len(name(['a' * 80], 0)) == load_tool('prediction_grid').NAME_LENGTH
+        assert len(name(['a' * 80], 0)) == load_tool(GRID).NAME_LENGTH
 
     def test_results_of_other_data(self, results):
         folder, samples = results
@@ -209,11 +203,11 @@ class TestPredictionGrid:
             draw(results[0])
 
     def test_missing_picture(self, results):
-        tool = load_tool('prediction_grid')
+        tool = load_tool(GRID)
         with pytest.raises(DataError, match='gone.png cannot be read'):
             tool.read_tile(str(results[0] / 'gone.png'))
 
     def test_out_must_be_png(self, results, capsys):
         with pytest.raises(SystemExit):
-            load_tool('prediction_grid').main(['pico.py', 'results.pkl', '--out', 'grid.jpg'])
+            load_tool(GRID).main(['pico.py', 'results.pkl', '--out', 'grid.jpg'])
         assert 'end the name in .png' in capsys.readouterr().err

@@ -1,5 +1,4 @@
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -8,15 +7,14 @@ from pathlib import Path
 import cv2
 import pytest
 
+from tests.conftest import load_tool
+
 SCRIPT = Path(__file__).resolve().parents[2] / 'tools/dataset_converters/make_demo_data.py'
 
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('make_demo_data', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('dataset_converters/make_demo_data.py')
 
 
 def _hashes(folder):

@@ -1,5 +1,4 @@
 """Converting released checkpoints, and back."""
-import importlib.util
 import json
 import os
 
@@ -11,20 +10,13 @@ from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file, revert_to_official
 from groupmamba_mm.checkpoint.inert import read_tensors
 from groupmamba_mm.engine.config_checks import load_config
-from tests.conftest import REPO
+from tests.conftest import REPO, load_tool
 from tests.slow_models import official_forward
 from tests.test_backbones.test_truth import official_state
 
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(
-        name, REPO / 'tools' / 'model_converters' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL, BACK = load_tool('official_to_mmpretrain'), load_tool('mmpretrain_to_official')
+TOOL, BACK = (
+    load_tool(f'model_converters/{name}.py')
+    for name in ('official_to_mmpretrain', 'mmpretrain_to_official'))
 
 
 class RunsCode:

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.conftest import load_tool
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(ROOT.glob('tools/**/*.sh')) + [ROOT / '.ci' / 'run']
 
@@ -133,11 +135,7 @@ def test_help_names_every_option():
 @pytest.fixture
 def verify():
     """The module tools/_verify_install.py."""
-    from importlib.util import module_from_spec, spec_from_file_location
-    spec = spec_from_file_location('_verify_install', ROOT / 'tools' / '_verify_install.py')
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('_verify_install.py')
 
 
 def test_verify_names_what_moved_and_the_remedy(verify, monkeypatch):

@@ -1,5 +1,4 @@
 """metafile.yml against the READMEs, the configs and the models."""
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -9,14 +8,13 @@ import pytest
 from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import DataError
+from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'analysis_tools' / 'update_tables.py'
 SOURCES = {'paper', 'converted weights', 'measured here'}
 
-_spec = importlib.util.spec_from_file_location('update_tables', TOOL)
-update_tables = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(update_tables)
+update_tables = load_tool('analysis_tools/update_tables.py')
 
 MODELS = [model for models in update_tables.read_metafiles(ROOT).values() for model in models]
 
