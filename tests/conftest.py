@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from groupmamba_mm.distillation import FrozenTeacher, Normalization
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -71,3 +75,16 @@ def randomize(module, seed=0):
             else:
                 tensor.copy_(0.3 * noise)
     return module
+
+
+@MODELS.register_module()
+class RandomTeacher(FrozenTeacher):
+    """A teacher without a file: three channels pooled on a coarse grid, then a linear layer."""
+    normalization = Normalization((100., 110., 120.), (50., 60., 70.), rgb=False)
+
+    def build(self, num_classes):
+        """See :class:`FrozenTeacher`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2),
+                                 nn.Flatten(), nn.Linear(16, num_classes))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 
 from groupmamba_mm.errors import CheckpointError
 
@@ -43,12 +44,12 @@ def load_checkpoint_file(path: Union[str, Path],
     Raises:
         CheckpointError: If the file is missing or truncated, would run code, or holds no tensors.
     """
-    file = _local_file(str(path))
+    file = local_file(path)
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
+        with torch.serialization.safe_globals(safe_types()):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))
@@ -93,6 +94,31 @@ def state_dict_of(checkpoint: dict) -> dict:
         if isinstance(checkpoint.get(key), dict):
             return checkpoint[key]
     return checkpoint
+
+
+def load_all_safely() -> None:
+    """Make every checkpoint that this process reads be read without running code from it.
+
+    mmengine's own reader, which ``init_cfg`` of any module and the libraries' model zoos go
+    through, falls back to the unsafe way when the safe one refuses a file. Files and addresses are
+    given to :func:`load_checkpoint_file` here, and torch is told to refuse the unsafe way for all
+    that is left.
+    """
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
+
+
+def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:
+    """:func:`load_checkpoint_file` as mmengine's registry of loaders calls it.
+
+    Args:
+        filename (str): A file or an address.
+        map_location (Any): As in :func:`torch.load`. Defaults to 'cpu'.
+
+    Returns:
+        dict: The checkpoint.
+    """
+    return load_checkpoint_file(filename, map_location)
 
 
 def _has_tensors(checkpoint: dict) -> bool:
@@ -140,7 +166,7 @@ def _history_method(owner: type, name: str) -> Callable:
     return getattr(HistoryBuffer, name)
 
 
-def _safe_globals() -> List[Tuple[Callable, str]]:
+def safe_types() -> List[Tuple[Callable, str]]:
     """List the types of mmengine's checkpoints, each with the name it is saved under."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [
@@ -161,7 +187,19 @@ def _safe_globals() -> List[Tuple[Callable, str]]:
     return allowed
 
 
-def _local_file(path: str) -> Path:
+def local_file(path: Union[str, Path]) -> Path:
+    """Find a checkpoint on this machine, downloading it first if it is an address.
+
+    Args:
+        path (str or Path): As in :func:`load_checkpoint_file`.
+
+    Returns:
+        Path: The file, which exists.
+
+    Raises:
+        CheckpointError: If there is no such file, or it could not be downloaded.
+    """
+    path = str(path)
     scheme = urlparse(path).scheme
     if scheme in ('http', 'https'):
         return _download(path)

@@ -131,6 +131,26 @@ def revert_to_official(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
     return reverted
 
 
+def pick_official_weights(checkpoint: dict) -> Tuple[dict, str]:
+    """Find the weights in one of the two forms of a released checkpoint.
+
+    Args:
+        checkpoint: What :func:`groupmamba_mm.checkpoint.read_tensors` returned.
+
+    Returns:
+        The tensors by their released names, and where they were: 'model_ema' if it is there (the
+        averaged weights are the ones that were evaluated), else 'model', else 'flat'.
+    """
+    for form in ('model_ema', 'model'):
+        if isinstance(checkpoint.get(form), dict):
+            weights = checkpoint[form]
+            break
+    else:
+        form, weights = 'flat', checkpoint
+    # an averaged or distributed model is saved with its wrapper's name before each key
+    return {key.removeprefix('module.'): value for key, value in weights.items()}, form
+
+
 def _rename(name: str, source: int) -> Optional[str]:
     """Rename a tensor that belongs to no unit; ``source`` is 0 for released names, 1 for ours."""
     renamed = _swap_prefix(name, _MODEL_PREFIXES, source)

@@ -1,6 +1,7 @@
 """How the commands end when something is wrong: with one line that says what and what to do."""
 import argparse
 import inspect
+import pickle
 import re
 import sys
 import traceback
@@ -45,9 +46,9 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         'optim_wrapper.optimizer.lr=5e-4; lists as key="[a,b]" without spaces')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes; dist_*.sh and slurm_*.sh set it')
-    parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16'], const='bf16',
-                        help='mixed precision, bf16 unless fp16 is given; on a CPU, training '
-                        'stays in fp32')
+    parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16', 'off'], const='bf16',
+                        help='mixed precision, bf16 unless fp16 is given; off: fp32; on a CPU, '
+                        'training is in fp32. Default: what the config says')
     # torch.distributed.launch passes one or the other by its age; torchrun uses the environment.
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
@@ -103,7 +104,7 @@ def explain(error: BaseException) -> str:
     cause = _innermost(error)
     message = _message(cause)
     for explanation in (_unknown_type(message), _wrong_argument(cause, message),
-                        _launch_or_memory(message)):
+                        _unsafe_checkpoint(cause), _launch_or_memory(message)):
         if explanation is not None:
             return _one_line(explanation)
     name = type(cause).__name__
@@ -186,6 +187,15 @@ def _class_being_built(trace: Optional[TracebackType]) -> Tuple[Optional[str], L
             built, known = builds.__name__, list(inspect.signature(builds).parameters)
         trace = trace.tb_next
     return built, known
+
+
+def _unsafe_checkpoint(cause: BaseException) -> Optional[str]:
+    """Explain what a checkpoint of a library's model zoo ends in, which torch itself refuses."""
+    if not isinstance(cause, pickle.UnpicklingError):
+        return None
+    return ('a checkpoint was not loaded: it is damaged, or asks for what could run code '
+            f'({cause.args[0].splitlines()[0]}); the log above names it. Download it again, or do '
+            'not use it')
 
 
 def _launch_or_memory(message: str) -> Optional[str]:

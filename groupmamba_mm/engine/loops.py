@@ -1,4 +1,4 @@
-"""Testing in mixed precision."""
+"""Mixed precision: its names, and testing in it."""
 from typing import Sequence
 
 import torch
@@ -8,6 +8,8 @@ from mmengine.runner import TestLoop
 
 # The name on the command line and the one that torch knows.
 AMP_DTYPES = {'bf16': 'bfloat16', 'fp16': 'float16'}
+# What AmpOptimWrapper takes and OptimWrapper does not.
+AMP_ARGUMENTS = ('dtype', 'loss_scale', 'use_fsdp')
 
 
 @LOOPS.register_module()

@@ -19,10 +19,11 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
 from groupmamba_mm.checkpoint import (CheckpointError, ExpectedKeys, expected_unused_keys,
-                                      load_checkpoint_file, load_matched, match_state_dict,
-                                      state_dict_of)
+                                      load_all_safely, load_checkpoint_file, load_matched,
+                                      match_state_dict, state_dict_of)
 from groupmamba_mm.checkpoint.matching import log_report, require_share
 from groupmamba_mm.errors import LaunchError
+from .loops import AMP_ARGUMENTS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
@@ -31,9 +32,6 @@ LOAD_FROM_MIN_SHARE = 0.8
 # Files from before BatchNorm counted its batches lack this; the count is no weight.
 BATCH_COUNTERS = ExpectedKeys(r'num_batches_tracked$', 'counts batches, no weight')
 
-# What only AmpOptimWrapper takes.
-_AMP_ARGUMENTS = ('dtype', 'loss_scale', 'use_fsdp')
-
 
 @RUNNERS.register_module()
 class CheckedRunner(Runner):
@@ -41,8 +39,11 @@ class CheckedRunner(Runner):
 
     It takes the arguments of :class:`mmengine.runner.Runner` and differs from it in this:
 
-    - Checkpoints are read without running code. Testing and resuming need every tensor of the
-      model, ``load_from`` in training a share of :data:`LOAD_FROM_MIN_SHARE`; the report is logged.
+    - Checkpoints, those of ``init_cfg`` too, are read without running code. Testing and resuming
+      need every tensor of the model, ``load_from`` in training a share of
+      :data:`LOAD_FROM_MIN_SHARE`; the report is logged.
+    - What a model needs for training alone, its method ``prepare_training`` gets before the data
+      are read.
     - Without a GPU, processes started by torchrun, Slurm or MPI speak through gloo.
     - More processes than GPUs on a machine are refused before they wait for each other.
     - Without a GPU, a config with mixed precision trains in fp32 and says so.
@@ -57,6 +58,9 @@ class CheckedRunner(Runner):
             nn.Module: The trained model.
         """
         self._min_matched_share = LOAD_FROM_MIN_SHARE
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        if hasattr(model, 'prepare_training'):
+            model.prepare_training()
         return super().train()
 
     def val(self) -> dict:
@@ -167,6 +171,7 @@ class CheckedRunner(Runner):
         Raises:
             LaunchError: If this machine runs more processes than it has GPUs.
         """
+        load_all_safely()
         if self.distributed:
             require_enough_gpus(self.launcher)
             if get_device() == 'cpu' and not is_distributed():
@@ -227,7 +232,7 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")
-    plain = {key: value for key, value in optim_wrapper.items() if key not in _AMP_ARGUMENTS}
+    plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
     return dict(plain, type='OptimWrapper')
 
 

@@ -28,7 +28,7 @@ def apply_test_options(cfg: Config,
         show_dir (str, optional): Folder for painted images.
         tta (bool): Whether to average over the mirrored image too, or over what the config's
             tta_model and tta_pipeline say. Defaults to False.
-        amp (str, optional): 'bf16' or 'fp16'. Defaults to None, fp32.
+        amp (str, optional): 'bf16' or 'fp16'. Defaults to None, fp32, as is 'off'.
 
     Raises:
         ConfigError: If the config cannot do what was asked for.
@@ -40,13 +40,14 @@ def apply_test_options(cfg: Config,
     cfg.load_from = checkpoint
     options = {'mmpretrain': ClassificationTest, 'mmdet': DetectionTest,
                'mmseg': SegmentationTest}[cfg.default_scope](cfg)
+    options.drop_ema_hook()
     if out is not None:
         options.set_out(out)
     if show_dir is not None:
         options.set_show_dir(show_dir)
     if tta:
         options.set_tta()
-    if amp is not None:
+    if amp in AMP_DTYPES:
         options.set_amp(amp)
 
 
@@ -114,7 +115,11 @@ class TaskTest(ABC):
         if 'tta_pipeline' not in self.cfg:
             self.cfg.tta_pipeline = self.mirrored_pipeline(deepcopy(list(dataset.pipeline)))
         model = self.cfg.get('tta_model', self.default_tta_model)
-        self._drop_ema_hook()
+        if any(_is_ema(hook) for hook in self.cfg.get('custom_hooks') or []):
+            # The hook would not find its weights in the wrapped model, and say nothing.
+            raise ConfigError('--tta: the EMAHook of the config has evaluate_on_ema=False, and a '
+                              'checkpoint holds the averaged weights as its model; test without '
+                              '--tta')
         self.cfg.model = ConfigDict(model, module=self.cfg.model)
         dataset.pipeline = self.cfg.tta_pipeline
 
@@ -133,19 +138,16 @@ class TaskTest(ABC):
                               'use TestLoop or leave --amp away')
         self.cfg.test_cfg = dict(type='AmpTestLoop', dtype=AMP_DTYPES[amp])
 
-    def _drop_ema_hook(self) -> None:
-        """Test the averaged weights that a checkpoint holds as its model, without the hook.
+    def drop_ema_hook(self) -> None:
+        """Test the averaged weights, which a checkpoint holds as its model, without the hook.
 
-        mmpretrain's hook does not find its weights in the wrapped model, says nothing, and the test
-        would run on the initial ones.
+        mmpretrain's hook can test the raw weights as well, and their predictions would take the
+        place of the averaged ones' in the files of --out and --show-dir. With
+        ``evaluate_on_ema=False`` it stays: so the raw weights are tested.
         """
         hooks = list(self.cfg.get('custom_hooks') or [])
-        ema = [hook for hook in hooks if hook['type'].split('.')[-1] == 'EMAHook']
-        if any(not hook.get('evaluate_on_ema', True) for hook in ema):
-            raise ConfigError('--tta: the EMAHook of the config has evaluate_on_ema=False, and a '
-                              'checkpoint holds the averaged weights as its model; test without '
-                              '--tta')
-        self.cfg.custom_hooks = [hook for hook in hooks if hook not in ema]
+        self.cfg.custom_hooks = [
+            hook for hook in hooks if not (_is_ema(hook) and hook.get('evaluate_on_ema', True))]
 
     def _add_dump(self, metric: Dict, out: str) -> None:
         if os.path.splitext(out)[1] not in _PICKLE_SUFFIXES or os.path.isdir(out):
@@ -223,6 +225,10 @@ class SegmentationTest(TaskTest):
         labels = [step for step in pipeline if step['type'] == 'LoadAnnotations']
         images = [step for step in pipeline[:-1] if step['type'] != 'LoadAnnotations']
         return images + [_test_time_aug(_flips(), labels, pipeline[-1:])]
+
+
+def _is_ema(hook: Dict) -> bool:
+    return hook['type'].split('.')[-1] == 'EMAHook'
 
 
 def _flips() -> List[Dict]:

@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from groupmamba_mm.errors import ConfigError
-from .loops import AMP_DTYPES
+from .loops import AMP_ARGUMENTS, AMP_DTYPES
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -58,7 +58,8 @@ def apply_train_options(cfg: Config,
         cfg (Config): The config, changed in place.
         resume (str, optional): A checkpoint to continue from, 'auto' for the last one of the work
             directory. Defaults to None.
-        amp (str, optional): 'bf16' or 'fp16'. Defaults to None, the config's own precision.
+        amp (str, optional): 'bf16', 'fp16', or 'off' for fp32. Defaults to None, the config's own
+            precision.
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size.
         no_validate (bool): Whether to leave validation out.
 
@@ -89,6 +90,11 @@ def _set_amp(cfg: Config, amp: str) -> None:
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
                           'counterpart; use OptimWrapper or leave --amp away')
+    if amp == 'off':
+        for key in AMP_ARGUMENTS:
+            wrapper.pop(key, None)
+        wrapper.type = 'OptimWrapper'
+        return
     wrapper.type = 'AmpOptimWrapper'
     wrapper.dtype = AMP_DTYPES[amp]
     # bf16 has the range of fp32, so its gradients need no scaling.

@@ -12,7 +12,8 @@ class TwoHeadClsHead(ClsHead):
     """Two linear heads on one feature vector; the logits are their mean.
 
     In the released recipe the first head learns the label and the second the teacher's decision,
-    with weight 0.5 each. Without a teacher both learn the label, with the same weights.
+    with weight 0.5 each: see :class:`groupmamba_mm.distillation.DistilledTwoHeadClsHead`. Without a
+    teacher, here, both learn the label, with the same weights.
 
     Args:
         num_classes: Number of classes K.
@@ -34,6 +35,7 @@ class TwoHeadClsHead(ClsHead):
         super().__init__(loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         if num_classes < 1:
             raise ValueError(f'num_classes must be at least 1, got {num_classes}')
+        self.num_classes = num_classes
         self.label_fc = nn.Linear(in_channels, num_classes)
         self.teacher_fc = nn.Linear(in_channels, num_classes)
 

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel, BaseTTAModel
 from mmengine.registry import MODELS, RUNNERS
 from torch import nn
 
-from groupmamba_mm.checkpoint import CheckpointError, ExpectedKeys
+from groupmamba_mm.checkpoint import CheckpointError, ExpectedKeys, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
 from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
@@ -90,13 +90,13 @@ def test_loading_by_hand_needs_every_tensor(trained, tmp_path):
 
     fitting = build(tmp_path)
     fitting.load_checkpoint(str(trained))
-    saved = torch.load(trained, weights_only=False)['state_dict']
+    saved = load_checkpoint_file(trained)['state_dict']
     assert torch.equal(fitting.model.head.weight, saved['head.weight'])
 
 
 def test_training_may_start_from_most_of_a_model(trained, tmp_path):
     # 2 of 144 elements are another head's here.
-    weights = dict(torch.load(trained, weights_only=False)['state_dict'])
+    weights = dict(load_checkpoint_file(trained)['state_dict'])
     weights['head.bias'] = torch.ones(7)
     torch.save(dict(state_dict=weights), tmp_path / 'other_head.pth')
     runner = build(tmp_path, load_from=str(tmp_path / 'other_head.pth'))
@@ -119,7 +119,7 @@ def test_resuming_restores_everything(trained, tmp_path):
     assert (resumed.epoch, resumed.iter) == (2, 4)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[key], value, msg=key)
-    saved, expected = (torch.load(folder / 'epoch_2.pth', weights_only=False)
+    saved, expected = (load_checkpoint_file(folder / 'epoch_2.pth')
                        for folder in (tmp_path, tmp_path / 'whole'))
     for key, value in expected['ema_state_dict'].items():
         torch.testing.assert_close(saved['ema_state_dict'][key], value, msg=key)
@@ -132,7 +132,7 @@ def test_resuming_refuses_another_model_and_bare_weights(trained, tmp_path):
     runner = build(tmp_path, model=dict(classes=3), epochs=2, resume=True, load_from=str(trained))
     with pytest.raises(CheckpointError, match='100% must match'):
         runner.train()
-    weights = torch.load(trained, weights_only=False)['state_dict']
+    weights = load_checkpoint_file(trained)['state_dict']
     torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
     runner = build(tmp_path, epochs=2, resume=True, load_from=str(tmp_path / 'weights.pth'))
     with pytest.raises(CheckpointError, match='weights only'):
@@ -146,7 +146,7 @@ def test_resuming_without_a_checkpoint_is_said(tmp_path):
 
 
 def test_announced_keys_are_reported_as_such(trained, tmp_path):
-    weights = dict(torch.load(trained, weights_only=False)['state_dict'])
+    weights = dict(load_checkpoint_file(trained)['state_dict'])
     weights['backbone.norm4.weight'] = torch.ones(3)
     weights['teacher.weight'] = torch.ones(3)
     # Wrapped models are saved with this prefix by other tools.
@@ -162,7 +162,7 @@ def test_a_model_for_test_time_augmentation_is_filled(trained, tmp_path):
     runner = build(tmp_path)
     runner.model = RunnerTestTTA(module=dict(type='RunnerTestModel'))
     runner.load_checkpoint(str(trained))
-    saved = torch.load(trained, weights_only=False)['state_dict']
+    saved = load_checkpoint_file(trained)['state_dict']
     assert torch.equal(runner.model.module.head.weight, saved['head.weight'])
 
 

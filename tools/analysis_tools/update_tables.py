@@ -24,7 +24,6 @@ COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
     ('params [M]', 'Published Parameters', 1e6, 'g'),
     ('MACs [G]', 'Published FLOPs', 1e9, 'g'),
     ('top-1 [%]', 'Top 1 Accuracy', 1, '.1f'),
-    ('without distillation', 'Top 1 Accuracy without Distillation', 1, '.1f'),
 )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from groupmamba_mm.backbones import ARCHS, GroupMamba
-from groupmamba_mm.checkpoint import convert_official, match_state_dict
-from groupmamba_mm.checkpoint.official_file import pick_official_weights, read_tensors
+from groupmamba_mm.checkpoint import convert_official, match_state_dict, read_tensors
+from groupmamba_mm.checkpoint.official import pick_official_weights
 from groupmamba_mm.checkpoint.saving import save_new_file
 from groupmamba_mm.engine.cli import run_command
 from groupmamba_mm.errors import CheckpointError

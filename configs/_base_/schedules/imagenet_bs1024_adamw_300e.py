@@ -1,5 +1,10 @@
 """300 epochs of AdamW at batch 1024, the paper's schedule with the released details."""
 optim_wrapper = dict(
+    # bf16 has the range of fp32, so its gradients need no scaling. The released recipe has fp16
+    # with a scaler: --amp fp16. On a CPU it is fp32.
+    type='AmpOptimWrapper',
+    dtype='bfloat16',
+    loss_scale=dict(enabled=False),
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     # Decayed is what has two or more dimensions and is no bias, as in the released recipe; so are
     # A_log, x_proj_weight, dt_proj_weight and dt_proj_bias.
@@ -21,5 +26,12 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
+
+# The averaged weights, 0.9999 of the old and 1e-4 of the new ones after each step, are validated
+# and saved as the model; the raw ones are validated beside them. BatchNorm's statistics are
+# averaged with the weights that they belong to.
+custom_hooks = [
+    dict(type='EMAHook', momentum=1e-4, update_buffers=True, evaluate_on_origin=True)
+]
 
 auto_scale_lr = dict(base_batch_size=1024)
