@@ -11,12 +11,50 @@ from mmpretrain.structures import DataSample
 from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.runner import without_amp
+from groupmamba_mm.layers.channel_affinity import NoChannelAffinity
 from tests.conftest import REPO
 
 CONFIGS = sorted(
     str(path.relative_to(REPO)) for path in (REPO / 'configs').rglob('*.py')
     if '_base_' not in path.parts)
 IN1K = [path for path in CONFIGS if path.endswith('_in1k.py')]
+ABLATIONS = 'configs/groupmamba/ablations'
+BACKBONE = 'model.backbone'
+WIDE = dict(family='paper', stem_channels=32, embed_dims=(96, 192, 392, 1032),
+            depths=(2, 2, 9, 2), ffn_ratios=(8, 8, 2, 2))
+#: What each ablation changes, against which config of the folder above.
+CHANGES = {
+    'groupmamba-tiny-g1': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 1}),
+    'groupmamba-tiny-g2': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 2}),
+    'groupmamba-tiny-g8': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 8}),
+    'groupmamba-tiny-d1-distill': (
+        'groupmamba-tiny-distill', {f'{BACKBONE}.directions': ('left-right', )}),
+    'groupmamba-tiny-d1-d2-distill': (
+        'groupmamba-tiny-distill', {f'{BACKBONE}.directions': ('left-right', 'right-left')}),
+    'groupmamba-tiny-no-cam': ('groupmamba-tiny', {f'{BACKBONE}.channel_affinity': False}),
+    'groupmamba-tiny-4d-no-cam': (
+        'groupmamba-tiny',
+        {f'{BACKBONE}.channel_affinity': False, f'{BACKBONE}.share_directions': True}),
+    'groupmamba-tiny-g1-4d-no-cam': (
+        'groupmamba-tiny',
+        {f'{BACKBONE}.channel_affinity': False, f'{BACKBONE}.share_directions': True,
+         f'{BACKBONE}.num_groups': 1}),
+    'groupmamba-tiny-wide': (
+        'groupmamba-tiny', {f'{BACKBONE}.arch': WIDE, 'model.head.in_channels': 1032}),
+}
+#: The directions of each scan's groups that come of it, in the first layer.
+ROW, BACK, COLUMN, UP = 'left-right', 'right-left', 'top-bottom', 'bottom-top'
+PLANS = {
+    'groupmamba-tiny-g1': ((ROW, ), ),
+    'groupmamba-tiny-g2': ((ROW, BACK), ),
+    'groupmamba-tiny-g8': ((ROW, BACK, COLUMN, UP) * 2, ),
+    'groupmamba-tiny-d1-distill': ((ROW, ) * 4, ),
+    'groupmamba-tiny-d1-d2-distill': ((ROW, BACK) * 2, ),
+    'groupmamba-tiny-no-cam': ((ROW, BACK, COLUMN, UP), ),
+    'groupmamba-tiny-4d-no-cam': ((ROW, ) * 4, (BACK, ) * 4, (COLUMN, ) * 4, (UP, ) * 4),
+    'groupmamba-tiny-g1-4d-no-cam': ((ROW, ), (BACK, ), (COLUMN, ), (UP, )),
+    'groupmamba-tiny-wide': ((ROW, BACK, COLUMN, UP), ),
+}
 
 
 def load(path):
@@ -31,6 +69,8 @@ def test_all_promised_configs_are_there():
         assert {f'groupmamba-{size}_8xb128_in1k.py',
                 f'groupmamba-official-{size}_8xb128_in1k.py'} <= names
     assert {'groupmamba-pico_demo-cls.py', 'groupmamba-official-pico_demo-cls.py'} <= names
+    assert {str(Path(path).relative_to(ABLATIONS)) for path in CONFIGS
+            if path.startswith(ABLATIONS)} == {f'{name}_8xb128_in1k.py' for name in CHANGES}
 
 
 @pytest.mark.parametrize('path', CONFIGS)
@@ -112,6 +152,31 @@ def test_weight_decay_is_the_released_rule(path):
     decayed_ssm = {name.rsplit('.', 1)[1] for name, p in model.named_parameters()
                    if '.ssm.' in name and decay[id(p)] > 0}
     assert decayed_ssm == {'x_proj_weight', 'dt_proj_weight', 'dt_proj_bias', 'A_log'}
+
+
+def flat(cfg, prefix=''):
+    """The values of a config by their dotted keys; a changed arch counts as one value."""
+    found = {}
+    for key, value in cfg.items():
+        if isinstance(value, dict) and key != 'arch':
+            found.update(flat(value, f'{prefix}{key}.'))
+        else:
+            found[f'{prefix}{key}'] = value
+    return found
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_an_ablation_differs_in_what_its_name_says(name):
+    base, changes = CHANGES[name]
+    before = flat(load(f'configs/groupmamba/{base}_8xb128_in1k.py'))
+    cfg = load(f'{ABLATIONS}/{name}_8xb128_in1k.py')
+    after = flat(cfg)
+    assert set(before) <= set(after)
+    assert {key: value for key, value in after.items()
+            if key not in before or value != before[key]} == changes
+    layer = build_model(cfg).backbone.stages[0][0]
+    assert layer.vsss.mamba.plan == PLANS[name]
+    assert isinstance(layer.affinity, NoChannelAffinity) == ('no-cam' in name)
 
 
 def test_head_is_found_through_the_root_registry():

@@ -1,4 +1,5 @@
 """Trained networks that a student learns from, kept out of all that happens to the student."""
+import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +198,8 @@ class TimmTeacher(FrozenTeacher):
                  **kwargs) -> None:
         super().__init__(checkpoint=checkpoint, **kwargs)
         if not timm.is_model(model_name):
-            near = timm.list_models(f'*{model_name.split(".")[0][:6]}*')[:8]
-            raise ValueError(f'timm has no model {model_name!r}; near are {near}')
+            near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
+            raise ValueError(f'timm has no model {model_name!r}; like it are {near}')
         self.model_name = model_name
         self.mean = mean
         self.std = std

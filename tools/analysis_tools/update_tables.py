@@ -1,9 +1,12 @@
 """Write the tables of the configs' READMEs from the metafiles that model-index.yml imports.
 
 A table stands between the two lines :data:`BEGIN` and :data:`END` of the README.md beside a
-metafile. Whatever was there before is replaced.
+metafile. Whatever was there before is replaced. A metafile's list ``Borrowed`` names models of
+other metafiles whose rows stand before its own, and may add numbers to them that only its table
+shows.
 """
 import argparse
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -16,13 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN = '<!-- table of metafile.yml: begin -->'
 END = '<!-- table of metafile.yml: end -->'
 
-#: The columns: heading, the number's key in metafile.yml, its divisor and its format.
+#: The columns: heading, the number's key in metafile.yml, its divisor and its format. A table has
+#: those of which a model of it has the key.
 COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
     ('params [M]', 'Parameters', 1e6, '.3f'),
     ('MACs [G]', 'FLOPs', 1e9, '.3f'),
     ('of it scans [G]', 'Scan FLOPs', 1e9, '.3f'),
+    ('fewer params than one group [%]', 'Saved Parameters', 1, '.1f'),
     ('params [M]', 'Published Parameters', 1e6, 'g'),
     ('MACs [G]', 'Published FLOPs', 1e9, 'g'),
+    ('fewer params than one group [%]', 'Published Saved Parameters', 1, 'g'),
+    ('images/s on an A100', 'Published Throughput', 1, 'g'),
     ('top-1 [%]', 'Top 1 Accuracy', 1, '.1f'),
 )
 
@@ -42,24 +49,24 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def read_metafiles(root: Path) -> Dict[Path, List[Dict[str, Any]]]:
-    """Read the models of every metafile.
+def read_metafiles(root: Path) -> Dict[Path, Dict[str, Any]]:
+    """Read every metafile.
 
     Args:
         root: The checkout.
 
     Returns:
-        The models by the README.md that has their table.
+        Their contents by the README.md that has their table.
     """
     imported = yaml.safe_load((root / 'model-index.yml').read_text(encoding='utf-8'))['Import']
     return {
         root / Path(path).parent / 'README.md':
-        yaml.safe_load((root / path).read_text(encoding='utf-8'))['Models']
+        yaml.safe_load((root / path).read_text(encoding='utf-8'))
         for path in imported
     }
 
 
-def numbers_of(model: Dict[str, Any]) -> Dict[str, float]:
+def numbers_of(model: Dict[str, Any]) -> Dict[str, Optional[float]]:
     """The numbers of a model: its metadata and the metrics of its results, by their keys."""
     numbers = dict(model['Metadata'])
     for result in model['Results']:
@@ -67,26 +74,63 @@ def numbers_of(model: Dict[str, Any]) -> Dict[str, float]:
     return numbers
 
 
-def make_table(models: List[Dict[str, Any]]) -> str:
+def rows_of(metafile: Dict[str, Any], known: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The models of a metafile's table: those borrowed from other metafiles, then its own.
+
+    Args:
+        metafile: The content of a metafile.
+        known: The models of all metafiles by their names.
+
+    Returns:
+        The models, the borrowed ones with the numbers that this metafile adds.
+
+    Raises:
+        DataError: A borrowed model is not known, or has a number already that is added here.
+    """
+    borrowed = []
+    for entry in metafile.get('Borrowed', []):
+        name = entry['Name']
+        if name not in known:
+            raise DataError(f'{name} is borrowed, but in no metafile; name one of '
+                            f'{", ".join(known)}')
+        twice = sorted(set(entry['Metadata']) & set(numbers_of(known[name])))
+        if twice:
+            raise DataError(f"{name}: {', '.join(twice)} stands in the model's own metafile, and a "
+                            'number has one place; remove it from Borrowed')
+        borrowed.append(dict(known[name], **{
+            field: dict(known[name][field], **entry[field]) for field in ('Metadata', 'Sources')}))
+    return borrowed + metafile['Models']
+
+
+def make_table(models: List[Dict[str, Any]], folder: Path) -> str:
     """Make a Markdown table with one row for each model.
 
     Args:
-        models: The models of a metafile.
+        models: The models of the rows.
+        folder: Where the table will be, relative to the checkout, for its links.
 
     Returns:
-        The table. The heading of a column says where its numbers are from.
+        The table. The heading of a column says where its numbers are from; a null is a dash.
 
     Raises:
-        DataError: A column has numbers of different origin, or a model lacks one.
+        DataError: A column has numbers of different origin, a model lacks one that others have, or
+            has one without a column.
     """
     heads = ['config']
-    rows = [[_link(model)] for model in models]
+    rows = [[_link(model, folder)] for model in models]
+    present = {key for model in models for key in numbers_of(model)}
+    unknown = sorted(present - {key for _, key, _, _ in COLUMNS})
+    if unknown:
+        raise DataError(f'no column shows {", ".join(unknown)}; correct the name in metafile.yml, '
+                        'or add a column in update_tables.py')
     for title, key, divisor, form in COLUMNS:
+        if key not in present:
+            continue
         lacking = [model['Name'] for model in models
                    if key not in numbers_of(model) or key not in model['Sources']]
         if lacking:
             raise DataError(f'{", ".join(lacking)}: {key} or its source is missing; add it to '
-                            'metafile.yml')
+                            'metafile.yml, as null if the source states none')
         sources = sorted({model['Sources'][key] for model in models})
         if len(sources) != 1:
             raise DataError(f'{key} is from {" and ".join(sources)}, and a column has one '
@@ -94,13 +138,15 @@ def make_table(models: List[Dict[str, Any]]) -> str:
                             'update_tables.py')
         heads.append(f'{title}, {sources[0]}')
         for row, model in zip(rows, models):
-            row.append(format(numbers_of(model)[key] / divisor, form))
-    lines = [heads, ['---'] + ['---:'] * len(COLUMNS), *rows]
+            number = numbers_of(model)[key]
+            row.append('-' if number is None else format(number / divisor, form))
+    lines = [heads, ['---'] + ['---:'] * (len(heads) - 1), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _link(model: Dict[str, Any]) -> str:
-    return f"[{model['Name'].split('_')[0]}]({Path(model['Config']).name})"
+def _link(model: Dict[str, Any], folder: Path) -> str:
+    target = Path(os.path.relpath(model['Config'], folder)).as_posix()
+    return f"[{model['Name'].split('_')[0]}]({target})"
 
 
 def with_table(text: str, table: str, path: Path) -> str:
@@ -137,9 +183,13 @@ def main(argv: Optional[List[str]] = None, root: Path = ROOT) -> None:
     """
     args = parse_args(argv)
     differing = []
-    for readme, models in read_metafiles(root).items():
+    metafiles = read_metafiles(root)
+    known = {model['Name']: model for metafile in metafiles.values()
+             for model in metafile['Models']}
+    for readme, metafile in metafiles.items():
         found = readme.read_text(encoding='utf-8')
-        wanted = with_table(found, make_table(models), readme)
+        table = make_table(rows_of(metafile, known), readme.parent.relative_to(root))
+        wanted = with_table(found, table, readme)
         if wanted == found:
             continue
         differing.append(str(readme.relative_to(root)))

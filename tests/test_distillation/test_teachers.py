@@ -1,0 +1,211 @@
+"""Teachers: what is read, how they want their images, and that they never change."""
+import argparse
+import copy
+import os
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from groupmamba_mm.distillation import ConfigTeacher, Normalization, TimmTeacher
+from groupmamba_mm.distillation import teachers as teachers_module
+from groupmamba_mm.errors import CheckpointError, ConfigError
+from tests.conftest import REPO, RandomTeacher
+
+SMALL_TIMM = 'test_resnet.r160_in1k'
+TIMM_MEAN_STD = Normalization((127.5, ) * 3, (127.5, ) * 3)
+STUDENT = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+class RunsCode:
+    """Its pickle asks for a shell command."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}', )
+
+
+@pytest.fixture(scope='module')
+def network():
+    torch.manual_seed(0)
+    network = timm.create_model(SMALL_TIMM, num_classes=7)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, .1)
+            module.running_var.uniform_(.5, 2.)
+    return network.eval()
+
+
+@pytest.fixture
+def file(network, tmp_path):
+    """A checkpoint as DeiT's: the tensors under 'model', with other things beside them."""
+    path = tmp_path / 'teacher.pth'
+    torch.save(dict(model=network.state_dict(), epoch=3, lr=np.float64(.1),
+                    args=argparse.Namespace(lr=1e-3)), path)
+    return str(path)
+
+
+@pytest.fixture
+def pixels():
+    return torch.randint(0, 256, (2, 3, 40, 32), generator=torch.Generator().manual_seed(0)).float()
+
+
+def normalized(pixels, normalization):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (
+        normalization.mean, normalization.std))
+    return ((pixels if normalization.rgb else pixels.flip(1)) - mean) / std
+
+
+@pytest.mark.parametrize('source', [STUDENT, Normalization((0., ) * 3, (1., ) * 3, rgb=False),
+                                    Normalization((1., 2., 3.), (4., 5., 6.), rgb=False)])
+def test_images_are_brought_into_the_teachers_normalization(pixels, source):
+    """Pixels are RGB here."""
+    target = Normalization((127.5, 100., 90.), (127.5, 60., 50.))
+    found = target.converted(normalized(pixels, source), source)
+    torch.testing.assert_close(found, normalized(pixels, target), atol=1e-5, rtol=1e-5)
+
+
+def test_equal_normalizations_cost_nothing(pixels):
+    assert STUDENT.converted(pixels, STUDENT) is pixels
+    # the default teacher's are those of our configs
+    assert TimmTeacher('regnety_160.deit_in1k').normalization == STUDENT
+
+
+def test_a_timm_teacher_from_a_file(network, file, pixels):
+    teacher = MODELS.build(dict(type='TimmTeacher', model_name=SMALL_TIMM, checkpoint=file))
+    assert teacher.network is None
+    assert teacher.normalization == TIMM_MEAN_STD
+    teacher.load(num_classes=7)
+    found = teacher(normalized(pixels, STUDENT), STUDENT)
+    with torch.no_grad():
+        expected = network(normalized(pixels, TIMM_MEAN_STD))
+    assert not found.requires_grad
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    first = teacher.network
+    teacher.load(num_classes=7)
+    assert teacher.network is first
+
+
+def test_the_normalization_can_be_given(file):
+    teacher = TimmTeacher(SMALL_TIMM, file, mean=(1., 2., 3.), std=(4., 5., 6.))
+    assert teacher.normalization == Normalization((1., 2., 3.), (4., 5., 6.))
+
+
+@pytest.mark.parametrize('options, tolerance', [
+    (dict(precision='bf16'), .05), (dict(channels_last=True), 1e-4),
+    (dict(precision='bf16', channels_last=True), .05)])
+def test_options_change_the_speed_alone(file, pixels, options, tolerance):
+    exact, other = TimmTeacher(SMALL_TIMM, file), TimmTeacher(SMALL_TIMM, file, **options)
+    exact.load(7)
+    other.load(7)
+    images = normalized(pixels, STUDENT)
+    expected, found = exact(images, STUDENT), other(images, STUDENT)
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < tolerance * expected.norm()
+    if options.get('precision') == 'bf16':
+        assert not torch.equal(found, expected)
+    if options.get('channels_last'):
+        weight = next(p for p in other.network.parameters() if p.dim() == 4 and p.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_compiled_network_is_the_one_that_runs(file, pixels, monkeypatch):
+    compiled = []
+
+    def compile(network):
+        compiled.append(network)
+        return lambda images: network(images) + 1
+
+    monkeypatch.setattr(teachers_module.torch, 'compile', compile)
+    plain, teacher = TimmTeacher(SMALL_TIMM, file), TimmTeacher(SMALL_TIMM, file, compile=True)
+    for each in (plain, teacher):
+        each.load(7)
+    assert compiled == [teacher.network]
+    images = normalized(pixels, STUDENT)
+    torch.testing.assert_close(teacher(images, STUDENT), plain(images, STUDENT) + 1)
+
+
+def test_the_students_autocast_has_no_influence(file, pixels):
+    teacher = TimmTeacher(SMALL_TIMM, file)
+    teacher.load(7)
+    images = normalized(pixels, STUDENT)
+    with torch.autocast('cpu', torch.bfloat16):
+        inside = teacher(images, STUDENT)
+    assert torch.equal(inside, teacher(images, STUDENT))
+
+
+def test_a_copy_of_a_student_shares_the_teacher(file):
+    teacher = TimmTeacher(SMALL_TIMM, file)
+    teacher.load(7)
+    assert copy.deepcopy([teacher])[0] is teacher
+
+
+def test_a_config_teacher_and_what_training_saved_for_it(tmp_path, pixels):
+    """The checkpoint of a Runner, which holds more than tensors, is tested end to end elsewhere."""
+    config = str(REPO / 'configs/demo/regnety-002_demo-cls.py')
+    teacher = MODELS.build(dict(type='ConfigTeacher', config=config,
+                                checkpoint=str(tmp_path / 'teacher.pth')))
+    assert teacher.normalization == STUDENT
+    init_default_scope('mmpretrain')
+    trained = teacher.build(10).eval()
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'teacher.pth')
+    teacher.load(10)
+    with torch.no_grad():
+        expected = trained(normalized(pixels, STUDENT))
+    torch.testing.assert_close(teacher(normalized(pixels, STUDENT), STUDENT), expected)
+
+
+def test_a_config_of_mmpretrain_by_name():
+    teacher = ConfigTeacher('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'resnet18.pth')
+    assert teacher.normalization == STUDENT
+    assert teacher.build(1000).head.fc.out_features == 1000
+
+
+def test_missing_files_are_told(tmp_path):
+    with pytest.raises(CheckpointError, match=r'gone\.pth does not exist'):
+        TimmTeacher(SMALL_TIMM, str(tmp_path / 'gone.pth')).load(7)
+    with pytest.raises(ConfigError, match=r'gone\.py, does not exist; set model\.teacher\.config'):
+        ConfigTeacher(str(tmp_path / 'gone.py'), 'a.pth').load(7)
+
+
+def test_code_is_refused_and_not_run(network, tmp_path):
+    marker, path = tmp_path / 'marker', tmp_path / 'evil.pth'
+    torch.save(dict(model=network.state_dict(), extra=RunsCode(marker)), path)
+    with pytest.raises(CheckpointError, match='could run code|run programs|no dict can stand for'):
+        TimmTeacher(SMALL_TIMM, str(path)).load(7)
+    assert not marker.exists()
+
+
+def test_damaged_and_other_files_are_refused(file, tmp_path):
+    with open(file, 'rb') as stream:
+        content = stream.read()
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(content[:len(content) // 2])
+    with pytest.raises(CheckpointError, match='truncated or damaged'):
+        TimmTeacher(SMALL_TIMM, str(cut)).load(7)
+    teacher = TimmTeacher('test_efficientnet.r160_in1k', file)
+    with pytest.raises(CheckpointError, match='100% must match'):
+        teacher.load(7)
+    assert teacher.network is None
+    with pytest.raises(CheckpointError, match=r'fc\.weight \(7x'):
+        TimmTeacher(SMALL_TIMM, file).load(8)
+
+
+def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError('no route')
+
+    monkeypatch.setattr(timm, 'create_model', fails)
+    with pytest.raises(CheckpointError, match=r'no route\); name a file with .*teacher.checkpoint'):
+        TimmTeacher(SMALL_TIMM).load(7)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match=r"precision must be one of .*got 'fp64'"):
+        RandomTeacher(precision='fp64')
+    with pytest.raises(ValueError, match="timm has no model 'regnety_161'; like it are .*regnety_160"):
+        TimmTeacher('regnety_161')
