@@ -18,6 +18,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmpretrain.datasets import CustomDataset
+
+from groupmamba_mm.checkpoint import load_checkpoint_file
 
 REPO = Path(__file__).resolve().parents[2]
 TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
@@ -57,6 +61,28 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 randomness = dict(seed=0)
 """
 
+#: A student of the model that the config above trained.
+STUDENT = """
+_base_ = ['./tiny.py']
+custom_imports = dict(
+    imports=['groupmamba_mm.datasets.loading', 'groupmamba_mm.distillation',
+             'tests.teacher_witness'], allow_failed_imports=False)
+model = dict(
+    type='DistilledClassifier', head=dict(type='DistilledLinearClsHead'),
+    teacher=dict(type='ConfigTeacher', config='tiny.py', checkpoint='work_dirs/tiny/epoch_1.pth'),
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
+custom_hooks = [
+    dict(type='EMAHook', momentum=0.1, update_buffers=True, evaluate_on_origin=True),
+    dict(type='TeacherWitness')]
+"""
+
+
+class RunsCode:
+    """Its pickle asks for a shell command."""
+
+    def __reduce__(self):
+        return os.system, ('touch ran', )
+
 
 def run(*command, cwd, **variables):
     """Run a command on the CPU and return its code, its output and its last line."""
@@ -83,12 +109,12 @@ def write_images(folder):
                 cv2.imwrite(str(folder / split / name / f'{index}.png'), image.astype(np.uint8))
 
 
-def call(tool, name, *arguments, options=()):
+def call(tool, name, *arguments, options=(), config='tiny.py'):
     """Run a command inside this process, which spares its imports, and return its exit code."""
     # mmengine keeps its loggers by the experiment's name and the second.
     options = ['--cfg-options', f'experiment_name={name}', *options]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', [tool, 'tiny.py', *arguments, *options])
+        patch.setattr(sys, 'argv', [tool, config, *arguments, *options])
         try:
             runpy.run_path(tool, run_name='__main__')
         except SystemExit as ended:
@@ -102,6 +128,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp('place')
     write_images(folder / 'data')
     (folder / 'tiny.py').write_text(CONFIG)
+    (folder / 'student.py').write_text(STUDENT)
     return folder
 
 
@@ -180,6 +207,10 @@ BROKEN = {
     'other_model': (TEST, [FIRST], ['model.head.num_classes=3'],
                     r'does not fit.*head\.fc\.weight \(2x32 .*3x32'),
     'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
+    'evil_test': (TEST, ['evil.pth'], [], r'evil\.pth was not loaded: .*system.*could run code'),
+    'evil_resume': (TRAIN, ['--resume', 'evil.pth'], [], 'could run code'),
+    'evil_init': (TRAIN, [], ['model.head.init_cfg.type=Pretrained',
+                              'model.head.init_cfg.checkpoint=evil.pth'], 'could run code'),
 }
 
 
@@ -189,6 +220,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     monkeypatch.chdir(place)
     before = (place / FIRST).read_bytes()
     (place / 'cut.pth').write_bytes(before[:len(before) // 2])
+    torch.save(dict(load_checkpoint_file(place / FIRST), extra=RunsCode()), 'evil.pth')
     tool, arguments, options, message = BROKEN[case]
     assert call(tool, case, *arguments, options=options) == 1
     shown = capsys.readouterr()
@@ -196,6 +228,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     assert last.startswith('error: ') and re.search(message, last), last
     assert ('Traceback' in shown.err) == (case in ('type', 'argument'))
     assert (place / FIRST).read_bytes() == before and 'accuracy' not in shown.out
+    assert not (place / 'ran').exists()
 
 
 @pytest.mark.parametrize('launcher', ['dist', 'slurm'])
@@ -219,6 +252,46 @@ def test_two_processes_train_on_cpus(place, tmp_path, launcher):
     assert len(found) == 1 and np.isfinite(found).all()
     if launcher == 'slurm':
         assert '--gres' not in (tmp_path / 'srun_arguments').read_text()
+
+
+def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
+    place, _ = trained
+    monkeypatch.chdir(place)
+    code, output, _ = run(
+        'bash', str(REPO / 'tools' / 'dist_train.sh'), 'student.py', '2', '--work-dir', 'student',
+        cwd=place, PORT=free_port())
+    assert code == 0, output
+    assert 'loss_label' in output and 'loss_teacher' in output
+    # the averaged weights' accuracy and the raw ones'
+    assert 'accuracy/top1:' in output and 'accuracy/top1_origin:' in output
+    hashes = {(place / 'student' / f'witness_{rank}.txt').read_text() for rank in (0, 1)}
+    assert len(hashes) == 1
+    before, after = hashes.pop().split()
+    assert before == after
+
+    saved = load_checkpoint_file(place / 'student' / 'epoch_1.pth')
+    plain = load_checkpoint_file(place / FIRST)
+    for part in ('state_dict', 'ema_state_dict'):
+        assert saved[part].keys() == plain[part].keys()
+    assert len(saved['optimizer']['state']) == len(plain['optimizer']['state'])
+    # nor is a teacher needed to test what it taught
+    (place / FIRST).rename(place / 'hidden.pth')
+    try:
+        for config in ('student.py', 'tiny.py'):
+            assert call(TEST, f'test_{config[:-3]}', 'student/epoch_1.pth', config=config) == 0
+        assert call(TRAIN, 'no_teacher', config='student.py') == 1
+    finally:
+        (place / 'hidden.pth').rename(place / FIRST)
+
+
+def test_a_missing_teacher_is_told_before_the_data_are_read(trained, monkeypatch, capsys):
+    place, _ = trained
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(CustomDataset, 'full_init', lambda self: pytest.fail('the data were read'))
+    assert call(TRAIN, 'gone', config='student.py',
+                options=['model.teacher.checkpoint=gone.pth']) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith('error: checkpoint gone.pth does not exist')
 
 
 def fake_srun(folder):
