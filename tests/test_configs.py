@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 
 from groupmamba_mm.analysis.building import build_model
+from groupmamba_mm.checkpoint import revert_to_official
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.runner import without_amp
 from groupmamba_mm.layers.channel_affinity import NoChannelAffinity
@@ -68,7 +69,10 @@ def test_all_promised_configs_are_there():
     for size in ('tiny', 'small', 'base'):
         assert {f'groupmamba-{size}_8xb128_in1k.py',
                 f'groupmamba-official-{size}_8xb128_in1k.py'} <= names
-    assert {'groupmamba-pico_demo-cls.py', 'groupmamba-official-pico_demo-cls.py'} <= names
+        assert {f'groupmamba-{size}-distill_8xb128_in1k.py',
+                f'groupmamba-official-{size}-distill_8xb128_in1k.py'} <= names
+    assert {'groupmamba-pico_demo-cls.py', 'groupmamba-official-pico_demo-cls.py',
+            'groupmamba-pico-distill_demo-cls.py', 'regnety-002_demo-cls.py'} <= names
     assert {str(Path(path).relative_to(ABLATIONS)) for path in CONFIGS
             if path.startswith(ABLATIONS)} == {f'{name}_8xb128_in1k.py' for name in CHANGES}
 
@@ -107,51 +111,140 @@ def test_data_sets_have_pipelines_that_build(path):
             TRANSFORMS.build(transform)
 
 
+#: The published recipe: where a config says it, and what. "Paper" is its Sec. 4.1; the rest is the
+#: released training script's.
+RECIPE = {
+    'optim_wrapper.optimizer.type': 'AdamW',  # paper
+    'optim_wrapper.optimizer.lr': 1e-3,  # paper, at batch 1024
+    'optim_wrapper.optimizer.betas': (0.9, 0.999),  # paper
+    'optim_wrapper.optimizer.eps': 1e-8,
+    'optim_wrapper.optimizer.weight_decay': 0.05,  # paper
+    'optim_wrapper.clip_grad.max_norm': 5.0,
+    'train_cfg.max_epochs': 300,  # paper
+    'param_scheduler.0.type': 'LinearLR',
+    'param_scheduler.0.start_factor': 1e-6 / 1e-3,  # of the learning rate
+    'param_scheduler.0.end': 20,  # paper
+    'param_scheduler.0.convert_to_iter_based': True,
+    'param_scheduler.1.type': 'CosineAnnealingLR',  # paper
+    'param_scheduler.1.eta_min_ratio': 1e-5 / 1e-3,
+    'param_scheduler.1.begin': 20,
+    'param_scheduler.1.end': 300,
+    'param_scheduler.1.convert_to_iter_based': True,
+    'auto_scale_lr.base_batch_size': 1024,  # paper
+    'train_dataloader.batch_size': 1024 // 8,  # paper
+    'custom_hooks.0.type': 'EMAHook',
+    'custom_hooks.0.momentum': 1 - 0.9999,  # mmengine's is the weight of the new value
+    'custom_hooks.0.evaluate_on_origin': True,
+    'model.backbone.drop_path_rate': 0.05,
+    'model.head.loss.type': 'LabelSmoothLoss',
+    'model.head.loss.label_smooth_val': 0.1,  # paper
+    'model.train_cfg.augments': [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
+    'train.RandomResizedCrop.scale': 224,  # paper
+    'train.RandomResizedCrop.interpolation': 'bicubic',
+    'train.RandomFlip.prob': 0.5,
+    'train.RandAugment.policies': 'timm_increasing',
+    'train.RandAugment.num_policies': 2,
+    'train.RandAugment.magnitude_level': 9,
+    'train.RandAugment.magnitude_std': 0.5,
+    'train.RandomErasing.erase_prob': 0.25,
+    'train.RandomErasing.mode': 'rand',
+    'train.ColorJitter': None,  # 0.4 is set, and timm drops it beside RandAugment
+    'test.ResizeEdge.scale': 256,
+    'test.ResizeEdge.interpolation': 'bicubic',
+    'test.CenterCrop.crop_size': 224,
+    'sync_bn': None,
+    # not the released script's: fp16 with a scaler there
+    'optim_wrapper.type': 'AmpOptimWrapper',
+    'optim_wrapper.dtype': 'bfloat16',
+    'optim_wrapper.loss_scale': dict(enabled=False),
+}
+#: What distillation adds.
+DISTILLATION = {
+    'model.type': 'DistilledClassifier',
+    'model.head.alpha': 0.5,
+    'model.teacher.type': 'TimmTeacher',
+    'model.teacher.model_name': 'regnety_160.deit_in1k',  # RegNetY-16GF: paper
+}
+#: Names of the released model's parameters with the decay of the released rule: two or more
+#: dimensions, and a name that does not end in '.bias'.
+DECAYED = {
+    'patch_embed1.conv.0.weight': True, 'patch_embed1.conv.1.weight': False,
+    'patch_embed1.conv.1.bias': False, 'patch_embed1.proj.weight': True,
+    'patch_embed1.proj.bias': False, 'block1.0.norm2.weight': False,
+    'block1.0.attn.mamba_g1.in_proj.weight': True, 'block1.0.attn.mamba_g2.conv2d.weight': True,
+    'block1.0.attn.mamba_g2.conv2d.bias': False, 'block1.0.attn.mamba_g3.x_proj_weight': True,
+    'block1.0.attn.mamba_g3.dt_projs_weight': True, 'block1.0.attn.mamba_g3.dt_projs_bias': True,
+    'block1.0.attn.mamba_g4.A_logs': True, 'block1.0.attn.mamba_g4.Ds': False,
+    'block1.0.attn.mamba_g4.out_norm.weight': False, 'block1.0.attn.skip_scale': False,
+    'block1.0.attn.fc1.weight': True, 'block1.0.attn.fc1.bias': False,
+    'block1.0.mlp.dwconv.dwconv.weight': True, 'head.weight': True, 'head.bias': False,
+    'dist_head.weight': True,
+}
+
+
+def stated(cfg, key):
+    """What a config says at a dotted key; steps of the pipelines go by their type."""
+    first, *rest = key.split('.')
+    if first in ('train', 'test'):
+        steps = {step.type: step for step in cfg[f'{first}_dataloader'].dataset.pipeline}
+        found = steps.get(rest.pop(0))
+    else:
+        found = cfg.get(first)
+    for name in rest:
+        found = found[int(name)] if name.isdecimal() else found[name]
+    return found
+
+
 @pytest.mark.parametrize('path', IN1K)
 def test_recipe(path):
-    """The published settings, Sec. 4.1 of the paper and the released recipe."""
     cfg = load(path)
-    optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
-    assert tuple(optimizer.betas) == (0.9, 0.999) and optimizer.eps == 1e-8
-    assert cfg.optim_wrapper.clip_grad.max_norm == 5.
-    warmup, cosine = cfg.param_scheduler
-    assert (warmup.end, cosine.begin, cosine.end, cfg.train_cfg.max_epochs) == (20, 20, 300, 300)
-    assert warmup.start_factor * optimizer.lr == pytest.approx(1e-6)
-    assert cosine.eta_min_ratio * optimizer.lr == pytest.approx(1e-5)
-    assert warmup.convert_to_iter_based and cosine.convert_to_iter_based
-    # 8 processes of 128
-    assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 1024
-    assert cfg.model.backbone.drop_path_rate == 0.05
-    assert cfg.model.head.loss.label_smooth_val == 0.1
-    assert [(a.type, a.alpha) for a in cfg.model.train_cfg.augments] == [
-        ('Mixup', 0.8), ('CutMix', 1.0)]
-    steps = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
-    assert 'ColorJitter' not in steps
-    augment = steps['RandAugment']
-    assert (augment.num_policies, augment.magnitude_level, augment.magnitude_std) == (2, 9, 0.5)
-    assert augment.policies == 'timm_increasing'
-    assert (steps['RandomErasing'].erase_prob, steps['RandomErasing'].mode) == (0.25, 'rand')
-    assert steps['RandomResizedCrop'].interpolation == 'bicubic'
-    test_steps = {t.type: t for t in cfg.test_dataloader.dataset.pipeline}
-    assert test_steps['ResizeEdge'].scale == 256 and test_steps['CenterCrop'].crop_size == 224
+    facts = dict(RECIPE, **(DISTILLATION if '-distill_' in path else {}))
+    for key, value in facts.items():
+        found = stated(cfg, key)
+        assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+    if '-distill_' in path:
+        two_heads = cfg.model.backbone.arch.startswith('official')
+        assert cfg.model.head.type == f"Distilled{'TwoHead' if two_heads else 'Linear'}ClsHead"
+        assert cfg.model.head.get('distill_loss', dict(kind='hard')) == dict(kind='hard')
+        assert cfg.model.teacher.checkpoint.endswith('/regnety_160-a5fe301d.pth')
+    else:
+        assert 'teacher' not in cfg.model
 
 
-@pytest.mark.parametrize('path', [p for p in IN1K if 'tiny' in p])
-def test_weight_decay_is_the_released_rule(path):
-    """Decayed: two or more dimensions, and a name that does not end in '.bias'."""
+def weight_decays(path):
+    """The parameters of a config's model by name, with the decay that its optimizer gives them."""
     cfg = load(path)
     model = build_model(cfg)
     optim_wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper, logging.getLogger()))
     decay = {id(p): group['weight_decay'] for group in optim_wrapper.param_groups
              for p in group['params']}
-    for name, parameter in model.named_parameters():
+    return {name: (parameter, decay[id(parameter)]) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize('name', ['official-tiny', 'official-tiny-distill'])
+def test_weight_decay_by_the_released_names(name):
+    decays = {}
+    for ours, (parameter, decay) in weight_decays(
+            f'configs/groupmamba/groupmamba-{name}_8xb128_in1k.py').items():
+        for released, tensor in revert_to_official({ours: parameter.detach()}).items():
+            decays[released] = decay
+            decayed = tensor.dim() >= 2 and not released.endswith('.bias')
+            assert decay == (0.05 if decayed else 0.), released
+    assert len(decays) > 500
+    for released, decayed in DECAYED.items():
+        assert decays[released] == (0.05 if decayed else 0.), released
+
+
+@pytest.mark.parametrize('name', ['tiny', 'tiny-distill'])
+def test_weight_decay_of_the_papers_family_follows_the_released_rule(name):
+    decays = weight_decays(f'configs/groupmamba/groupmamba-{name}_8xb128_in1k.py')
+    for ours, (parameter, decay) in decays.items():
         # our GroupedLinear joins the groups' biases to two dimensions; they stay biases
-        decayed = parameter.dim() >= 2 and not name.endswith('.bias')
-        assert decay[id(parameter)] == (0.05 if decayed else 0.), name
-    decayed_ssm = {name.rsplit('.', 1)[1] for name, p in model.named_parameters()
-                   if '.ssm.' in name and decay[id(p)] > 0}
-    assert decayed_ssm == {'x_proj_weight', 'dt_proj_weight', 'dt_proj_bias', 'A_log'}
+        decayed = parameter.dim() >= 2 and not ours.endswith('.bias')
+        assert decay == (0.05 if decayed else 0.), ours
+    assert {ours.rsplit('.', 1)[1] for ours, (_, decay) in decays.items()
+            if '.ssm.' in ours and decay > 0} == {
+                'x_proj_weight', 'dt_proj_weight', 'dt_proj_bias', 'A_log'}
 
 
 def flat(cfg, prefix=''):

@@ -3,6 +3,7 @@ import errno
 import os
 import pickle
 import re
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any, Callable, List, Tuple, Union
@@ -11,7 +12,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_dist_info
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
 from groupmamba_mm.errors import CheckpointError
@@ -246,9 +247,11 @@ def _download_missing(url: str, file: Path) -> None:
         return
     # OpenMMLab and torchvision put the start of the hash into the name.
     named_hash = torch.hub.HASH_REGEX.search(file.name)
+    print_log(f'Downloading {url} to {file}', logger='current')
     try:
         torch.hub.download_url_to_file(
-            url, str(file), hash_prefix=named_hash and named_hash.group(1), progress=False)
+            url, str(file), hash_prefix=named_hash and named_hash.group(1),
+            progress=sys.stderr.isatty())
     except (urllib.error.URLError, RuntimeError, OSError) as error:
         raise CheckpointError(f'checkpoint {url} could not be downloaded ({error}); check the '
                               'address, or fetch it by hand and give the local file') from error

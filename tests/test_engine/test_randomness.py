@@ -75,8 +75,7 @@ def scramble():
 
 
 @pytest.mark.parametrize('seed, workers', [(0, 2), (None, 0)])
-def test_a_resumed_training_is_bitwise_the_uninterrupted_one(images, tmp_path, one_thread, seed,
-                                                              workers):
+def test_a_resumed_training_is_bitwise_the_whole_one(images, tmp_path, one_thread, seed, workers):
     options = dict(seed=seed, workers=workers)
     whole = train(images, tmp_path / 'whole', 2, **options)
     if seed is None:

@@ -1,4 +1,5 @@
 """The tools of tools/analysis_tools, as a user calls them."""
+import json
 import pickle
 import re
 from pathlib import Path
@@ -14,8 +15,9 @@ from tests.conftest import load_tool
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'groupmamba'
 TINY = str(CONFIGS / 'groupmamba-official-tiny_8xb128_in1k.py')
-FLOPS, BENCHMARK, GRID = (
-    f'analysis_tools/{name}.py' for name in ('get_flops', 'benchmark_cpu', 'prediction_grid'))
+FLOPS, BENCHMARK, GRID, COMPARE, TEACHER = (
+    f'analysis_tools/{name}.py' for name in (
+        'get_flops', 'benchmark_cpu', 'prediction_grid', 'compare_runs', 'benchmark_teacher'))
 
 
 class TestGetFlops:
@@ -211,3 +213,64 @@ class TestPredictionGrid:
         with pytest.raises(SystemExit):
             load_tool(GRID).main(['pico.py', 'results.pkl', '--out', 'grid.jpg'])
         assert 'end the name in .png' in capsys.readouterr().err
+
+
+class TestCompareRuns:
+
+    @staticmethod
+    def write(folder, losses, accuracy):
+        """Logs as mmengine writes them; the last loss comes from a resumed run's second log."""
+        records = [dict(loss=loss, step=25 * i) for i, loss in enumerate(losses, 1)]
+        for name, part in (('1', records[:-1] + [dict(loss=99., step=25 * len(losses))]),
+                           ('2', records[-1:] + [{'accuracy/top1': accuracy, 'step': 2}])):
+            log = folder / name / 'vis_data' / 'scalars.json'
+            log.parent.mkdir(parents=True)
+            log.write_text('\n'.join(map(json.dumps, part)) + '\n')
+        return str(folder)
+
+    def test_table_and_picture(self, tmp_path, capsys):
+        a = [self.write(tmp_path / f'a{i}', (2., 1. + i), 90. + i) for i in (0, 2)]
+        b = self.write(tmp_path / 'b', (3., 2.5, 2.25), 80.)
+        out = tmp_path / 'new' / 'curves.png'
+        load_tool(COMPARE).main(['--group', 'with', *a, '--group', 'without', b, '--out', str(out)])
+        shown = capsys.readouterr().out
+        assert '| with | 2 | 2 +- 1.4 (1, 3) | 91 +- 1.4 (90, 92) |' in shown
+        assert '| without | 1 | 2.25 +- 0 (2.25) | 80 +- 0 (80) |' in shown
+        picture = np.asarray(Image.open(out).convert('RGB'))
+        assert picture.shape[1] > 2 * picture.shape[0] and picture.std() > 5
+
+    def test_deviation_is_that_of_the_sample_at_common_steps(self):
+        steps, means, deviations = load_tool(COMPARE).mean_and_deviation(
+            [{1: 1., 2: 5., 3: 9.}, {1: 2., 2: 7.}, {1: 6., 2: 9.}])
+        assert (steps, means) == ([1, 2], [3., 7.])
+        assert deviations == [pytest.approx(7**.5), pytest.approx(2.)]
+
+    def test_what_is_missing_is_told(self, tmp_path):
+        tool, run = load_tool(COMPARE), self.write(tmp_path / 'a', (2., 1.), 90.)
+        out = str(tmp_path / 'curves.png')
+        with pytest.raises(DataError, match=r'nowhere has no log .*scalars\.json'):
+            tool.main(['--group', 'a', str(tmp_path / 'nowhere'), '--out', out])
+        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, loss"):
+            tool.main(['--group', 'a', run, '--keys', 'lr', '--out', out])
+        with pytest.raises(SystemExit):
+            tool.main(['--group', 'a', '--out', out])
+
+
+class TestBenchmarkTeacher:
+
+    def test_table(self, capsys, monkeypatch, one_thread):
+        tool = load_tool(TEACHER)
+        variants = {name: options for name, options in tool.VARIANTS.items()
+                    if 'compile' not in options}
+        monkeypatch.setattr(tool, 'VARIANTS', variants)
+        tool.main([str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'), '--batch', '2',
+                   '--image-size', '32', '--repeats', '2', '--warmup', '1'])
+        output = capsys.readouterr().out
+        assert 'batch 2, 32 x 32; TF32 in convolutions' in output
+        rows = dict(re.findall(r'^(\S.*\S) {3,}([\d.]+) +[-\d.]+% +[\d.]+$', output, re.MULTILINE))
+        assert set(rows) == {'no teacher', *variants}
+        assert all(float(step) > 0 for step in rows.values())
+
+    def test_a_config_without_a_teacher_is_refused(self):
+        with pytest.raises(ConfigError, match='has no teacher; give a .*-distill_'):
+            load_tool(TEACHER).main([TINY])

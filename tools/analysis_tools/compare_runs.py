@@ -1,0 +1,172 @@
+"""Compare groups of training runs: curves with mean and shaded deviation, and a table.
+
+Each group is a setting, its runs differ in the seed. The curves are read from the logs that
+tools/train.py writes into every work directory.
+"""
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import matplotlib
+
+from groupmamba_mm.engine.cli import run_command
+from groupmamba_mm.errors import DataError
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt  # noqa: E402, behind the choice of a backend without a window
+
+#: A run's values of one key by step.
+Curve = Dict[int, float]
+
+
+def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: The arguments, None for the process's own.
+
+    Returns:
+        The arguments.
+    """
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--group', nargs='+', action='append', required=True, dest='groups',
+                        metavar=('NAME', 'WORK_DIR'),
+                        help='a name and the work directories of its runs; give one for each '
+                        'group')
+    parser.add_argument('--keys', nargs='+', default=['loss', 'accuracy/top1'],
+                        help='logged values, one panel each (default: %(default)s)')
+    parser.add_argument('--out', required=True, help='the picture to write, .png or .svg')
+    args = parser.parse_args(argv)
+    for name, *work_dirs in args.groups:
+        if not work_dirs:
+            parser.error(f'--group {name}: give the work directories behind the name')
+    return args
+
+
+def read_run(work_dir: str) -> List[Dict[str, float]]:
+    """Read what a run logged; a resumed run has several logs.
+
+    Args:
+        work_dir: Where tools/train.py wrote.
+
+    Returns:
+        The records in the order of writing, each with its 'step'.
+
+    Raises:
+        DataError: There is no log.
+    """
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise DataError(f'{work_dir} has no log (*/vis_data/scalars.json); give a work directory '
+                        'of tools/train.py')
+    return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+
+
+def curve_of(records: List[Dict[str, float]], key: str, work_dir: str) -> Curve:
+    """Pick one value from a run's records.
+
+    Args:
+        records: What :func:`read_run` returned.
+        key: Its name.
+        work_dir: Of the run, for the error.
+
+    Returns:
+        The values by step; where a resumed run logged a step again, the later one.
+
+    Raises:
+        DataError: The run did not log it.
+    """
+    curve = {record['step']: record[key] for record in records if key in record}
+    if not curve:
+        known = sorted({name for record in records for name in record} - {'step'})
+        raise DataError(f'{work_dir}: no {key!r} was logged; there are {", ".join(known)}')
+    return curve
+
+
+def mean_and_deviation(curves: List[Curve]) -> Tuple[List[int], List[float], List[float]]:
+    """Average runs step by step.
+
+    Args:
+        curves: One for each run.
+
+    Returns:
+        The steps that all runs have, the means, and the sample standard deviations (0 for one run).
+    """
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+    columns = [[curve[step] for curve in curves] for step in steps]
+    deviations = [statistics.stdev(column) if len(column) > 1 else 0. for column in columns]
+    return steps, [statistics.fmean(column) for column in columns], deviations
+
+
+def draw(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str], out: str) -> None:
+    """Draw a panel for each key, with a curve and a shaded deviation for each group.
+
+    Args:
+        groups: The runs' curves by group and key.
+        keys: The keys in the order of the panels.
+        out: The picture.
+    """
+    figure, panels = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.6), squeeze=False)
+    for panel, key in zip(panels[0], keys):
+        for name, curves in groups.items():
+            steps, means, deviations = mean_and_deviation(curves[key])
+            line, = panel.plot(steps, means, marker='.' if len(steps) < 12 else None,
+                               label=f'{name} ({len(curves[key])} runs)')
+            panel.fill_between(steps, [m - d for m, d in zip(means, deviations)],
+                               [m + d for m, d in zip(means, deviations)],
+                               color=line.get_color(), alpha=0.25, linewidth=0)
+        # mmengine counts the steps of training by iterations and those of validation by epochs
+        panel.set_xlabel('epoch' if '/' in key else 'iteration')
+        panel.set_title(key)
+        panel.grid(alpha=0.3)
+    panels[0][0].legend()
+    figure.tight_layout()
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
+    plt.close(figure)
+
+
+def make_table(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str]) -> str:
+    """Make a Markdown table of the last values: mean, sample standard deviation and each run's.
+
+    Args:
+        groups: The runs' curves by group and key.
+        keys: The keys in the order of the columns.
+
+    Returns:
+        The table.
+    """
+    lines = [f'| | runs | {" | ".join(f"{key}, last" for key in keys)} |',
+             '|---|---:|' + '---|' * len(keys)]
+    for name, curves in groups.items():
+        cells = []
+        for key in keys:
+            last = [curve[max(curve)] for curve in curves[key]]
+            _, means, deviations = mean_and_deviation([{0: value} for value in last])
+            cells.append(f'{means[0]:.4g} +- {deviations[0]:.2g} '
+                         f'({", ".join(format(value, ".4g") for value in last)})')
+        lines.append(f'| {name} | {len(curves[keys[0]])} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Read, draw and print.
+
+    Args:
+        argv: The arguments, None for the process's own.
+    """
+    args = parse_args(argv)
+    groups = {}
+    for name, *work_dirs in args.groups:
+        runs = {work_dir: read_run(work_dir) for work_dir in work_dirs}
+        groups[name] = {key: [curve_of(records, key, work_dir)
+                              for work_dir, records in runs.items()] for key in args.keys}
+    draw(groups, args.keys, args.out)
+    print(make_table(groups, args.keys))
+    print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    run_command(main)
