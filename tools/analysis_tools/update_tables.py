@@ -4,6 +4,7 @@ A table stands between the two lines :data:`BEGIN` and :data:`END` of the README
 metafile. Whatever was there before is replaced.
 """
 import argparse
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -16,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN = '<!-- table of metafile.yml: begin -->'
 END = '<!-- table of metafile.yml: end -->'
 
-#: The columns: heading, the number's key in metafile.yml, its divisor and its format.
+#: The columns: heading, the number's key in metafile.yml, its divisor and its format. A table has
+#: those of which one of its models has the number.
 COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
     ('params [M]', 'Parameters', 1e6, '.3f'),
     ('MACs [G]', 'FLOPs', 1e9, '.3f'),
@@ -25,7 +27,19 @@ COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
     ('MACs [G]', 'Published FLOPs', 1e9, 'g'),
     ('top-1 [%]', 'Top 1 Accuracy', 1, '.1f'),
     ('without distillation', 'Top 1 Accuracy without Distillation', 1, '.1f'),
+    ('box AP', 'box AP', 1, '.1f'),
+    ('mask AP', 'mask AP', 1, '.1f'),
+    ('mIoU', 'mIoU', 1, '.1f'),
+    ('mIoU, multi-scale', 'mIoU(ms+flip)', 1, '.1f'),
 )
+
+#: Of these numbers a model may have none: the paper gives them for some sizes only.
+OPTIONAL = ('Published Parameters', 'Published FLOPs', 'box AP', 'mask AP', 'mIoU',
+            'mIoU(ms+flip)')
+
+
+#: Metadata that say how long a config trains and are no results.
+SETTINGS = ('Epochs', 'Iterations')
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -62,8 +76,8 @@ def read_metafiles(root: Path) -> Dict[Path, List[Dict[str, Any]]]:
 
 def numbers_of(model: Dict[str, Any]) -> Dict[str, float]:
     """The numbers of a model: its metadata and the metrics of its results, by their keys."""
-    numbers = dict(model['Metadata'])
-    for result in model['Results']:
+    numbers = {key: value for key, value in model['Metadata'].items() if key not in SETTINGS}
+    for result in model.get('Results', []):
         numbers.update(result['Metrics'])
     return numbers
 
@@ -82,26 +96,34 @@ def make_table(models: List[Dict[str, Any]]) -> str:
     """
     heads = ['config']
     rows = [[_link(model)] for model in models]
+    numbers = [numbers_of(model) for model in models]
     for title, key, divisor, form in COLUMNS:
-        lacking = [model['Name'] for model in models
-                   if key not in numbers_of(model) or key not in model['Sources']]
+        if not any(key in found for found in numbers):
+            continue
+        lacking = [model['Name'] for model, found in zip(models, numbers)
+                   if (key not in found and key not in OPTIONAL)
+                   or (key in found and key not in model['Sources'])]
         if lacking:
             raise DataError(f'{", ".join(lacking)}: {key} or its source is missing; add it to '
                             'metafile.yml')
-        sources = sorted({model['Sources'][key] for model in models})
+        sources = sorted({model['Sources'][key] for model, found in zip(models, numbers)
+                          if key in found})
         if len(sources) != 1:
             raise DataError(f'{key} is from {" and ".join(sources)}, and a column has one '
                             'source; give each a key of its own in metafile.yml and a column in '
                             'update_tables.py')
         heads.append(f'{title}, {sources[0]}')
-        for row, model in zip(rows, models):
-            row.append(format(numbers_of(model)[key] / divisor, form))
-    lines = [heads, ['---'] + ['---:'] * len(COLUMNS), *rows]
+        for row, found in zip(rows, numbers):
+            row.append(format(found[key] / divisor, form) if key in found else '-')
+    lines = [heads, ['---'] + ['---:'] * (len(heads) - 1), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def _link(model: Dict[str, Any]) -> str:
-    return f"[{model['Name'].split('_')[0]}]({Path(model['Config']).name})"
+    # without the batch and the data, which all rows of a table share
+    name = re.split(r'_(?:8xb|fpn|upernet)', model['Name'])[0]
+    recipe = '' if '3x' not in model['Name'] else ', 3x'
+    return f"[{name}{recipe}]({Path(model['Config']).name})"
 
 
 def with_table(text: str, table: str, path: Path) -> str:
