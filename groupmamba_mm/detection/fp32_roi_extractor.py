@@ -13,7 +13,8 @@ class Fp32RoIExtractor(SingleRoIExtractor):
 
     mmcv's RoIAlign has kernels for fp16, fp32 and fp64 but none for bf16, and mmdet rounds the
     boxes to the precision of the maps: in bf16, a coordinate above 1024 to a multiple of 8 pixels.
-    Outside of mixed precision it computes what its base class does.
+    Outside of mixed precision it computes what its base class does, but also for maps in PyTorch's
+    channels-last layout, which mmcv's kernel misreads without a word.
 
     Args:
         *args: See ``mmdet.models.roi_heads.SingleRoIExtractor``.
@@ -35,5 +36,6 @@ class Fp32RoIExtractor(SingleRoIExtractor):
             (K, C, h, w), fp32.
         """
         with torch.autocast(rois.device.type, enabled=False):
-            maps = tuple(features.float() for features in feats)
+            # mmcv's RoIAlign reads channels-last memory as if it were not
+            maps = tuple(features.float().contiguous() for features in feats)
             return super().forward(maps, rois.float(), roi_scale_factor)

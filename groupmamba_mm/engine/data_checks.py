@@ -6,7 +6,7 @@ from typing import Dict, Tuple
 
 from mmengine.config import Config
 
-from groupmamba_mm.errors import DataError
+from groupmamba_mm.errors import ConfigError, DataError
 from .coco_checks import check_coco
 from .data_facts import (check_head_classes, check_same_classes, classes_of, dataset_class,
                          plain_datasets)
@@ -42,8 +42,13 @@ def check_data(cfg: Config, splits: Tuple[str, ...]) -> None:
             continue
         for dataset in plain_datasets(loader['dataset']):
             _check_dataset(dataset, split)
-            if scope in ('mmdet', 'mmseg') and _is_local(dataset):
+            if scope in ('mmdet', 'mmseg') and _is_local(dataset) and _is_first_here():
                 _check_annotations(cfg, dataset, split)
+
+
+def _is_first_here() -> bool:
+    # One process a machine reads annotations: those of COCO take gigabytes while they are read.
+    return int(os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', 0))) == 0
 
 
 def _is_local(dataset: Dict) -> bool:
@@ -57,11 +62,24 @@ def _check_annotations(cfg: Config, dataset: Dict, split: str) -> None:
     if classes is not None and (is_coco(owner) or has_label_maps(owner)):
         check_head_classes(cfg.get('model'), len(classes))
     if is_coco(owner):
+        _check_evaluator(cfg, dataset, split)
         check_coco(dataset, classes, split)
     elif has_label_maps(owner) and dataset.get('data_prefix', {}).get('seg_map_path'):
         maps = LabelMaps(dataset, owner, classes, split)
         for file in sampled(maps.check_pairs()):
             maps.check_labels(file)
+
+
+def _check_evaluator(cfg: Config, dataset: Dict, split: str) -> None:
+    """Refuse an evaluator that reads another annotation file than the data set."""
+    evaluator = cfg.get(f'{split}_evaluator') or []
+    own = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
+    whole = cfg[f'{split}_dataloader']['dataset'] is dataset
+    for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        file = metric.get('ann_file')
+        if whole and file and os.path.realpath(file) != os.path.realpath(own):
+            raise ConfigError(f'{split}_evaluator.ann_file is {file}, and the {split} data are '
+                              f'read from {own}; set both to the same file')
 
 
 def is_coco(owner: type) -> bool:

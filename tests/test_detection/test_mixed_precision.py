@@ -35,8 +35,20 @@ def test_without_mixed_precision_it_is_its_base_class():
     assert torch.equal(scaled, SingleRoIExtractor(**SETTINGS)(features, ROIS, 1.5))
 
 
+def test_channels_last_maps_are_read_as_what_they_are():
+    features = maps()
+    expected = SingleRoIExtractor(**SETTINGS)(features, ROIS)
+    turned = [f.detach().to(memory_format=torch.channels_last).requires_grad_() for f in features]
+    assert not torch.allclose(SingleRoIExtractor(**SETTINGS)(turned, ROIS), expected)  # mmdet's own
+    found = Fp32RoIExtractor(**SETTINGS)(turned, ROIS)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(turned, features))
+
+
 def test_mmdets_own_fails_in_bf16():
-    """The reason for the class; when this passes, the class can go."""
+    """A reason for the class."""
     with pytest.raises(RuntimeError, match='BFloat16'):
         SingleRoIExtractor(**SETTINGS)(maps(torch.bfloat16), ROIS)
 

@@ -33,9 +33,18 @@ def data(made, tmp_path):
 
 
 def config(task, data, **options):
-    root = f'{data / task}/'
-    splits = [f'{split}_dataloader.dataset.data_root' for split in ('train', 'val', 'test')]
-    return load_config(str(DEMO[task]), {**dict.fromkeys(splits, root), **options})
+    options = {**located(task, data), **options}
+    return load_config(str(DEMO[task]), options)
+
+
+def located(task, data):
+    """The options that say where the data are."""
+    found = {f'{split}_dataloader.dataset.data_root': f'{data / task}/'
+             for split in ('train', 'val', 'test')}
+    if task == 'det':
+        found.update({f'{split}_evaluator.ann_file': f'{data}/det/annotations/instances_val.json'
+                      for split in ('val', 'test')})
+    return found
 
 
 def edit(file, change):
@@ -122,6 +131,22 @@ def test_heads_must_have_the_classes_of_the_data(made, task, key, message):
         check_data(config(task, made, **{key: 80}), ('train', ))
 
 
+def test_evaluators_must_read_the_same_file(made):
+    other = {'val_evaluator.ann_file': f'{made}/det/annotations/instances_train.json'}
+    with pytest.raises(ConfigError, match='val_evaluator.ann_file is .*_train.json, and the val '
+                       'data are read from .*_val.json; set both'):
+        check_data(config('det', made, **other), ('train', 'val'))
+
+
+def test_one_process_a_machine_reads_annotations(data, monkeypatch):
+    edit(data / 'det/annotations/instances_train.json', lambda content: content['images'].clear())
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    check_data(config('det', data), ('train', 'val'))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.raises(DataError, match='lists no images'):
+        check_data(config('det', data), ('train', 'val'))
+
+
 def write_labels(file, change):
     labels = np.asarray(Image.open(file)).copy()
     Image.fromarray(change(labels)).save(file)
@@ -169,10 +194,9 @@ class TestTool:
 
     @staticmethod
     def call(task, data, *options):
-        roots = [f'{split}_dataloader.dataset.data_root={data / task}/'
-                 for split in ('train', 'val', 'test')]
+        where = [f'{key}={value}' for key, value in located(task, data).items()]
         load_tool('analysis_tools/check_data.py').main(
-            [str(DEMO[task]), *options, '--cfg-options', *roots])
+            [str(DEMO[task]), *options, '--cfg-options', *where])
 
     def test_counts(self, made, capsys):
         self.call('det', made)

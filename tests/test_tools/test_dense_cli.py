@@ -62,12 +62,20 @@ def trained(request, place):
     return request.param, place
 
 
+def where_test_data_are(task, place):
+    """The options that say where the test data are."""
+    options = [f'test_dataloader.dataset.data_root={place}/data/{task}/']
+    if task == 'det':
+        options.append(f'test_evaluator.ann_file={place}/data/det/annotations/instances_val.json')
+    return options
+
+
 def gallery(task, place, *options):
     results = {'det': 'out.pkl', 'seg': 'labels'}[task]
     tool = load_tool('analysis_tools/gallery.py')
     tool.main([str(REPO / f'configs/demo/{CONFIGS[task]}.py'), str(place / results),
                '--out', str(place / f'{task}.png'), *options, '--cfg-options',
-               f'test_dataloader.dataset.data_root={place}/data/{task}/'])
+               *where_test_data_are(task, place)])
     return tool
 
 
@@ -157,7 +165,7 @@ class TestGallery:
     def test_errors(self, tool, place):
         config = str(REPO / f'configs/demo/{CONFIGS["det"]}.py')
         out = ['--out', str(place / 'g.png'), '--cfg-options',
-               f'test_dataloader.dataset.data_root={place}/data/det/']
+               *where_test_data_are('det', place)]
         with pytest.raises(DataError, match='nowhere.pkl cannot be read'):
             tool.main([config, 'nowhere.pkl', *out])
         (place / 'other.pkl').write_bytes(pickle.dumps([dict(pred_label=1)]))
@@ -168,4 +176,4 @@ class TestGallery:
         seg = str(REPO / f'configs/demo/{CONFIGS["seg"]}.py')
         with pytest.raises(DataError, match='have no 00000.*png'):
             tool.main([seg, str(place), '--out', str(place / 'g.png'), '--cfg-options',
-                       f'test_dataloader.dataset.data_root={place}/data/seg/'])
+                       *where_test_data_are('seg', place)])
