@@ -23,11 +23,11 @@ model = dict(
     decode_head=dict(in_channels=[32, 96, 144, 192], channels=64, num_classes=11),
     auxiliary_head=dict(in_channels=144, channels=32, num_classes=11))
 
-train_cfg = dict(max_epochs=10, val_interval=5)
+train_cfg = dict(max_epochs=4, val_interval=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=100),
     dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=True, end=10,
+        type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=True, end=4,
         convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=8)

@@ -33,7 +33,7 @@ def check_data(cfg: Config, splits: Tuple[str, ...]) -> None:
         ConfigError: If the classes of splits or heads differ.
         DataError: If something is missing, or annotations do not fit the classes.
     """
-    scope = cfg.default_scope
+    scope = cfg.get('default_scope')
     if scope in ('mmdet', 'mmseg'):
         check_same_classes(cfg, scope)
     for split in splits:

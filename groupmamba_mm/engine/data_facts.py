@@ -9,6 +9,11 @@ from mmengine.registry import DATASETS
 from groupmamba_mm.errors import ConfigError
 
 
+#: Parts of a model that predict the data's classes. Others, such as a semantic head beside a
+#: detector's, may have classes of their own.
+HEADS = ('bbox_head', 'mask_head', 'decode_head', 'auxiliary_head')
+
+
 def plain_datasets(dataset: Dict) -> Iterator[Dict]:
     """Look into RepeatDataset, ConcatDataset and their like.
 
@@ -108,8 +113,8 @@ def check_head_classes(model: Any, number: int, where: str = 'model') -> None:
     """
     if isinstance(model, dict):
         found = model.get('num_classes')
-        if found is not None and where.split('.')[-1].rstrip('0123456789[]').endswith('head') \
-                and not where.endswith('rpn_head') and found != number:
+        name = where.split('.')[-1].split('[')[0]
+        if found is not None and name in HEADS and found != number:
             raise ConfigError(f'{where}.num_classes is {found}, and the data have {number} '
                               'classes; set it to that, or the metainfo=dict(classes=...) of the '
                               'data sets to the right names')

@@ -143,6 +143,9 @@ class TestGallery:
         boxes = [tool.Segment(1, box=segment.box, score=1.) for segment in (truth[0], square(1, 5))]
         assert tool.overlap(*boxes) == pytest.approx(1 / 3)
         assert tool.count_found(truth, [square(1, 1, 0.9), square(2, 21, 0.8)]) == 2
+        # the second of two of one class
+        twins = [square(1, 0), square(1, 20)]
+        assert tool.count_found(twins, [square(1, 20, 0.9)]) == 1
         # another class, too far, and the same thing twice
         assert tool.count_found(truth, [square(2, 0, 0.9), square(1, 5, 0.8)]) == 0
         assert tool.count_found(truth, [square(1, 0, 0.9), square(1, 1, 0.8)]) == 1

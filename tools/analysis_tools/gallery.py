@@ -43,7 +43,7 @@ _UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, EOFError, ImportEr
                       ValueError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segment:
     """Something in an image.
 
