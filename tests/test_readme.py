@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/groupmamba/README.md',
              'configs/groupmamba/ablations/README.md', 'configs/demo/README.md',
-             'docs/distillation.md')
+             'configs/mask_rcnn/README.md', 'configs/upernet/README.md', 'docs/distillation.md')
 EXAMPLES = dict(
     re.findall(r'<!-- example: (\S+) -->\n```python\n(.*?)```', README, flags=re.DOTALL))
 #: Where the README says to put an example, which is therefore not there.

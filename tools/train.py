@@ -5,7 +5,7 @@ from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
 from groupmamba_mm.engine.cli import add_shared_arguments, run_command
-from groupmamba_mm.engine.config_checks import load_config
+from groupmamba_mm.engine.config_checks import check_init_files, load_config
 from groupmamba_mm.engine.data_checks import check_data
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
 
@@ -35,6 +35,7 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     apply_train_options(cfg, args.resume, args.amp, args.auto_scale_lr, args.no_validate)
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
+    check_init_files(cfg)
     check_data(cfg, ('train', 'val'))
     RUNNERS.build(cfg).train()
 

@@ -1,7 +1,7 @@
 """Parameters and multiply-adds of a model, counted in one forward pass."""
 import contextlib
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 import torch
 from torch import nn
@@ -34,7 +34,8 @@ class Complexity:
 def count_complexity(model: nn.Module,
                      image_size: Union[int, Tuple[int, int]],
                      batch: int = 1,
-                     in_channels: int = 3) -> Complexity:
+                     in_channels: int = 3,
+                     run: Optional[Callable[[nn.Module, torch.Tensor], Any]] = None) -> Complexity:
     """Count the parameters and multiply-adds of a model that takes one batch of images.
 
     The products are counted where PyTorch executes them. Scans, which PyTorch does not know, are
@@ -48,6 +49,8 @@ def count_complexity(model: nn.Module,
         image_size: Side of a square image, or (H, W).
         batch: Number of images.
         in_channels: Channels of the images.
+        run: Called with the model and the images, for a model whose ``forward`` takes more than
+            images. None: ``model(images)``.
 
     Returns:
         The counts.
@@ -58,7 +61,7 @@ def count_complexity(model: nn.Module,
     # PyTorch's counter does not know the fused attention of the CPU, only the products in it
     with _eval_mode(model), _scan_macs(model) as scans, torch.no_grad(), \
             sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(image)
+        model(image) if run is None else run(model, image)
     macs = {PRODUCTS: counter.get_total_flops() // 2, SCAN: sum(scans)}
     params = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(params=params, macs=sum(macs.values()), macs_by_kind=macs)

@@ -143,7 +143,9 @@ class GroupMamba(BaseModule):
                     x = block(x, grid)
             if self.out_indices is not None and i in self.out_indices:
                 normed = self.out_norms[str(i)](x)
-                maps.append(normed.unflatten(1, grid).permute(0, 3, 1, 2))  # -> (B, C, H, W)
+                normed = normed.unflatten(1, grid).permute(0, 3, 1, 2)  # -> (B, C, H, W)
+                # mmcv's operators, RoIAlign among them, misread any other memory layout
+                maps.append(normed.contiguous())
         return (self.summary(x), ) if self.out_indices is None else tuple(maps)
 
     def init_weights(self) -> None:

@@ -55,6 +55,34 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
     return cfg
 
 
+def check_init_files(cfg: Config) -> None:
+    """Look for the weights that a model is to start from, before data are read.
+
+    Args:
+        cfg (Config): The config.
+
+    Raises:
+        ConfigError: If a file that an ``init_cfg`` of the model names does not exist.
+    """
+    _check_init_files(cfg.get('model'), 'model')
+
+
+def _check_init_files(part: Any, where: str) -> None:
+    if isinstance(part, dict):
+        file = part.get('checkpoint')
+        if '.init_cfg' in where and isinstance(file, str) and '://' not in file \
+                and not Path(file).expanduser().is_file():
+            raise ConfigError(
+                f'{where}.checkpoint: {file} does not exist; put the weights there, or name '
+                f'others with --cfg-options {where}.checkpoint=FILE; to start without: '
+                f'--cfg-options {where}=None')
+        for key, value in part.items():
+            _check_init_files(value, f'{where}.{key}')
+    elif isinstance(part, (list, tuple)):
+        for index, value in enumerate(part):
+            _check_init_files(value, f'{where}.{index}')
+
+
 def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Suggest known names for an unknown one.
 

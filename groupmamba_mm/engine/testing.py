@@ -10,6 +10,8 @@ from groupmamba_mm.errors import ConfigError
 from .loops import AMP_DTYPES
 
 _PICKLE_SUFFIXES = ('.pkl', '.pickle')
+# The metrics of segmentation that write label images.
+_LABEL_METRICS = ('IoUMetric', 'CityscapesMetric', 'ForegroundIoUMetric')
 
 
 def apply_test_options(cfg: Config,
@@ -213,7 +215,7 @@ class SegmentationTest(TaskTest):
                               'a folder')
         evaluator = self.cfg.test_evaluator
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-            if metric.type.split('.')[-1] in ('IoUMetric', 'CityscapesMetric'):
+            if metric.type.split('.')[-1] in _LABEL_METRICS:
                 metric.update(output_dir=out, keep_results=True)
                 return
         raise ConfigError(f'--out {out}: no metric of test_evaluator writes predictions; add '

@@ -34,6 +34,12 @@ def test_strides_are_rounded_up_at_any_size(small_arch, size):
         assert torch.isfinite(features).all()
 
 
+def test_maps_are_contiguous_for_mmcvs_operators(small_arch):
+    """mmcv's RoIAlign, for one, reads maps of another memory layout as if they had this one."""
+    for features in GroupMamba(small_arch, out_indices=(0, 1, 2, 3))(image_of(64, 96)):
+        assert features.is_contiguous()
+
+
 def test_classifier_returns_one_vector_an_image(small_arch):
     features = GroupMamba(small_arch).eval()(image_of(1, 1))
     assert [f.shape for f in features] == [(2, small_arch['embed_dims'][-1])]

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, Registry
 
 from groupmamba_mm.engine.cli import CfgOptions, explain, run_command
-from groupmamba_mm.engine.config_checks import load_config
+from groupmamba_mm.engine.config_checks import check_init_files, load_config
 from groupmamba_mm.engine.data_checks import check_data
 from groupmamba_mm.errors import CheckpointError, ConfigError, DataError
 
@@ -210,3 +210,14 @@ def test_class_folders_without_images_are_named(folders):
 
 def test_numpy_values_in_messages_stay_on_one_line():
     assert '\n' not in explain(ValueError(str(np.zeros((3, 3)))))
+
+
+def test_weights_to_start_from_must_be_there(tmp_path):
+    (tmp_path / 'here.pth').touch()
+    backbone = dict(init_cfg=[dict(type='Pretrained', checkpoint=str(tmp_path / 'here.pth')),
+                              dict(type='Pretrained', checkpoint='torchvision://resnet50')])
+    check_init_files(Config(dict(model=dict(backbone=backbone))))
+    backbone = dict(init_cfg=dict(type='Pretrained', checkpoint='checkpoints/tiny.pth'))
+    with pytest.raises(ConfigError, match=r'^model\.backbone\.init_cfg\.checkpoint: checkpoints/'
+                       r'tiny\.pth does not exist; .*--cfg-options model\.backbone\.init_cfg=None'):
+        check_init_files(Config(dict(model=dict(backbone=backbone))))

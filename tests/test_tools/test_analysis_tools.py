@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from groupmamba_mm.analysis.detection import run_two_stage
 from groupmamba_mm.errors import ConfigError, DataError
 from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'groupmamba'
 TINY = str(CONFIGS / 'groupmamba-official-tiny_8xb128_in1k.py')
+DETECTOR = str(ROOT / 'configs' / 'demo' / 'mask-rcnn_groupmamba-pico_demo-det.py')
 FLOPS, BENCHMARK, GRID, COMPARE, TEACHER = (
     f'analysis_tools/{name}.py' for name in (
         'get_flops', 'benchmark_cpu', 'prediction_grid', 'compare_runs', 'benchmark_teacher'))
@@ -39,13 +41,23 @@ class TestGetFlops:
             TINY, '--shape', '32', '32', '--cfg-options', 'model.head.num_classes=10'])
         assert f'{23_361_917 - 2 * 990 * 449:,}' in capsys.readouterr().out
 
-    def test_detector_is_counted_by_its_backbone(self):
+    def test_what_is_counted(self):
         model = torch.nn.Module()
         model.backbone = torch.nn.Identity()
         parts = load_tool(FLOPS).counted_parts
-        assert parts(model, 'mmdet') == [('backbone', model.backbone)]
-        assert parts(model, 'mmpretrain') == [('whole model', model)]
-        assert [name for name, _ in parts(model, 'mmseg')] == ['whole model', 'backbone']
+        assert parts(model, 'mmdet') == [('backbone', model.backbone, None)]
+        assert parts(model, 'mmpretrain') == [('whole model', model, None)]
+        assert [name for name, _, _ in parts(model, 'mmseg')] == ['whole model', 'backbone']
+        model.with_rpn = model.with_roi_head = True
+        whole, _ = parts(model, 'mmdet')
+        assert whole == ('whole model', model, run_two_stage)
+
+    def test_whole_detector(self, capsys, one_thread):
+        load_tool(FLOPS).main([DETECTOR, '--shape', '64', '96', '--cfg-options',
+                               'model.rpn_head.feat_channels=32'])
+        output = capsys.readouterr().out
+        assert re.search(r'demo-det +whole model +[\d,]+ +[\d.]+ +[\d.]+$', output, re.MULTILINE)
+        assert 'box head on 1000 dummy boxes and mask head on the first 100' in output
 
     @pytest.mark.parametrize('arguments', [
         [],

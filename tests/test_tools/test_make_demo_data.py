@@ -203,3 +203,90 @@ def test_refusal_is_one_line(tool, tmp_path):
     _small(tool, tmp_path)
     with pytest.raises(SystemExit, match=r'^error: .*--overwrite to replace it$'):
         tool.main([str(tmp_path), '--skip-baseline'])
+
+
+SCENES = {'num_train': 12, 'num_val': 7}
+
+
+def test_coco_scenes_are_the_digits_visible_pixels(tool, tmp_path):
+    from pycocotools import mask as coco_mask
+    meta = tool.make_scenes(tmp_path, 'det', **SCENES)
+    assert [path.name for path in tmp_path.iterdir()] == ['det']
+    assert meta['arguments'] == {'seed': 0, 'image_size': 128, **SCENES}
+    for split, count in (('train', 12), ('val', 7)):
+        content = json.loads((tmp_path / f'det/annotations/instances_{split}.json').read_text())
+        assert [image['id'] for image in content['images']] == list(range(1, count + 1))
+        assert [c['name'] for c in content['categories']] == list(tool.CLASSES)
+        assert len({a['id'] for a in content['annotations']}) == len(content['annotations'])
+        for image in content['images']:
+            scene = tool.compose_scene(0, split, image['id'] - 1, 128,
+                                       num_digits=1 + (image['id'] - 1) % 6,
+                                       scale_range=tool.SCENE_SCALE_RANGE)
+            picture = cv2.imread(str(tmp_path / 'det' / split / image['file_name']))
+            assert (picture[..., ::-1] == scene.image).all()
+            assert (image['height'], image['width']) == picture.shape[:2]
+            found = [a for a in content['annotations'] if a['image_id'] == image['id']]
+            masks = [coco_mask.decode(a['segmentation']).astype(bool) for a in found]
+            assert sum(mask.astype(int) for mask in masks).max() == 1  # none overlap
+            for annotation, mask, digit in zip(found, masks, scene.instances, strict=True):
+                assert (mask == digit.mask).all()
+                assert annotation['area'] == mask.sum()
+                assert annotation['category_id'] == digit.label + 1
+                x, y, width, height = annotation['bbox']
+                assert mask[y:y + height, x:x + width].sum() == mask.sum()
+
+
+def test_label_maps_are_the_same_scenes_with_a_palette(tool, tmp_path):
+    tool.make_scenes(tmp_path, 'seg', **SCENES)
+    tool.make_scenes(tmp_path, 'det', **SCENES)
+    for split, count in (('train', 12), ('val', 7)):
+        files = sorted((tmp_path / 'seg/annotations' / split).iterdir())
+        assert len(files) == count
+        for index, file in enumerate(files):
+            name = file.name
+            assert ((tmp_path / 'seg/images' / split / name).read_bytes()
+                    == (tmp_path / 'det' / split / name).read_bytes())
+            scene = tool.compose_scene(0, split, index, 128, num_digits=1 + index % 6,
+                                       scale_range=tool.SCENE_SCALE_RANGE)
+            with tool.Image.open(file) as picture:
+                assert picture.mode == 'P'
+                assert tuple(picture.getpalette()[:33]) == sum(tool.SEG_PALETTE, ())
+                labels = tool.np.asarray(picture)
+            for digit in scene.instances:
+                assert (labels[digit.mask] == digit.label + 1).all()
+            assert (labels > 0).sum() == sum(digit.mask.sum() for digit in scene.instances)
+
+
+@pytest.mark.parametrize('task, gone, message', [
+    ('det', 'annotations/instances_val.json', 'has no instances_val.json'),
+    ('det', 'train/000001.png', '11 pictures in train, but should have 12'),
+    ('seg', 'annotations/val/000000.png', '6 label maps in val, but should have 7'),
+])
+def test_missing_parts_of_scenes_are_noticed(tool, tmp_path, task, gone, message):
+    tool.make_scenes(tmp_path, task, **SCENES)
+    (tmp_path / task / gone).unlink()
+    with pytest.raises(tool.DataError, match=message):
+        tool.make_scenes(tmp_path, task, **SCENES)
+    tool.make_scenes(tmp_path, task, overwrite=True, **SCENES)
+    assert (tmp_path / task / gone).is_file()
+
+
+def test_only_the_tasks_asked_for_are_written(tool, tmp_path, capsys):
+    few = ['--num-train', '4', '--num-val', '3', '--skip-baseline']
+    tool.main([str(tmp_path / 'a'), '--task', 'seg', *few])
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['seg']
+    tool.main([str(tmp_path / 'b'), '--task', 'all', *few])
+    assert sorted(path.name for path in (tmp_path / 'b').iterdir()) == ['cls', 'det', 'seg']
+    sizes = {task: json.loads((tmp_path / 'b' / task / 'meta.json').read_text())['arguments']
+             for task in tool.TASKS}
+    assert [sizes[task]['image_size'] for task in ('cls', 'det', 'seg')] == [64, 128, 128]
+    assert {arguments['num_train'] for arguments in sizes.values()} == {4}
+
+
+def test_configs_have_the_classes_and_colours_of_the_data(tool):
+    from mmengine.config import Config
+    for task, classes, palette in (('det', tool.CLASSES, tool.SEG_PALETTE[1:]),
+                                   ('seg', ('background', *tool.CLASSES), tool.SEG_PALETTE)):
+        cfg = Config.fromfile(str(SCRIPT.parents[2] / f'configs/_base_/datasets/demo_{task}.py'))
+        assert cfg.metainfo.classes == classes
+        assert tuple(cfg.metainfo.palette) == tuple(palette)

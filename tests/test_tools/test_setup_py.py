@@ -112,7 +112,8 @@ def test_ci_runs_the_test_script():
 
 @pytest.mark.parametrize('script, arguments, message', [
     ('install.sh', ['--fast'], "unknown argument '--fast'; accepted are --tests and --help"),
-    ('quickstart.sh', ['--task', 'det'], "unknown task 'det'; accepted is cls"),
+    ('quickstart.sh', ['--task', 'pose'],
+     "unknown task 'pose'; accepted are cls, det, seg and all"),
     ('quickstart.sh', ['--family', 'vim'],
      "unknown family 'vim'; accepted are paper, official and both"),
 ])

@@ -1,20 +1,22 @@
 """Count the parameters and multiply-adds of one or several configs' models."""
 import argparse
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 from torch import nn
 
 from groupmamba_mm.analysis import build_model, count_complexity
 from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.analysis.complexity import CONVENTION, SCAN
+from groupmamba_mm.analysis.detection import CONVENTION as TWO_STAGE
+from groupmamba_mm.analysis.detection import is_two_stage, run_two_stage
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
 
 NOTES = (CONVENTION,
          'whole model: all that its forward pass on an image executes, the classification head '
-         'or the decode head included; backbone: the backbone alone, which is all that is counted '
-         'of a detector, because the work of its heads depends on what they find')
+         'or the decode head included, but no auxiliary head, which works in training only',
+         TWO_STAGE + '; of another detector the backbone alone is counted')
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -36,7 +38,8 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def counted_parts(model: nn.Module, scope: str) -> List[Tuple[str, nn.Module]]:
+def counted_parts(model: nn.Module,
+                  scope: str) -> List[Tuple[str, nn.Module, Optional[Callable]]]:
     """Choose what can be counted of a model.
 
     Args:
@@ -44,10 +47,14 @@ def counted_parts(model: nn.Module, scope: str) -> List[Tuple[str, nn.Module]]:
         scope: The library that runs it.
 
     Returns:
-        Names and modules whose forward takes images alone.
+        Names, modules, and how to run them: None for one whose forward takes images alone.
     """
-    parts = [] if scope == 'mmdet' else [('whole model', model)]
-    return parts if scope == 'mmpretrain' else parts + [('backbone', model.backbone)]
+    if scope == 'mmpretrain':
+        return [('whole model', model, None)]
+    parts = [('backbone', model.backbone, None)]
+    if scope == 'mmseg':
+        return [('whole model', model, None)] + parts
+    return [('whole model', model, run_two_stage)] + parts if is_two_stage(model) else parts
 
 
 def main(argv: Optional[List[str]] = None) -> None:
@@ -61,8 +68,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     for config in args.configs:
         cfg = load_config(config, args.cfg_options)
         model = build_model(cfg)
-        for part, module in counted_parts(model, cfg.default_scope):
-            rows.append((Path(config).stem, part, count_complexity(module, tuple(args.shape))))
+        for part, module, run in counted_parts(model, cfg.default_scope):
+            found = count_complexity(module, tuple(args.shape), run=run)
+            rows.append((Path(config).stem, part, found))
 
     # all at once, because the libraries log while a model is built
     width = max(len(name) for name, _, _ in rows)

@@ -7,6 +7,7 @@ shows.
 """
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -31,7 +32,14 @@ COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
     ('fewer params than one group [%]', 'Published Saved Parameters', 1, 'g'),
     ('images/s on an A100', 'Published Throughput', 1, 'g'),
     ('top-1 [%]', 'Top 1 Accuracy', 1, '.1f'),
+    ('box AP', 'box AP', 1, '.1f'),
+    ('mask AP', 'mask AP', 1, '.1f'),
+    ('mIoU', 'mIoU', 1, '.1f'),
+    ('mIoU, multi-scale', 'mIoU(ms+flip)', 1, '.1f'),
 )
+
+#: Metadata that say how long a config trains and are no results.
+SETTINGS = ('Epochs', 'Iterations')
 
 
 def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
@@ -68,7 +76,7 @@ def read_metafiles(root: Path) -> Dict[Path, Dict[str, Any]]:
 
 def numbers_of(model: Dict[str, Any]) -> Dict[str, Optional[float]]:
     """The numbers of a model: its metadata and the metrics of its results, by their keys."""
-    numbers = dict(model['Metadata'])
+    numbers = {key: value for key, value in model['Metadata'].items() if key not in SETTINGS}
     for result in model['Results']:
         numbers.update(result['Metrics'])
     return numbers
@@ -145,8 +153,11 @@ def make_table(models: List[Dict[str, Any]], folder: Path) -> str:
 
 
 def _link(model: Dict[str, Any], folder: Path) -> str:
+    # without the batch and the data, which all rows of a table share
+    name = re.split(r'_(?:8xb|fpn|upernet)', model['Name'])[0]
+    recipe = ', 3x' if '3x' in model['Name'] else ''
     target = Path(os.path.relpath(model['Config'], folder)).as_posix()
-    return f"[{model['Name'].split('_')[0]}]({target})"
+    return f'[{name}{recipe}]({target})'
 
 
 def with_table(text: str, table: str, path: Path) -> str:

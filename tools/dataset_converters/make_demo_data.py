@@ -1,7 +1,7 @@
-"""Make the demo classification data set: real scanned digits on real photographs.
+"""Make the demo data sets: real scanned digits on real photographs.
 
-The pictures need no download, see ``groupmamba_mm/datasets/demo_scenes.py``. They are written in
-the ImageNet folder layout::
+The pictures need no download, see ``groupmamba_mm/datasets/demo_scenes.py``. Each task has a folder
+of its own. Classification, one digit a picture, in the ImageNet folder layout::
 
     OUT/cls/
         train/0_zero/000000.png ... train/9_nine/...
@@ -12,6 +12,18 @@ the ImageNet folder layout::
 The accuracy of logistic regression tells how far plain pixels get without a network. It is the
 best of several variants, chosen on the validation pictures themselves, hence rather too high than
 too low.
+
+Detection and segmentation, one to six digits a picture, of which later ones cover earlier ones. The
+pictures of both are the same; what is annotated are the visible pixels::
+
+    OUT/det/
+        train/000000.png ...  val/...
+        annotations/instances_train.json, annotations/instances_val.json    in COCO's format
+        preview.png, meta.json
+    OUT/seg/
+        images/train/000000.png ...  images/val/...
+        annotations/train/000000.png ...  annotations/val/...    labels 0 (background) to 10
+        preview.png, meta.json
 """
 import argparse
 import importlib.metadata
@@ -23,19 +35,31 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 # The script also works from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from groupmamba_mm.datasets.demo_annotations import (  # noqa: E402
+    SEG_PALETTE, coco_annotations, coco_categories, label_map)
 from groupmamba_mm.datasets.demo_scenes import (  # noqa: E402
     CLASSES, MIN_IMAGE_SIZE, SPLITS, compose_scene)
 from groupmamba_mm.errors import DataError  # noqa: E402
 
-GENERATOR = 'make_demo_data/cls'
+# What the pictures of a task are, if the command line does not say.
+TASKS = {
+    'cls': {'num_train': 8000, 'num_val': 600, 'image_size': 64},
+    'det': {'num_train': 2000, 'num_val': 240, 'image_size': 128},
+    'seg': {'num_train': 2000, 'num_val': 240, 'image_size': 128},
+}
 # Raise it with every change to the pictures, so that an older data set is not taken for this one.
 VERSION = 1
 CLASS_FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))
+
+# Pictures of several digits: how many at most, and their scales, see demo_scenes.SCALE_RANGE.
+MAX_DIGITS = 6
+SCENE_SCALE_RANGE = (0.25, 0.5)
 
 # What logistic regression is tried on: colour or grey, side in pixels, C.
 BASELINE_VARIANTS = (('grey', 16, 0.01), ('grey', 32, 0.001), ('colour', 16, 0.01))
@@ -45,6 +69,7 @@ PREVIEW_COLUMNS = 12
 PREVIEW_TILE = 64
 PREVIEW_GAP = 4
 PREVIEW_LABEL_WIDTH = 88
+SCENE_PREVIEW_ROWS, SCENE_PREVIEW_COLUMNS, SCENE_PREVIEW_TILE = 5, 4, 128
 
 
 def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=False,
@@ -67,24 +92,10 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
         DataError: If the target holds something else, or the baseline has a single class.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise DataError(f'{out} is not a folder: choose another OUT')
     if num_train < 2 and not skip_baseline:
         raise DataError(f'num_train is {num_train}, but logistic regression needs two classes: '
                         'use 2 or more, or pass --skip-baseline')
-    target = out / 'cls'
-    wanted = {
-        'generator': GENERATOR,
-        'version': VERSION,
-        'arguments': {'seed': seed, 'num_train': num_train, 'num_val': num_val,
-                      'image_size': image_size},
-    }
-    if _is_made(target, wanted, overwrite):
-        print(f'{target} is already there, made with the same arguments: left as it is')
-    else:
-        _write_data_set(target, wanted)
-        print(f'Wrote {num_train} training and {num_val} validation pictures to {target}')
-
+    target = _make_task(out, 'cls', seed, num_train, num_val, image_size, overwrite)
     meta = _read_meta(target)
     if meta['baseline'] is None and not skip_baseline:
         meta['baseline'] = measure_baseline(target)
@@ -95,6 +106,47 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
               f'{len(meta["baseline"]["variants"])} variants ({_describe(best)}): '
               f'{best["accuracy"]:.1%} of the validation pictures')
     return meta
+
+
+def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, overwrite=False):
+    """Write the detection or the segmentation data set, unless it is there already.
+
+    Args:
+        out (Path): Folder in which the folder ``det`` or ``seg`` is made.
+        task (str): 'det' or 'seg'.
+        seed (int): Seed of all pictures.
+        num_train (int): Number of training pictures.
+        num_val (int): Number of validation pictures.
+        image_size (int): Side of a picture in pixels.
+        overwrite (bool): Whether to replace a data set made with other arguments.
+
+    Returns:
+        dict: The content of ``meta.json``.
+
+    Raises:
+        DataError: If the target holds something else.
+    """
+    return _read_meta(
+        _make_task(Path(out), task, seed, num_train, num_val, image_size, overwrite))
+
+
+def _make_task(out, task, seed, num_train, num_val, image_size, overwrite):
+    """Write one task's data set if it is not in place, and return its folder."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f'{out} is not a folder: choose another OUT')
+    target = out / task
+    wanted = {
+        'generator': f'make_demo_data/{task}',
+        'version': VERSION,
+        'arguments': {'seed': seed, 'num_train': num_train, 'num_val': num_val,
+                      'image_size': image_size},
+    }
+    if _is_made(target, task, wanted, overwrite):
+        print(f'{target} is already there, made with the same arguments: left as it is')
+    else:
+        _write_data_set(target, task, wanted)
+        print(f'Wrote {num_train} training and {num_val} validation pictures to {target}')
+    return target
 
 
 def measure_baseline(target):
@@ -127,16 +179,16 @@ def measure_baseline(target):
     return {'variants': variants, 'best': max(variants, key=lambda item: item['accuracy'])}
 
 
-def _is_made(target, wanted, overwrite):
+def _is_made(target, task, wanted, overwrite):
     """Tell whether the wanted data set is in place; raise if anything else is in the way."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     meta = _read_meta(target)
-    if meta is None or meta.get('generator') != GENERATOR:
+    if meta is None or meta.get('generator') != wanted['generator']:
         raise DataError(f'{target} exists and was not made by this tool: choose another OUT, or '
                         'move it away (--overwrite replaces only what this tool made)')
     if all(meta.get(key) == value for key, value in wanted.items()):
-        problem = _count_problem(target, wanted['arguments'])
+        problem = _count_problem(target, task, wanted['arguments'])
         if problem is None:
             return True
     else:
@@ -152,26 +204,39 @@ def _arguments(meta):
     return f'{listed} (version {meta.get("version")})'
 
 
-def _count_problem(target, arguments):
+# What to count of each task: a pattern with the split's name, and what it finds.
+_COUNTED = {
+    'cls': (('{}/*/*.png', 'pictures'), ),
+    'det': (('{}/*.png', 'pictures'), ),
+    'seg': (('images/{}/*.png', 'pictures'), ('annotations/{}/*.png', 'label maps')),
+}
+
+
+def _count_problem(target, task, arguments):
     for split in SPLITS:
         expected = arguments[f'num_{split}']
-        found = len(list((target / split).glob('*/*.png')))
-        if found != expected:
-            return f'has {found} pictures in {split}, but should have {expected}'
+        for pattern, what in _COUNTED[task]:
+            found = len(list(target.glob(pattern.format(split))))
+            if found != expected:
+                return f'has {found} {what} in {split}, but should have {expected}'
+        if task == 'det' and not _coco_file(target, split).is_file():
+            return f'has no {_coco_file(target, split).name}'
     return None
 
 
-def _write_data_set(target, wanted):
+def _write_data_set(target, task, wanted):
     target.parent.mkdir(parents=True, exist_ok=True)
+    write = {'cls': _write_images, 'det': _write_detection, 'seg': _write_segmentation}[task]
     # Renamed into place when all of it is written, so that an interrupted run leaves no half of a
     # data set; the folder is a sibling because a rename cannot cross file systems.
-    with tempfile.TemporaryDirectory(prefix='.cls-', dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix=f'.{task}-', dir=target.parent) as scratch:
         fresh = Path(scratch) / 'new'
-        preview = _write_images(fresh, wanted['arguments'])
+        preview = write(fresh, wanted['arguments'])
         _write_image(fresh / 'preview.png', preview)
         made_with = {'numpy': np.__version__, 'opencv': cv2.__version__,
                      'scikit-learn': importlib.metadata.version('scikit-learn')}
-        _write_meta(fresh, {**wanted, 'made_with': made_with, 'baseline': None})
+        meta = {**wanted, 'made_with': made_with}
+        _write_meta(fresh, {**meta, 'baseline': None} if task == 'cls' else meta)
         if target.exists():
             target.rename(Path(scratch) / 'old')
         fresh.rename(target)
@@ -206,6 +271,82 @@ def _draw_preview(rows):
             x = PREVIEW_LABEL_WIDTH + PREVIEW_GAP + column * step
             sheet[y:y + PREVIEW_TILE, x:x + PREVIEW_TILE] = cv2.resize(
                 image, (PREVIEW_TILE, PREVIEW_TILE), interpolation=cv2.INTER_AREA)
+    return sheet
+
+
+def _scenes(arguments, split):
+    """Draw the pictures of several digits of a split; their number of digits goes round."""
+    for index in _progress(range(arguments[f'num_{split}']), f'{split} pictures'):
+        yield index, compose_scene(arguments['seed'], split, index, arguments['image_size'],
+                                   num_digits=1 + index % MAX_DIGITS,
+                                   scale_range=SCENE_SCALE_RANGE)
+
+
+def _write_detection(folder, arguments):
+    """Write pictures and COCO files, and return the preview."""
+    (folder / 'annotations').mkdir(parents=True)
+    side, shown = arguments['image_size'], []
+    for split in SPLITS:
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for index, scene in _scenes(arguments, split):
+            name = f'{index:06d}.png'
+            _write_image(folder / split / name, scene.image)
+            # Ids count from 1: evaluators take 0 for none.
+            images.append({'id': index + 1, 'file_name': name, 'height': side, 'width': side})
+            annotations += coco_annotations(scene, index + 1, len(annotations) + 1)
+            if split == 'train' and len(shown) < SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS:
+                shown.append((scene.image, _draw_instances(scene)))
+        content = {'info': {'description': f'demo digits, {split}'}, 'images': images,
+                   'annotations': annotations, 'categories': coco_categories()}
+        _coco_file(folder, split).write_text(json.dumps(content), encoding='utf-8')
+    return _draw_scene_preview(shown)
+
+
+def _coco_file(folder, split):
+    return folder / 'annotations' / f'instances_{split}.json'
+
+
+def _write_segmentation(folder, arguments):
+    """Write pictures and label maps, and return the preview."""
+    shown = []
+    for split in SPLITS:
+        (folder / 'images' / split).mkdir(parents=True)
+        (folder / 'annotations' / split).mkdir(parents=True)
+        for index, scene in _scenes(arguments, split):
+            name, labels = f'{index:06d}.png', label_map(scene)
+            _write_image(folder / 'images' / split / name, scene.image)
+            # The palette is for the eye: what readers get are the labels.
+            picture = Image.fromarray(labels)
+            picture.putpalette(np.array(SEG_PALETTE, dtype=np.uint8).ravel().tolist())
+            picture.save(folder / 'annotations' / split / name)
+            if split == 'train' and len(shown) < SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS:
+                shown.append((scene.image, np.array(SEG_PALETTE, dtype=np.uint8)[labels]))
+    return _draw_scene_preview(shown)
+
+
+def _draw_instances(scene):
+    """Paint each digit's mask over the picture and its box around it."""
+    picture = scene.image.copy()
+    for digit in scene.instances:
+        colour = np.array(SEG_PALETTE[digit.label + 1])
+        picture[digit.mask] = (picture[digit.mask] * 0.3 + colour * 0.7).astype(np.uint8)
+        x1, y1, x2, y2 = digit.bbox
+        cv2.rectangle(picture, (x1, y1), (x2 - 1, y2 - 1), colour.tolist(), 1)
+    return picture
+
+
+def _draw_scene_preview(pairs):
+    """Set pictures and their annotations side by side."""
+    tile, gap = SCENE_PREVIEW_TILE, PREVIEW_GAP
+    width = SCENE_PREVIEW_COLUMNS * 2 * (tile + gap) + gap
+    rows = -(-len(pairs) // SCENE_PREVIEW_COLUMNS)
+    sheet = np.full((rows * (tile + gap) + gap, width, 3), 255, dtype=np.uint8)
+    for number, image in enumerate(image for pair in pairs for image in pair):
+        row, column = divmod(number, 2 * SCENE_PREVIEW_COLUMNS)
+        y, x = gap + row * (tile + gap), gap + column * (tile + gap)
+        sheet[y:y + tile, x:x + tile] = cv2.resize(image, (tile, tile),
+                                                   interpolation=cv2.INTER_AREA)
     return sheet
 
 
@@ -272,30 +413,45 @@ def _whole_number(least):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
-        description='Make the demo classification data set: real scanned digits on real '
-                    'photographs, without a download.')
+        description='Make the demo data sets: real scanned digits on real photographs, without a '
+                    'download.')
     parser.add_argument('out', metavar='OUT', type=Path,
-                        help='folder in which the folder "cls" is made')
+                        help='folder in which a folder for each task is made')
+    parser.add_argument('--task', choices=[*TASKS, 'all'], default='cls',
+                        help='what to make: classification, detection, segmentation or all three '
+                             '(default: %(default)s)')
     parser.add_argument('--seed', type=_whole_number(0), default=0,
                         help='seed of all pictures (default: %(default)s)')
-    parser.add_argument('--num-train', type=_whole_number(1), default=8000,
-                        help='number of training pictures (default: %(default)s)')
-    parser.add_argument('--num-val', type=_whole_number(1), default=600,
-                        help='number of validation pictures (default: %(default)s)')
-    parser.add_argument('--image-size', type=_whole_number(MIN_IMAGE_SIZE), default=64,
-                        help='side of a picture in pixels (default: %(default)s)')
+    parser.add_argument('--num-train', type=_whole_number(1),
+                        help=f'number of training pictures (default: {_defaults("num_train")})')
+    parser.add_argument('--num-val', type=_whole_number(1),
+                        help=f'number of validation pictures (default: {_defaults("num_val")})')
+    parser.add_argument('--image-size', type=_whole_number(MIN_IMAGE_SIZE),
+                        help='side of a picture in pixels (default: '
+                             f'{_defaults("image_size")})')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace a data set that was made with other arguments')
     parser.add_argument('--skip-baseline', action='store_true',
-                        help='do not measure logistic regression on the raw pixels')
+                        help='do not measure logistic regression on the raw pixels (cls)')
     return parser.parse_args(argv)
+
+
+def _defaults(key):
+    return ', '.join(f'{task} {values[key]}' for task, values in TASKS.items())
 
 
 def main(argv=None):
     args = parse_args(argv)
+    given = {key: value for key, value in vars(args).items()
+             if key in ('num_train', 'num_val', 'image_size') and value is not None}
     try:
-        make_cls(**vars(args))
-    except (DataError, ImportError, OSError) as error:
+        for task in TASKS if args.task == 'all' else [args.task]:
+            options = {**TASKS[task], **given, 'seed': args.seed, 'overwrite': args.overwrite}
+            if task == 'cls':
+                make_cls(args.out, skip_baseline=args.skip_baseline, **options)
+            else:
+                make_scenes(args.out, task, **options)
+    except (DataError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f'error: {error}')
 
 

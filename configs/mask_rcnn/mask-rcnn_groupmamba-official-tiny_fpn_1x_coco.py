@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_groupmamba_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_adamw_1x.py',
+    '../_base_/runtime_det.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='official-tiny',
+        init_cfg=dict(
+            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.')),
+    neck=dict(in_channels=[64, 128, 348, 448]))

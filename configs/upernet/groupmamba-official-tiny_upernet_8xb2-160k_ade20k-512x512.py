@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/upernet_groupmamba.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/ade20k_adamw_160k.py',
+    '../_base_/runtime_seg.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='official-tiny',
+        init_cfg=dict(
+            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.')),
+    decode_head=dict(in_channels=[64, 128, 348, 448]),
+    auxiliary_head=dict(in_channels=348))

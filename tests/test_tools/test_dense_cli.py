@@ -1,0 +1,182 @@
+"""Train, test, paint and draw the demo detector and segmenter by the commands, on a few scenes."""
+import pickle
+import re
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from groupmamba_mm.errors import ConfigError, DataError
+from tests.conftest import REPO, load_tool
+
+CONFIGS = {'det': 'mask-rcnn_groupmamba-pico_demo-det', 'seg': 'groupmamba-pico_upernet_demo-seg'}
+#: A backbone that learns nothing in two steps, but fast.
+SMALL_RUN = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
+             'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
+             'model.backbone.arch.embed_dims=[8,12,16,20]', 'model.backbone.arch.stem_channels=8',
+             'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
+             'default_hooks.checkpoint.save_best=None']
+WIDTHS = {'det': ['model.neck.in_channels=[8,12,16,20]', 'model.test_cfg.rcnn.score_thr=0.0'],
+          'seg': ['model.decode_head.in_channels=[8,12,16,20]',
+                  'model.auxiliary_head.in_channels=16']}
+
+
+def call(tool, task, name, *arguments):
+    """Run a command inside this process, which spares its imports, and return its exit code."""
+    options = [f'{split}_dataloader.dataset.data_root=data/{task}/'
+               for split in ('train', 'val', 'test')]
+    if task == 'det':
+        options += [f'{split}_evaluator.ann_file=data/det/annotations/instances_val.json'
+                    for split in ('val', 'test')]
+    # mmengine keeps its loggers by the experiment's name and the second
+    options += [*SMALL_RUN, *WIDTHS[task], f'experiment_name={name}']
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [tool, str(REPO / f'configs/demo/{CONFIGS[task]}.py'),
+                                    *arguments, '--work-dir', name, '--cfg-options', *options])
+        try:
+            runpy.run_path(str(REPO / 'tools' / tool), run_name='__main__')
+        except SystemExit as ended:
+            return ended.code
+    return 0
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('dense')
+    tool = load_tool('dataset_converters/make_demo_data.py')
+    for task in CONFIGS:
+        tool.make_scenes(folder / 'data', task, num_train=4, num_val=3)
+    return folder
+
+
+@pytest.fixture(scope='module', params=sorted(CONFIGS))
+def trained(request, place):
+    """A task, its folder, and a first training."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert call('train.py', request.param, f'first_{request.param}') == 0
+    return request.param, place
+
+
+def where_test_data_are(task, place):
+    """The options that say where the test data are."""
+    options = [f'test_dataloader.dataset.data_root={place}/data/{task}/']
+    if task == 'det':
+        options.append(f'test_evaluator.ann_file={place}/data/det/annotations/instances_val.json')
+    return options
+
+
+def gallery(task, place, *options):
+    results = {'det': 'out.pkl', 'seg': 'labels'}[task]
+    tool = load_tool('analysis_tools/gallery.py')
+    tool.main([str(REPO / f'configs/demo/{CONFIGS[task]}.py'), str(place / results),
+               '--out', str(place / f'{task}.png'), *options, '--cfg-options',
+               *where_test_data_are(task, place)])
+    return tool
+
+
+def test_the_same_seed_gives_the_same_weights(trained, monkeypatch):
+    task, place = trained
+    monkeypatch.chdir(place)
+    assert call('train.py', task, f'again_{task}') == 0
+    first, again = (torch.load(place / f'{run}_{task}/epoch_1.pth', weights_only=False)
+                    for run in ('first', 'again'))
+    for name, tensor in first['state_dict'].items():
+        assert torch.equal(tensor, again['state_dict'][name]), name
+
+
+def test_testing_prints_writes_and_paints(trained, monkeypatch, capsys):
+    task, place = trained
+    monkeypatch.chdir(place)
+    results = {'det': 'out.pkl', 'seg': 'labels'}[task]
+    assert call('test.py', task, f'tested_{task}', f'first_{task}/epoch_1.pth', '--out', results,
+                '--show-dir', f'painted_{task}') == 0
+    log = next((place / f'tested_{task}').glob('*/*.log')).read_text()
+    if task == 'det':
+        assert re.search(r'coco/bbox_mAP: [\d.-]+ .*coco/segm_mAP: [\d.-]+', log)
+        samples = pickle.loads((place / results).read_bytes())
+        assert len(samples) == 3 and 'counts' in samples[0]['pred_instances']['masks'][0]
+    else:
+        assert re.search(r'mIoU: [\d.]+ .*mIoU_foreground: [\d.]+', log)
+        assert sorted(file.name for file in (place / results).iterdir()) == [
+            f'{index:06d}.png' for index in range(3)]
+    painted = sorted(place.glob(f'painted_{task}/**/*.png'))
+    assert [file.name for file in painted] == [f'{index:06d}.png' for index in range(3)]
+    assert all(np.asarray(Image.open(file)).std() > 0 for file in painted)
+
+    tool = gallery(task, place, '--num', '2', '--score-thr', '0')
+    with Image.open(place / f'{task}.png') as picture:
+        assert picture.size == tool.gallery_size(2)
+    assert 'Wrote' in capsys.readouterr().out
+
+
+def test_tta(trained, monkeypatch, capsys):
+    task, place = trained
+    monkeypatch.chdir(place)
+    code = call('test.py', task, f'tta_{task}', f'first_{task}/epoch_1.pth', '--tta')
+    if task == 'det':
+        assert code == 1
+        assert 'predicts masks, and mmdet merges boxes only' in capsys.readouterr().err
+    else:
+        assert code == 0
+        assert 'mIoU' in next((place / f'tta_{task}').glob('*/*.log')).read_text()
+
+
+class TestGallery:
+
+    @pytest.fixture
+    def tool(self):
+        return load_tool('analysis_tools/gallery.py')
+
+    def test_found_and_wrong(self, tool):
+        def square(label, x, score=None):
+            mask = np.zeros((20, 40), bool)
+            mask[:10, x:x + 10] = True
+            return tool.Segment(label, mask=mask, box=(x, 0, x + 10, 10), score=score)
+
+        truth = [square(1, 0), square(2, 20)]
+        assert tool.overlap(truth[0], square(1, 5, 0.9)) == pytest.approx(1 / 3)
+        boxes = [tool.Segment(1, box=segment.box, score=1.) for segment in (truth[0], square(1, 5))]
+        assert tool.overlap(*boxes) == pytest.approx(1 / 3)
+        assert tool.count_found(truth, [square(1, 1, 0.9), square(2, 21, 0.8)]) == 2
+        # the second of two of one class
+        twins = [square(1, 0), square(1, 20)]
+        assert tool.count_found(twins, [square(1, 20, 0.9)]) == 1
+        # another class, too far, and the same thing twice
+        assert tool.count_found(truth, [square(2, 0, 0.9), square(1, 5, 0.8)]) == 0
+        assert tool.count_found(truth, [square(1, 0, 0.9), square(1, 1, 0.8)]) == 1
+
+    def test_masks_of_all_forms(self, tool):
+        from pycocotools import mask as coco_mask
+        wanted = np.zeros((6, 8), bool)
+        wanted[1:5, 2:6] = True
+        packed = coco_mask.encode(np.asfortranarray(wanted, dtype=np.uint8))
+        assert (tool.decode_mask(packed, (6, 8)) == wanted).all()
+        assert (tool.decode_mask([[2, 1, 6, 1, 6, 5, 2, 5]], (6, 8)) == wanted).all()
+        runs = dict(size=[6, 8], counts=[13, 4, 2, 4, 2, 4, 2, 4, 13])
+        assert (tool.decode_mask(runs, (6, 8)) == wanted).all()
+        assert tool.decode_mask(None, (6, 8)) is None
+
+    def test_colours_where_the_data_have_none(self, tool):
+        palette = tool.palette_of(dict(classes=('a', 'b'), palette='random'))
+        assert len(palette) == 2 and palette[0] != palette[1]
+
+    def test_errors(self, tool, place):
+        config = str(REPO / f'configs/demo/{CONFIGS["det"]}.py')
+        out = ['--out', str(place / 'g.png'), '--cfg-options',
+               *where_test_data_are('det', place)]
+        with pytest.raises(DataError, match='nowhere.pkl cannot be read'):
+            tool.main([config, 'nowhere.pkl', *out])
+        (place / 'other.pkl').write_bytes(pickle.dumps([dict(pred_label=1)]))
+        with pytest.raises(DataError, match="hold no list of a detector's predictions"):
+            tool.main([config, str(place / 'other.pkl'), *out])
+        with pytest.raises(ConfigError, match='prediction_grid.py draws'):
+            tool.main([str(REPO / 'configs/demo/groupmamba-pico_demo-cls.py'), 'a.pkl', *out])
+        seg = str(REPO / f'configs/demo/{CONFIGS["seg"]}.py')
+        with pytest.raises(DataError, match='have no 00000.*png'):
+            tool.main([seg, str(place), '--out', str(place / 'g.png'), '--cfg-options',
+                       *where_test_data_are('seg', place)])
