@@ -2,9 +2,14 @@
 _base_ = ['mmdet::_base_/default_runtime.py']
 
 custom_imports = dict(
-    imports=['groupmamba_mm', 'groupmamba_mm.detection', 'groupmamba_mm.datasets.loading'])
+    imports=[
+        'groupmamba_mm', 'groupmamba_mm.detection', 'groupmamba_mm.datasets.loading',
+        'groupmamba_mm.engine'
+    ])
 
 default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP',
-        rule='greater'))
+        rule='greater'),
+    # a resumed training goes on exactly as if it had not been interrupted
+    epoch_seed=dict(type='EpochSeedHook'))

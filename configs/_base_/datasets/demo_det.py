@@ -28,7 +28,9 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    persistent_workers=True,
+    # workers that begin each epoch anew, with the epoch's own random numbers: see EpochSeedHook
+    persistent_workers=False,
+    worker_init_fn=dict(type='seed_worker_by_epoch'),
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
