@@ -88,3 +88,17 @@ class RandomTeacher(FrozenTeacher):
             torch.manual_seed(5)
             return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2),
                                  nn.Flatten(), nn.Linear(16, num_classes))
+
+
+class RunsCode:
+    """Pickles as a call of ``os.system``.
+
+    Args:
+        marker: A file that the call would make.
+    """
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.marker}', )

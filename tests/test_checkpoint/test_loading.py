@@ -1,5 +1,4 @@
 """Reading checkpoints: what is read, what is refused, and that nothing refused ever runs."""
-import os
 import pickle
 import shutil
 
@@ -12,6 +11,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file, state_dict_of
+from tests.conftest import RunsCode
 
 
 class Line(BaseModel):
@@ -45,16 +45,6 @@ def trained(tmp_path_factory):
     return work_dir / 'epoch_2.pth'
 
 
-class RunsCode:
-    """Pickles as a call of ``os.system``."""
-
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
 def test_a_runners_checkpoint_is_read_whole(trained):
     checkpoint = load_checkpoint_file(trained)
     assert {'meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers',
@@ -76,7 +66,7 @@ def test_the_allow_list_ends_with_the_call(trained):
 @pytest.mark.parametrize('form', ['archive', 'pickle'])
 def test_code_is_refused_and_not_run(tmp_path, form):
     witness = tmp_path / 'witness'
-    content = dict(state_dict=dict(weight=torch.ones(2)), extra=RunsCode(f'touch {witness}'))
+    content = dict(state_dict=dict(weight=torch.ones(2)), extra=RunsCode(witness))
     file = tmp_path / 'evil.pth'
     if form == 'archive':
         torch.save(content, file)

@@ -1,7 +1,6 @@
 """Teachers: what is read, how they want their images, and that they never change."""
 import argparse
 import copy
-import os
 
 import numpy as np
 import pytest
@@ -12,21 +11,11 @@ from mmengine.registry import MODELS, init_default_scope
 from groupmamba_mm.distillation import ConfigTeacher, Normalization, TimmTeacher
 from groupmamba_mm.distillation import teachers as teachers_module
 from groupmamba_mm.errors import CheckpointError, ConfigError
-from tests.conftest import REPO, RandomTeacher
+from tests.conftest import REPO, RandomTeacher, RunsCode
 
 SMALL_TIMM = 'test_resnet.r160_in1k'
 TIMM_MEAN_STD = Normalization((127.5, ) * 3, (127.5, ) * 3)
 STUDENT = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-
-
-class RunsCode:
-    """Its pickle asks for a shell command."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}', )
 
 
 @pytest.fixture(scope='module')

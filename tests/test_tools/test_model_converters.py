@@ -10,23 +10,13 @@ from groupmamba_mm import GroupMamba
 from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file, revert_to_official
 from groupmamba_mm.engine.config_checks import load_config
-from tests.conftest import REPO, load_tool
+from tests.conftest import REPO, RunsCode, load_tool
 from tests.slow_models import official_forward
 from tests.test_backbones.test_truth import official_state
 
 TOOL, BACK = (
     load_tool(f'model_converters/{name}.py')
     for name in ('official_to_mmpretrain', 'mmpretrain_to_official'))
-
-
-class RunsCode:
-    """Its pickle asks for a shell command."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.marker}', )
 
 
 @pytest.fixture(scope='module')

@@ -22,6 +22,7 @@ import torch
 from mmpretrain.datasets import CustomDataset
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
+from tests.conftest import RunsCode
 
 REPO = Path(__file__).resolve().parents[2]
 TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
@@ -75,13 +76,6 @@ custom_hooks = [
     dict(type='EMAHook', momentum=0.1, update_buffers=True, evaluate_on_origin=True),
     dict(type='TeacherWitness')]
 """
-
-
-class RunsCode:
-    """Its pickle asks for a shell command."""
-
-    def __reduce__(self):
-        return os.system, ('touch ran', )
 
 
 def run(*command, cwd, **variables):
@@ -220,7 +214,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     monkeypatch.chdir(place)
     before = (place / FIRST).read_bytes()
     (place / 'cut.pth').write_bytes(before[:len(before) // 2])
-    torch.save(dict(load_checkpoint_file(place / FIRST), extra=RunsCode()), 'evil.pth')
+    torch.save(dict(load_checkpoint_file(place / FIRST), extra=RunsCode('ran')), 'evil.pth')
     tool, arguments, options, message = BROKEN[case]
     assert call(tool, case, *arguments, options=options) == 1
     shown = capsys.readouterr()
