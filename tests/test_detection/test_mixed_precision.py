@@ -5,7 +5,7 @@ from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, init_default_scope
 
 from groupmamba_mm.detection import Fp32RoIExtractor, Fp32RPNHead
 
@@ -13,6 +13,12 @@ SETTINGS = dict(roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0)
                 featmap_strides=[4, 8], finest_scale=28)
 # Coordinates that bf16 rounds to multiples of 4 and 8, on both levels.
 ROIS = torch.tensor([[0, 901.3, 3.7, 940.1, 41.2], [1, 610.6, 13.3, 790.9, 120.4]])
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    """Parts are looked up in mmdet, whichever library a test before used."""
+    init_default_scope('mmdet')
 
 
 def maps(dtype=torch.float32):
