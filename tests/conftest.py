@@ -82,12 +82,20 @@ class RandomTeacher(FrozenTeacher):
     """A teacher without a file: three channels pooled on a coarse grid, then a linear layer."""
     normalization = Normalization((100., 110., 120.), (50., 60., 70.), rgb=False)
 
-    def build(self, num_classes):
+    def load(self, num_classes):
         """See :class:`FrozenTeacher`."""
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
-            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2),
-                                 nn.Flatten(), nn.Linear(16, num_classes))
+        self.num_classes = num_classes
+        super().load(num_classes)
+
+    def build(self):
+        """See :class:`FrozenTeacher`."""
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2),
+                             nn.Flatten(), nn.Linear(16, self.num_classes))
+
+    def count_classes(self, network):
+        """See :class:`FrozenTeacher`."""
+        return network[-1].out_features
 
 
 class RunsCode:

@@ -138,20 +138,30 @@ RECIPE = {
     'train_dataloader.batch_size': 1024 // 8,  # paper
     'custom_hooks.0.type': 'EMAHook',
     'custom_hooks.0.momentum': 1 - 0.9999,  # mmengine's is the weight of the new value
+    'custom_hooks.0.update_buffers': True,
     'custom_hooks.0.evaluate_on_origin': True,
     'model.backbone.drop_path_rate': 0.05,
     'model.head.loss.type': 'LabelSmoothLoss',
     'model.head.loss.label_smooth_val': 0.1,  # paper
-    'model.train_cfg.augments': [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)],
+    'model.head.loss.mode': 'original',
+    # half of the batches each, none unmixed
+    'model.train_cfg': dict(augments=[
+        dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
     'train.RandomResizedCrop.scale': 224,  # paper
     'train.RandomResizedCrop.interpolation': 'bicubic',
     'train.RandomFlip.prob': 0.5,
     'train.RandAugment.policies': 'timm_increasing',
     'train.RandAugment.num_policies': 2,
     'train.RandAugment.magnitude_level': 9,
+    'train.RandAugment.total_level': 10,
+    'train.RandAugment.hparams': dict(pad_val=[104, 116, 124], interpolation='bicubic'),
     'train.RandAugment.magnitude_std': 0.5,
     'train.RandomErasing.erase_prob': 0.25,
     'train.RandomErasing.mode': 'rand',
+    'train.RandomErasing.min_area_ratio': 0.02,
+    'train.RandomErasing.max_area_ratio': 1 / 3,
+    'train.RandomErasing.fill_color': [103.53, 116.28, 123.675],  # BGR, before the preprocessor
+    'train.RandomErasing.fill_std': [57.375, 57.12, 58.395],
     'train.ColorJitter': None,  # 0.4 is set, and timm drops it beside RandAugment
     'test.ResizeEdge.scale': 256,
     'test.ResizeEdge.interpolation': 'bicubic',

@@ -37,10 +37,11 @@ def read_tensors(path: Union[str, Path]) -> dict:
     with safe_globals([(OrderedDict, name) for name in names]):
         try:
             return load_checkpoint_file(file)
-        except TypeError as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f'checkpoint {path} holds an object that no dict can stand for (one of {names}); '
-                'save its tensors alone, where the file can be trusted') from error
+                f'checkpoint {path} was not loaded: it asks for one of {names}, which no plain '
+                'dict can stand for and which could run code; save its tensors alone, where the '
+                'file can be trusted, else do not use it') from error
 
 
 def _foreign_names(file: Path) -> List[str]:

@@ -123,7 +123,9 @@ def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:
 
 
 def _has_tensors(checkpoint: dict) -> bool:
-    return any(isinstance(value, torch.Tensor) for value in state_dict_of(checkpoint).values())
+    # below any key: a released checkpoint may have its weights under 'model_ema' alone
+    parts = [checkpoint, *(part for part in checkpoint.values() if isinstance(part, dict))]
+    return any(isinstance(value, torch.Tensor) for part in parts for value in part.values())
 
 
 def _describe(value: Any) -> str:

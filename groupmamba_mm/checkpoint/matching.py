@@ -53,6 +53,10 @@ class ExpectedKeys:
         return re.search(self.pattern, key[len(self.prefix):]) is not None
 
 
+# Files from before BatchNorm counted its batches lack this; the count is no weight.
+BATCH_COUNTERS = ExpectedKeys(r'num_batches_tracked$', 'counts batches, no weight')
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What of a checkpoint fits a model.

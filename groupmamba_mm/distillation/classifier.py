@@ -61,7 +61,7 @@ class DistilledClassifier(ImageClassifier):
 
         Raises:
             CheckpointError: The teacher's weights are missing, damaged or do not fit.
-            ConfigError: The teacher's config is missing.
+            ConfigError: The teacher's config is missing, or it has other classes.
         """
         self.teacher.load(self.head.num_classes)
 

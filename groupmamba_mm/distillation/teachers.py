@@ -13,7 +13,9 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from groupmamba_mm.checkpoint import load_matching, read_tensors, state_dict_of
+from groupmamba_mm.checkpoint import (load_matched, match_state_dict, read_tensors,
+                                      state_dict_of)
+from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report
 from groupmamba_mm.errors import CheckpointError, ConfigError
 
 PRECISIONS = ('fp32', 'bf16')
@@ -113,15 +115,20 @@ class FrozenTeacher(ABC):
         """How the network wants its images."""
 
     @abstractmethod
-    def build(self, num_classes: int) -> nn.Module:
-        """Make the network, whose forward takes images and gives (B, num_classes) logits.
-
-        Args:
-            num_classes: What the student has.
+    def build(self) -> nn.Module:
+        """Make the network, whose forward takes images and gives logits.
 
         Returns:
             The network; unless :attr:`checkpoint` is set, with its trained weights.
+
+        Raises:
+            CheckpointError: The trained weights cannot be fetched.
+            ConfigError: The network cannot be made.
         """
+
+    @abstractmethod
+    def count_classes(self, network: nn.Module) -> int:
+        """Tell how many classes a network has that :meth:`build` made."""
 
     def load(self, num_classes: int) -> None:
         """Make the network and read its weights, once.
@@ -131,16 +138,34 @@ class FrozenTeacher(ABC):
 
         Raises:
             CheckpointError: The weights are missing, damaged, would run code, or do not fit.
-            ConfigError: The network cannot be made.
+            ConfigError: The network cannot be made, or has other classes than the student.
         """
         if self.network is not None:
             return
-        network = self.build(num_classes)
+        # the student draws the same first weights with and without a teacher
+        with torch.random.fork_rng(devices=[]):
+            network = self.build()
+        found = self.count_classes(network)
+        if found != num_classes:
+            raise ConfigError(f'the teacher has {found} classes and the student {num_classes}; set '
+                              'model.teacher to one that was trained for the same classes')
         if self.checkpoint is not None:
-            load_matching(network, state_dict_of(read_tensors(self.checkpoint)),
-                          source=f'{self.checkpoint} (teacher)', min_matched_share=1.0,
-                          logger=MMLogger.get_current_instance())
+            try:
+                self._read_weights(network)
+            except CheckpointError as error:
+                raise CheckpointError(f'teacher: {error}; name its file with --cfg-options '
+                                      'model.teacher.checkpoint=FILE') from error
         self.use(network)
+
+    def _read_weights(self, network: nn.Module) -> None:
+        """Fill a network from :attr:`checkpoint`, all of it and with all of it."""
+        weights = state_dict_of(read_tensors(self.checkpoint))
+        report = match_state_dict(network.state_dict(), weights, expected_missing=[BATCH_COUNTERS])
+        log_report(report, f'{self.checkpoint} (teacher)', MMLogger.get_current_instance())
+        if not report.complete or report.unexpected:
+            raise CheckpointError(f'{self.checkpoint} is not exactly the network: '
+                                  + '; '.join(str(report).splitlines()))
+        load_matched(network, weights, report)
 
     def use(self, network: nn.Module) -> None:
         """Freeze a network and take it as the teacher's.
@@ -152,6 +177,7 @@ class FrozenTeacher(ABC):
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
         self.network = network
+        self._own_normalization = self.normalization
         self._run = torch.compile(network) if self.compile else network
 
     @torch.no_grad()
@@ -167,7 +193,7 @@ class FrozenTeacher(ABC):
         """
         if next(self.network.parameters()).device != images.device:
             self.network.to(images.device)
-        images = self.normalization.converted(images.float(), source)
+        images = self._own_normalization.converted(images.float(), source)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         # also switches the autocast of the student off
@@ -185,6 +211,7 @@ class TimmTeacher(FrozenTeacher):
     Args:
         model_name: Such as 'regnety_160.deit_in1k'.
         checkpoint: See :class:`FrozenTeacher`. None: the weights that timm downloads for the name.
+        num_classes: Number of classes of the checkpoint. None: those of timm's weights.
         mean: For each channel, RGB, 0 to 255. None: what timm states for the name.
         std: The same for the standard deviation.
         **kwargs: See :class:`FrozenTeacher`.
@@ -193,6 +220,7 @@ class TimmTeacher(FrozenTeacher):
     def __init__(self,
                  model_name: str = 'regnety_160.deit_in1k',
                  checkpoint: Optional[str] = None,
+                 num_classes: Optional[int] = None,
                  mean: Optional[Sequence[float]] = None,
                  std: Optional[Sequence[float]] = None,
                  **kwargs) -> None:
@@ -200,7 +228,11 @@ class TimmTeacher(FrozenTeacher):
         if not timm.is_model(model_name):
             near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
             raise ValueError(f'timm has no model {model_name!r}; like it are {near}')
+        if num_classes is not None and checkpoint is None:
+            raise ValueError(f'num_classes={num_classes} belongs to a checkpoint, and none is '
+                             'given; leave it away, or name a file')
         self.model_name = model_name
+        self.options = {} if num_classes is None else dict(num_classes=num_classes)
         self.mean = mean
         self.std = std
 
@@ -212,15 +244,21 @@ class TimmTeacher(FrozenTeacher):
             tuple(self.mean or (round(255 * value, 4) for value in stated.mean)),
             tuple(self.std or (round(255 * value, 4) for value in stated.std)))
 
-    def build(self, num_classes: int) -> nn.Module:
+    def build(self) -> nn.Module:
         """See :meth:`FrozenTeacher.build`."""
         try:
+            # with the classes that the weights are for: timm would replace the last layer by a
+            # random one for any other number
             return timm.create_model(self.model_name, pretrained=self.checkpoint is None,
-                                     num_classes=num_classes)
+                                     **self.options)
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f'the weights of the teacher {self.model_name} could not be fetched ({error}); '
                 'name a file with --cfg-options model.teacher.checkpoint=FILE') from error
+
+    def count_classes(self, network: nn.Module) -> int:
+        """See :meth:`FrozenTeacher.count_classes`."""
+        return network.num_classes
 
 
 @MODELS.register_module()
@@ -256,11 +294,14 @@ class ConfigTeacher(FrozenTeacher):
         own = self.cfg.model.get('data_preprocessor') or {}
         return Normalization.of_preprocessor({**self.cfg.get('data_preprocessor', {}), **own})
 
-    def build(self, num_classes: int) -> nn.Module:
+    def build(self) -> nn.Module:
         """See :meth:`FrozenTeacher.build`."""
-        # the checkpoint has all weights, so none are fetched for the network's parts
         model = self.cfg.model.copy()
         model.setdefault('data_preprocessor', self.cfg.get('data_preprocessor'))
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            network = MODELS.build(model)
-        return network
+            return MODELS.build(model)
+
+    def count_classes(self, network: nn.Module) -> int:
+        """See :meth:`FrozenTeacher.count_classes`."""
+        # mmpretrain's TimmClassifier has timm's network as `model`, its other classifiers a head
+        return (network.model if hasattr(network, 'model') else network.head).num_classes

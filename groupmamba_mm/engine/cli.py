@@ -193,9 +193,9 @@ def _unsafe_checkpoint(cause: BaseException) -> Optional[str]:
     """Explain what a checkpoint of a library's model zoo ends in, which torch itself refuses."""
     if not isinstance(cause, pickle.UnpicklingError):
         return None
-    return ('a checkpoint was not loaded: it is damaged, or asks for what could run code '
-            f'({cause.args[0].splitlines()[0]}); the log above names it. Download it again, or do '
-            'not use it')
+    first_line = str(cause).partition('\n')[0]
+    return ('a file was not loaded: it is damaged, or asks for what could run code '
+            f'({first_line}); the log above names it. Download it again, or do not use it')
 
 
 def _launch_or_memory(message: str) -> Optional[str]:

@@ -23,6 +23,14 @@ class EpochSeedHook(Hook):
     """
     priority = 'VERY_HIGH'
 
+    def before_run(self, runner: Runner) -> None:
+        """Remember the seed that the sampler was made with.
+
+        Args:
+            runner (Runner): The runner, which has not resumed yet.
+        """
+        self._seed_before_resuming = runner.seed
+
     def before_train(self, runner: Runner) -> None:
         """Order the data as the run that is resumed did, and warn of workers that carry over.
 
@@ -30,12 +38,11 @@ class EpochSeedHook(Hook):
             runner (Runner): The runner.
         """
         loader = runner.train_dataloader
-        # The sampler was made before the checkpoint told the seed of the run. Its seed must be the
-        # same in all processes, which the run's is not with diff_rank_seed.
-        shared = not runner._randomness_cfg.get('diff_rank_seed')
-        if runner._resume and shared and hasattr(loader.sampler, 'seed'):
+        # The sampler was made before the checkpoint told the seed of the run, which it takes unless
+        # the config gives it another one.
+        if getattr(loader.sampler, 'seed', None) == self._seed_before_resuming:
             loader.sampler.seed = runner.seed
-        if loader.persistent_workers:
+        if getattr(loader, 'persistent_workers', False):
             runner.logger.warning(
                 'train_dataloader has persistent_workers=True: its workers draw on from epoch to '
                 'epoch, so a resumed training will augment its images in another way than an '

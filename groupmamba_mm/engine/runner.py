@@ -18,19 +18,16 @@ from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
-from groupmamba_mm.checkpoint import (CheckpointError, ExpectedKeys, expected_unused_keys,
-                                      load_all_safely, load_checkpoint_file, load_matched,
-                                      match_state_dict, state_dict_of)
-from groupmamba_mm.checkpoint.matching import log_report, require_share
+from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, load_all_safely,
+                                      load_checkpoint_file, load_matched, match_state_dict,
+                                      state_dict_of)
+from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 from groupmamba_mm.errors import LaunchError
 from .loops import AMP_ARGUMENTS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
 LOAD_FROM_MIN_SHARE = 0.8
-
-# Files from before BatchNorm counted its batches lack this; the count is no weight.
-BATCH_COUNTERS = ExpectedKeys(r'num_batches_tracked$', 'counts batches, no weight')
 
 
 @RUNNERS.register_module()
@@ -155,6 +152,12 @@ class CheckedRunner(Runner):
         log_report(report, filename, self.logger)
         require_share(report, 1.0 if strict else self._min_matched_share, filename)
 
+        if not self._resuming and self._min_matched_share < 1:
+            # Training starts anew from these weights, which are the averaged ones already, and a
+            # hook would take the old average, old head included.
+            checkpoint.pop('ema_state_dict', None)
+            for key in set(checkpoint['state_dict']) - set(report.matched):
+                del checkpoint['state_dict'][key]
         # Hooks see a checkpoint that fits. EMA exchanges the values of its tensors here.
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         load_matched(model, checkpoint['state_dict'], report)

@@ -49,7 +49,7 @@ def apply_test_options(cfg: Config,
         options.set_show_dir(show_dir)
     if tta:
         options.set_tta()
-    if amp in AMP_DTYPES:
+    if amp is not None:
         options.set_amp(amp)
 
 
@@ -129,7 +129,7 @@ class TaskTest(ABC):
         """Test in mixed precision.
 
         Args:
-            amp (str): 'bf16' or 'fp16'.
+            amp (str): 'bf16' or 'fp16', or 'off' for fp32.
 
         Raises:
             ConfigError: If the config has a test loop of its own.
@@ -138,7 +138,8 @@ class TaskTest(ABC):
         if kind not in ('TestLoop', 'AmpTestLoop'):
             raise ConfigError(f'--amp: test_cfg.type is {kind!r}, whose precision cannot be set; '
                               'use TestLoop or leave --amp away')
-        self.cfg.test_cfg = dict(type='AmpTestLoop', dtype=AMP_DTYPES[amp])
+        self.cfg.test_cfg = dict() if amp == 'off' else dict(
+            type='AmpTestLoop', dtype=AMP_DTYPES[amp])
 
     def drop_ema_hook(self) -> None:
         """Test the averaged weights, which a checkpoint holds as its model, without the hook.
@@ -230,7 +231,8 @@ class SegmentationTest(TaskTest):
 
 
 def _is_ema(hook: Dict) -> bool:
-    return hook['type'].split('.')[-1] == 'EMAHook'
+    kind = hook['type']  # a class in a config of mmengine's pure Python style
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1] == 'EMAHook'
 
 
 def _flips() -> List[Dict]:

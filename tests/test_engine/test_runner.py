@@ -54,7 +54,7 @@ class Points(torch.utils.data.Dataset):
         return dict(inputs=torch.tensor([index / 8, 1.0]))
 
 
-def build(work_dir, model=None, epochs=1, ema=False, **options):
+def build(work_dir, model=None, epochs=1, ema=None, **options):
     loader = dict(batch_size=4, num_workers=0, dataset=Points(),
                   sampler=dict(type='DefaultSampler', shuffle=False))
     options.setdefault('optim_wrapper', dict(optimizer=dict(type='AdamW', lr=0.1)))
@@ -62,7 +62,7 @@ def build(work_dir, model=None, epochs=1, ema=False, **options):
         dict(type='RunnerTestModel', **(model or {})), str(work_dir), train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5, end=9),
-        custom_hooks=[dict(type='EMAHook', momentum=0.5)] if ema else None, randomness=dict(seed=0),
+        custom_hooks=[dict(type=ema, momentum=0.5)] if ema else None, randomness=dict(seed=0),
         experiment_name=f'runner{os.urandom(4).hex()}', log_level='INFO', **options)
 
 
@@ -73,7 +73,7 @@ def log_of(runner):
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work')
-    build(work_dir, ema=True).train()
+    build(work_dir, ema='EMAHook').train()
     return work_dir / 'epoch_1.pth'
 
 
@@ -103,6 +103,20 @@ def test_training_may_start_from_most_of_a_model(trained, tmp_path):
     runner.train()
     assert runner.epoch == 1
 
+    # with the old average beside them, and an average of the new training
+    for hook in ('mmengine.EMAHook', 'mmpretrain.EMAHook'):
+        whole = load_checkpoint_file(trained)
+        for part, key in (('state_dict', 'head.bias'), ('ema_state_dict', 'module.head.bias')):
+            whole[part][key] = torch.ones(7)
+        torch.save(whole, tmp_path / 'other_head_ema.pth')
+        runner = build(tmp_path, load_from=str(tmp_path / 'other_head_ema.pth'), epochs=0,
+                       ema=hook)
+        runner.train()
+        average = next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
+        for model in (runner.model, average.module):
+            assert torch.equal(model.backbone.weight, weights['backbone.weight'])
+            assert model.head.bias.shape == (2, )
+
     small = {key: value for key, value in weights.items() if key.startswith('backbone.')}
     torch.save(dict(state_dict=small), tmp_path / 'backbone.pth')
     runner = build(tmp_path, load_from=str(tmp_path / 'backbone.pth'))
@@ -112,9 +126,9 @@ def test_training_may_start_from_most_of_a_model(trained, tmp_path):
 
 def test_resuming_restores_everything(trained, tmp_path):
     (tmp_path / 'last_checkpoint').write_text(str(trained))
-    resumed = build(tmp_path, epochs=2, ema=True, resume=True)
+    resumed = build(tmp_path, epochs=2, ema='EMAHook', resume=True)
     resumed.train()
-    whole = build(tmp_path / 'whole', epochs=2, ema=True)
+    whole = build(tmp_path / 'whole', epochs=2, ema='EMAHook')
     whole.train()
     assert (resumed.epoch, resumed.iter) == (2, 4)
     for key, value in whole.model.state_dict().items():

@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.runner import autocast, loops
 
 from groupmamba_mm.engine.loops import AmpTestLoop
@@ -121,6 +122,9 @@ def test_tta_tests_the_averaged_weights_without_the_hook():
     cfg = make_config('mmpretrain', custom_hooks=[dict(type='EMAHook'), dict(type='Other')])
     apply_test_options(cfg, 'a.pth', tta=True)
     assert [hook.type for hook in cfg.custom_hooks] == ['Other']
+    cfg = make_config('mmpretrain', custom_hooks=[dict(type=EMAHook), dict(type=print)])
+    apply_test_options(cfg, 'a.pth')
+    assert [hook['type'] for hook in cfg.custom_hooks] == [print]
     cfg = make_config('mmpretrain', custom_hooks=[dict(type='EMAHook', evaluate_on_ema=False)])
     with pytest.raises(ConfigError, match='evaluate_on_ema'):
         apply_test_options(cfg, 'a.pth', tta=True)

@@ -23,6 +23,7 @@ from mmpretrain.datasets import CustomDataset
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from tests.conftest import RunsCode
+from tests.teacher_witness import digest
 
 REPO = Path(__file__).resolve().parents[2]
 TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
@@ -263,6 +264,9 @@ def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
     assert len(hashes) == 1
     before, after = hashes.pop().split()
     assert before == after
+    trained_teacher = torch.nn.Module()
+    trained_teacher.state_dict = lambda: load_checkpoint_file(place / FIRST)['state_dict']
+    assert before == digest(trained_teacher)
 
     saved = load_checkpoint_file(place / 'student' / 'epoch_1.pth')
     plain = load_checkpoint_file(place / FIRST)
@@ -286,7 +290,8 @@ def test_a_missing_teacher_is_told_before_the_data_are_read(trained, monkeypatch
     assert call(TRAIN, 'gone', config='student.py',
                 options=['model.teacher.checkpoint=gone.pth']) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith('error: checkpoint gone.pth does not exist')
+    assert re.match(r'error: teacher: checkpoint gone\.pth does not exist;.*teacher\.checkpoint=',
+                    last)
 
 
 def fake_srun(folder):

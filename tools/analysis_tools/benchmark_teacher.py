@@ -124,7 +124,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
 
     teachers = {NO_TEACHER: given_answers(torch.randn(args.batch, num_classes,
                                                       device=get_device()))}
-    network = model.teacher.build(num_classes).to(get_device())
+    network = model.teacher.build().to(get_device())
     for name, options in VARIANTS.items():
         teachers[name] = MODELS.build(dict(cfg.model.teacher, **options))
         teachers[name].use(copy.deepcopy(network))
