@@ -180,7 +180,7 @@ class TestPredictionGrid:
 
     def test_seed(self, results):
         tool, _ = draw(results[0])
-        predictions = tool.read_results(str(results[0] / 'results.pkl'))
+        predictions = tool.read_predictions(str(results[0] / 'results.pkl'))
         chosen = [tool.choose(predictions, 5, seed, False) for seed in (0, 0, 1)]
         assert chosen[0] == chosen[1] != chosen[2]
 

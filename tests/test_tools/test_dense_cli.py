@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.errors import ConfigError, DataError
 from tests.conftest import REPO, load_tool
 
@@ -83,7 +84,7 @@ def test_the_same_seed_gives_the_same_weights(trained, monkeypatch):
     task, place = trained
     monkeypatch.chdir(place)
     assert call('train.py', task, f'again_{task}') == 0
-    first, again = (torch.load(place / f'{run}_{task}/epoch_1.pth', weights_only=False)
+    first, again = (load_checkpoint_file(place / f'{run}_{task}/epoch_1.pth')
                     for run in ('first', 'again'))
     for name, tensor in first['state_dict'].items():
         assert torch.equal(tensor, again['state_dict'][name]), name
@@ -169,7 +170,7 @@ class TestGallery:
         config = str(REPO / f'configs/demo/{CONFIGS["det"]}.py')
         out = ['--out', str(place / 'g.png'), '--cfg-options',
                *where_test_data_are('det', place)]
-        with pytest.raises(DataError, match='nowhere.pkl cannot be read'):
+        with pytest.raises(DataError, match='nowhere.pkl do not exist'):
             tool.main([config, 'nowhere.pkl', *out])
         (place / 'other.pkl').write_bytes(pickle.dumps([dict(pred_label=1)]))
         with pytest.raises(DataError, match="hold no list of a detector's predictions"):

@@ -4,7 +4,6 @@ RESULTS is what ``tools/test.py CONFIG CHECKPOINT --out RESULTS`` wrote: a pickl
 folder of label images of a segmenter. Images and ground truth come from the config's test data.
 """
 import argparse
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -13,14 +12,12 @@ import cv2
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 
-from groupmamba_mm.analysis.arguments import positive_int
+from groupmamba_mm.analysis.arguments import png_path, positive_int
+from groupmamba_mm.analysis.results import build_test_data, read_results
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
-from groupmamba_mm.engine.data_checks import check_data
 from groupmamba_mm.engine.seg_checks import read_labels
 from groupmamba_mm.errors import ConfigError, DataError
 
@@ -37,10 +34,6 @@ PAIR_GAP, GAP, CAPTION, TITLE, MARGIN = 6, 28, 30, 96, 32
 PAIRS = 3  # in a row
 OPACITY = 0.55
 TEXT, MUTED = '#1f2328', '#656d76'
-
-# what pickle.load raises for a file that is no pickle
-_UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError,
-                      ValueError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,38 +92,6 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def png_path(text: str) -> Path:
-    """Read the path of a PNG file."""
-    path = Path(text)
-    if path.suffix.lower() != '.png':
-        raise argparse.ArgumentTypeError(f'{text!r} is no PNG file: end the name in .png')
-    return path
-
-
-def build_test_data(cfg: Config) -> Any:
-    """Build a config's test data set.
-
-    Args:
-        cfg: The config.
-
-    Returns:
-        The data set, whose images are not read yet.
-
-    Raises:
-        ConfigError: The config is a classifier's, or has no test data.
-        DataError: The data are not there.
-    """
-    if cfg.default_scope not in ('mmdet', 'mmseg'):
-        raise ConfigError(f'config {cfg.filename} is for {cfg.default_scope}; of a classifier, '
-                          'tools/analysis_tools/prediction_grid.py draws the predictions')
-    if cfg.get('test_dataloader') is None:
-        raise ConfigError(f'config {cfg.filename} has no test_dataloader, so there are no images '
-                          'to draw; give the config that the results are from')
-    check_data(cfg, ('test', ))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return DATASETS.build(cfg.test_dataloader.dataset)
-
-
 def detections(dataset: Any, results: str, num: int, seed: int, score_thr: float) -> List[Example]:
     """Choose images of a detector.
 
@@ -147,15 +108,10 @@ def detections(dataset: Any, results: str, num: int, seed: int, score_thr: float
     Raises:
         DataError: The pickle is missing or holds something else.
     """
-    remedy = 'make it with tools/test.py CONFIG CHECKPOINT --out results.pkl'
-    try:
-        with open(results, 'rb') as file:
-            samples = pickle.load(file)
-    except (OSError, *_UNPICKLING_ERRORS) as error:
-        raise DataError(f'results {results} cannot be read ({error}); {remedy}') from error
-    if not isinstance(samples, list) or not samples or not all(
-            isinstance(sample, dict) and 'pred_instances' in sample for sample in samples):
-        raise DataError(f"results {results} hold no list of a detector's predictions; {remedy}")
+    samples = read_results(results)
+    if not all(isinstance(sample, dict) and 'pred_instances' in sample for sample in samples):
+        raise DataError(f"results {results} hold no list of a detector's predictions; make it with "
+                        'tools/test.py CONFIG CHECKPOINT --out results.pkl')
     infos = {info['img_id']: info for info in map(dataset.get_data_info, range(len(dataset)))}
     examples = []
     for index in choose(len(samples), num, seed):
@@ -386,6 +342,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     """
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
+    if cfg.default_scope not in ('mmdet', 'mmseg'):
+        raise ConfigError(f'config {cfg.filename} is for {cfg.default_scope}; of a classifier, '
+                          'tools/analysis_tools/prediction_grid.py draws the predictions')
     dataset = build_test_data(cfg)
     meta: Dict[str, Any] = dataset.metainfo
     if cfg.default_scope == 'mmdet':

@@ -4,7 +4,6 @@ RESULTS is what ``tools/test.py CONFIG CHECKPOINT --out results.pkl`` wrote. The
 the config's test data set, cut to a square and resized to one size.
 """
 import argparse
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -12,14 +11,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from groupmamba_mm.analysis.arguments import positive_int
+from groupmamba_mm.analysis.arguments import png_path, positive_int
+from groupmamba_mm.analysis.results import build_test_data, read_results
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
-from groupmamba_mm.engine.data_checks import check_data
 from groupmamba_mm.errors import ConfigError, DataError
 
 #: Share of wrong predictions in a grid, if there are as many; ``--wrong-first`` makes it 1.
@@ -33,10 +30,6 @@ TITLE = 96
 MARGIN = 32
 MIN_COLUMNS, MAX_COLUMNS = 4, 6  # the title needs four
 NAME_LENGTH = 21  # characters of a class name that fit below an image
-
-# what pickle.load raises for a file that is no pickle
-_UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError,
-                      ValueError)
 
 RIGHT, WRONG, TEXT, MUTED = '#1a7f37', '#cf222e', '#1f2328', '#656d76'
 
@@ -87,19 +80,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def png_path(text: str) -> Path:
-    """Read the path of a PNG file."""
-    path = Path(text)
-    if path.suffix.lower() != '.png':
-        raise argparse.ArgumentTypeError(f'{text!r} is no PNG file: end the name in .png')
-    return path
-
-
-def read_results(path: str) -> List[Prediction]:
+def read_predictions(path: str) -> List[Prediction]:
     """Read what mmengine's ``DumpResults`` wrote of a single-label classifier.
 
     Args:
-        path: The pickle, which must come from a trusted place: unpickling can run code.
+        path: The pickle; see :func:`groupmamba_mm.analysis.results.read_results`.
 
     Returns:
         The predictions.
@@ -107,20 +92,11 @@ def read_results(path: str) -> List[Prediction]:
     Raises:
         DataError: The file is missing, is no pickle, has no predictions or holds something else.
     """
+    return [_read_sample(sample, number, path) for number, sample in enumerate(read_results(path))]
+
+
+def _read_sample(sample: Any, number: int, path: str) -> Prediction:
     remedy = 'make it with tools/test.py CONFIG CHECKPOINT --out results.pkl'
-    if not Path(path).is_file():
-        raise DataError(f'results {path} do not exist; {remedy}')
-    try:
-        with open(path, 'rb') as file:
-            samples = pickle.load(file)
-    except _UNPICKLING_ERRORS as error:
-        raise DataError(f'results {path} cannot be unpickled ({error}); {remedy}') from error
-    if not isinstance(samples, list) or not samples:
-        raise DataError(f'results {path} hold no list of predictions; {remedy}')
-    return [_read_sample(sample, number, path, remedy) for number, sample in enumerate(samples)]
-
-
-def _read_sample(sample: Any, number: int, path: str, remedy: str) -> Prediction:
     needed = ('sample_idx', 'pred_label', 'pred_score', 'gt_label')
     missing = [key for key in needed if not isinstance(sample, dict) or key not in sample]
     if missing:
@@ -132,30 +108,6 @@ def _read_sample(sample: Any, number: int, path: str, remedy: str) -> Prediction
     label = int(sample['pred_label'][0])
     return Prediction(index=int(sample['sample_idx']), label=label,
                       score=float(sample['pred_score'][label]), truth=int(sample['gt_label'][0]))
-
-
-def build_test_data(cfg: Config) -> Any:
-    """Build a config's test data set.
-
-    Args:
-        cfg: The config.
-
-    Returns:
-        The data set, whose images are not read yet.
-
-    Raises:
-        ConfigError: The config is not a classifier's, or has no test data.
-        DataError: The data are not there.
-    """
-    if cfg.default_scope != 'mmpretrain':
-        raise ConfigError(f'config {cfg.filename} is for {cfg.default_scope}; give the '
-                          'classification config that the results are from')
-    if cfg.get('test_dataloader') is None:
-        raise ConfigError(f'config {cfg.filename} has no test_dataloader, so there are no images '
-                          'to draw; give the config that the results are from')
-    check_data(cfg, ('test', ))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return DATASETS.build(cfg.test_dataloader.dataset)
 
 
 def look_up(predictions: Sequence[Prediction], dataset: Any, path: str) -> List[Dict[str, Any]]:
@@ -301,10 +253,16 @@ def main(argv: Optional[List[str]] = None) -> None:
 
     Args:
         argv: The arguments, None for the process's own.
+
+    Raises:
+        ConfigError: The config is not a classifier's.
     """
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
-    predictions = read_results(args.results)
+    if cfg.default_scope != 'mmpretrain':
+        raise ConfigError(f'config {cfg.filename} is for {cfg.default_scope}; give a '
+                          'classification config, or draw with tools/analysis_tools/gallery.py')
+    predictions = read_predictions(args.results)
     dataset = build_test_data(cfg)
     chosen = choose(predictions, args.num, args.seed, args.wrong_first)
     tiles = [read_tile(entry['img_path']) for entry in look_up(chosen, dataset, args.results)]
