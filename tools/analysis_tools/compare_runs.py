@@ -119,6 +119,7 @@ def draw(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str], out: str) -
                                color=line.get_color(), alpha=0.25, linewidth=0)
         # mmengine counts the steps of training by iterations and those of validation by epochs
         panel.set_xlabel('epoch' if '/' in key else 'iteration')
+        panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(key)
         panel.grid(alpha=0.3)
     panels[0][0].legend()
