@@ -5,6 +5,7 @@ weight of the teacher, ``1 - alpha`` here.
 
 The parameters have the names of the heads without a teacher, so a checkpoint serves both.
 """
+from abc import ABC, abstractmethod
 from typing import Dict, List, Tuple
 
 from mmengine.registry import MODELS
@@ -17,7 +18,7 @@ from groupmamba_mm.heads import TwoHeadClsHead
 _DEFAULT_LOSS = dict(type='DistillationLoss', kind='hard')
 
 
-class DistilledHead:
+class DistilledHead(ABC):
     """The objective that heads with a teacher share; mixed into an mmpretrain head.
 
     Args:
@@ -39,9 +40,9 @@ class DistilledHead:
         self.alpha = alpha
         self.distill_loss = MODELS.build(distill_loss)
 
+    @abstractmethod
     def branches(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor]:
         """The logits that learn from the label and those that learn from the teacher, (B, K)."""
-        raise NotImplementedError
 
     def loss(self, feats: Tuple[Tensor, ...], data_samples: List[DataSample],
              teacher_logits: Tensor) -> Dict[str, Tensor]:
