@@ -93,6 +93,15 @@ def test_a_resumed_training_is_bitwise_the_whole_one(images, tmp_path, one_threa
                for key, value in whole['state_dict'].items())
 
 
+def test_a_seed_of_the_samplers_own_is_kept(images, tmp_path, one_thread):
+    options = {'workers': 0, 'train_dataloader.sampler.seed': 7}
+    whole = train(images, tmp_path / 'whole', 2, **options)
+    train(images, tmp_path / 'half', 1, **options)
+    resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'),
+                    seed=None, **options)
+    assert differing(whole, resumed) == []
+
+
 def test_the_hook_is_what_makes_it_exact(images, tmp_path, one_thread):
     """Without it the two differ, so that the test above can fail."""
     without = {'default_hooks.epoch_seed.type': 'DistSamplerSeedHook'}  # which is there anyway

@@ -177,6 +177,16 @@ def test_training_in_mixed_precision(amp, loss_scale):
         apply_train_options(other, amp=amp)
 
 
+def test_mixed_precision_is_switched_off():
+    cfg = make_config('mmpretrain')
+    apply_train_options(cfg, amp='bf16')
+    apply_train_options(cfg, amp='off')
+    assert cfg.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(type='AdamW'))
+    cfg.test_cfg = dict(type='AmpTestLoop', dtype='float16')
+    apply_test_options(cfg, 'a.pth', amp='off')
+    assert cfg.test_cfg == dict()
+
+
 def test_training_options():
     cfg = make_config('mmdet', auto_scale_lr=dict(base_batch_size=16), val_cfg=dict())
     apply_train_options(cfg, resume='auto', auto_scale_lr=True, no_validate=True)
