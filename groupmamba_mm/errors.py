@@ -11,6 +11,10 @@ class UserError(Exception):
     """Base of the errors that the user can mend without reading code."""
 
 
+class BackendError(UserError, RuntimeError):
+    """An operator backend that was asked for by name and cannot run."""
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint that cannot be read safely or does not fit the model."""
 

@@ -46,7 +46,10 @@ class GroupMamba(BaseModule):
             no gradient and stay in eval mode.
         norm_eval: Keep the stem's BatchNorms in eval mode during training.
         with_cp: Recompute each layer's activations in the backward pass, to save memory.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: ``'torch'``, ``'reference'`` (slow), ``'triton'``, ``'mamba_ssm'``, or
+            ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
+            kernels on a GPU where they pass their self-test, else ``'torch'``. See
+            :func:`groupmamba_mm.ops.explain_backend`.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.

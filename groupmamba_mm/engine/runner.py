@@ -10,6 +10,7 @@ from typing import Callable, Dict, Optional, Union
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
+from mmengine.logging import MMLogger
 from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
                             revert_sync_batchnorm)
 from mmengine.optim import OptimWrapper
@@ -44,6 +45,7 @@ class CheckedRunner(Runner):
     - Without a GPU, processes started by torchrun, Slurm or MPI speak through gloo.
     - More processes than GPUs on a machine are refused before they wait for each other.
     - Without a GPU, a config with mixed precision trains in fp32 and says so.
+    - What the package itself logs, such as the choice of the scan's backend, is in the run's log.
     """
     _min_matched_share = 1.0
     _resuming = False
@@ -180,6 +182,22 @@ class CheckedRunner(Runner):
             if get_device() == 'cpu' and not is_distributed():
                 init_cpu_processes(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout'))
         super().setup_env(env_cfg)
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build the run's logger, and let the package's own one write where it writes.
+
+        Args:
+            *args: See :meth:`mmengine.runner.Runner.build_logger`.
+            **kwargs: The same.
+
+        Returns:
+            MMLogger: The run's logger.
+        """
+        logger = super().build_logger(*args, **kwargs)
+        package_logger = logging.getLogger('groupmamba_mm')
+        package_logger.handlers[:] = logger.handlers
+        package_logger.setLevel(logging.INFO)
+        return logger
 
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
         """Wrap the model for several processes, on CPUs without naming devices.

@@ -1,8 +1,9 @@
 """Depthwise convolutions over channels-last tokens: on the grid, and along a sequence."""
 from typing import Tuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from groupmamba_mm.ops import causal_conv1d_silu
 
 
 class GridDepthwiseConv(nn.Conv2d):
@@ -23,7 +24,7 @@ class GridDepthwiseConv(nn.Conv2d):
 
 
 class CausalConv1d(nn.Conv1d):
-    """Causal depthwise convolution with bias of (B, L, C) tokens along their sequence.
+    """Causal depthwise convolution with bias of (B, L, C) tokens along their sequence, then SiLU.
 
     Args:
         channels: Number of channels C.
@@ -33,10 +34,6 @@ class CausalConv1d(nn.Conv1d):
     def __init__(self, channels: int, kernel_size: int) -> None:
         super().__init__(channels, channels, kernel_size, groups=channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, C) to (B, L, C)."""
-        x = F.pad(x, (0, 0, self.kernel_size[0] - 1, 0))
-        # as a 2-D convolution of a grid of one row, because that has a channels-last kernel
-        x = x.transpose(1, 2).unsqueeze(2)  # (B, L, C) -> (B, C, 1, L), no copy
-        x = F.conv2d(x, self.weight.unsqueeze(2), self.bias, groups=self.groups)
-        return x.squeeze(2).transpose(1, 2)  # (B, C, 1, L) -> (B, L, C)
+    def forward(self, x: Tensor, backend: str = 'torch') -> Tensor:
+        """(B, L, C) to (B, L, C), see :func:`groupmamba_mm.ops.causal_conv1d_silu`."""
+        return causal_conv1d_silu(x, self.weight, self.bias, backend=backend)

@@ -22,7 +22,7 @@ class GroupedSS2D(nn.Module):
         channels: Number of channels C of all groups together.
         plan: The directions of the groups.
         d_state: State size N.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, d_state: int, scan_backend: str) -> None:
@@ -55,7 +55,7 @@ class OfficialMixer(nn.Module):
         plan: The directions of the groups.
         d_state: State size N.
         channel_affinity: False leaves the channel affinity out.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, d_state: int, channel_affinity: bool,

@@ -31,7 +31,7 @@ class GroupedMamba1d(nn.Module):
         channels: Number of channels C of all groups together.
         plan: The directions of the groups.
         d_state: State size N.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, d_state: int, scan_backend: str) -> None:
@@ -57,7 +57,7 @@ class GroupedMamba1d(nn.Module):
         # where the scan itself goes straight ahead.
         ahead = (('left-right', ) * len(directions), )
         tokens = group_to_scan_order(x, grid, directions).flatten(2)
-        y = self.ssm(F.silu(self.conv1d(tokens)), grid, ahead)
+        y = self.ssm(self.conv1d(tokens, self.ssm.resolve_backend(tokens)), grid, ahead)
         return group_from_scan_order(y.unflatten(-1, x.shape[-2:]), grid, directions)
 
 
@@ -68,7 +68,7 @@ class GroupedVSSS(nn.Module):
         channels: Number of channels C of all groups together.
         plan: The directions of the groups.
         d_state: State size N.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, d_state: int, scan_backend: str) -> None:
@@ -96,7 +96,7 @@ class ModulatedGroupMambaLayer(nn.Module):
         d_state: State size N.
         channel_affinity: False leaves CAM out.
         drop_path: Probability of dropping the residual branch of a sample.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.selective_scan import check_backend, selective_scan
+from groupmamba_mm.ops import check_backend, resolve_backend, selective_scan
 from .grouped import grouped_linear
 from .scan_plan import ScanPlan
 
@@ -18,7 +18,7 @@ class GroupedSSM(nn.Module):
         num_groups: Number of groups G.
         dt_rank: Rank of the projection to dt.
         d_state: State size N of each channel.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
 
     Parameters, in the shapes in which they are decayed or not (two or more dimensions are decayed,
     as in the released recipe): ``x_proj_weight`` (G, dt_rank + 2N, d), ``dt_proj_weight``
@@ -63,11 +63,16 @@ class GroupedSSM(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
         A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
+        backend = self.resolve_backend(x)
         outputs = [
             selective_scan(x, dt, A, B, C, self.D, grid=grid, directions=directions,
-                           backend=self.scan_backend) for directions in plan
+                           backend=backend) for directions in plan
         ]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+    def resolve_backend(self, x: Tensor) -> str:
+        """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""
+        return resolve_backend(self.scan_backend, x.device, x.dtype, self.d_state)
 
     def count_macs(self, x: Tensor, grid, plan: ScanPlan) -> int:
         """Multiply-adds of the scans alone, by the convention 9*B*L*C*N + B*L*C for each."""

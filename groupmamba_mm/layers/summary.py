@@ -34,7 +34,7 @@ class ClassBlockSummary(nn.Module):
         ffn_ratio: Hidden width of the FFN over C.
         d_state: State size N.
         channel_affinity: False leaves the channel affinity out.
-        scan_backend: See :func:`groupmamba_mm.ops.selective_scan`.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,

@@ -226,3 +226,19 @@ def test_a_launcher_that_started_nothing_is_told(monkeypatch):
     monkeypatch.delenv('SLURM_PROCID', raising=False)
     with pytest.raises(LaunchError, match='SLURM_PROCID.*slurm_train.sh'):
         init_cpu_processes('slurm')
+
+
+def test_what_the_package_logs_is_in_the_log_of_the_run(tmp_path):
+    package_logger = logging.getLogger('groupmamba_mm')
+    handlers, level = list(package_logger.handlers), package_logger.level
+    try:
+        for name in ('first', 'second'):
+            build(tmp_path / name)
+            package_logger.info(f'said in the {name} run')
+        first, second = (next((tmp_path / name).glob('*/*.log')).read_text()
+                         for name in ('first', 'second'))
+    finally:
+        package_logger.handlers[:] = handlers
+        package_logger.setLevel(level)
+    assert 'groupmamba_mm - INFO - said in the first run' in first
+    assert 'said in the second run' in second and 'said in the second run' not in first

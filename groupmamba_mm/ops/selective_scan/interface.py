@@ -1,11 +1,13 @@
-"""The public selective scan: validation and the choice of the backend."""
+"""The public selective scan: validation, then the backend."""
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from groupmamba_mm.ops.backend import check_backend, resolve_backend
 from .chunked import selective_scan_torch
 from .directions import check_directions
+from .mamba import selective_scan_mamba
 from .reference import selective_scan_reference
 
 #: What each backend name runs. A backend takes the tensors of :func:`selective_scan` with the
@@ -13,19 +15,20 @@ from .reference import selective_scan_reference
 BACKENDS: Dict[str, Callable[..., Tensor]] = {
     'torch': selective_scan_torch,
     'reference': selective_scan_reference,
+    'mamba_ssm': selective_scan_mamba,
 }
 
 
-def check_backend(backend: str) -> str:
-    """Return ``backend`` if it is 'auto' or a known name, else raise ValueError with the names."""
-    if backend != 'auto' and backend not in BACKENDS:
-        raise ValueError(f"unknown scan backend {backend!r}; choose from {('auto', *BACKENDS)}")
-    return backend
-
-
-def resolve_backend(backend: str) -> str:
-    """The name of the backend that ``backend`` stands for ('auto' is 'torch' on every device)."""
-    return 'torch' if check_backend(backend) == 'auto' else backend
+def _resolve(backend: str, x: Tensor, d_state: int) -> str:
+    """The name in :data:`BACKENDS` that runs for ``backend``."""
+    if check_backend(backend) == 'auto':
+        return 'torch'
+    if backend == 'triton':
+        raise ValueError(
+            "selective_scan has no backend 'triton': the Triton kernels compute projections, scan "
+            "and norm in one and live one level up, in groupmamba_mm.ops.grouped_ssm; use 'torch' "
+            "or 'mamba_ssm' for the scan alone")
+    return resolve_backend(backend, x.device, x.dtype, d_state)
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: Tuple[int, ...], layout: str,
@@ -74,8 +77,10 @@ def selective_scan(x: Tensor,
         grid: (H, W).
         directions: One of ``'left-right'``, ``'right-left'``, ``'top-bottom'``, ``'bottom-top'``
             for each group.
-        backend: ``'auto'``, ``'torch'`` (chunked, differentiable once) or ``'reference'`` (a loop
-            over the tokens).
+        backend: ``'torch'`` (chunked, differentiable once), ``'reference'`` (a loop over the
+            tokens), ``'mamba_ssm'`` (the CUDA kernel of the original Mamba, if installed;
+            differentiable once, its gradients not bitwise repeatable) or ``'auto'``, which is
+            ``'torch'`` here: the environment variable and the Triton kernels are the layers'.
 
     Returns:
         y, (B, L, C), row-major, in the dtype of ``x``.
@@ -83,9 +88,10 @@ def selective_scan(x: Tensor,
     Raises:
         TypeError: A tensor is not floating point.
         ValueError: Shapes, devices, directions or the backend do not fit; the message names which.
+        BackendError: ``'mamba_ssm'`` cannot run; the message has the remedy.
     """
     directions = check_directions(directions)
-    run = BACKENDS[resolve_backend(backend)]
+    check_backend(backend)
     groups = len(directions)
     if not isinstance(x, Tensor) or x.dim() != 3:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -112,6 +118,7 @@ def selective_scan(x: Tensor,
     if D is not None:
         _check_tensor('D', D, (channels, ), '(C,)', x.device)
 
+    run = BACKENDS[_resolve(backend, x, d_state)]
     dtype = torch.promote_types(x.dtype, torch.float32)
     unfold = (groups, channels // groups)
     with torch.autocast(x.device.type, enabled=False):
