@@ -133,13 +133,15 @@ class CheckedRunner(Runner):
 
         Raises:
             CheckpointError: If it cannot be read, does not fit, or, when training is resumed,
-                holds weights only. The model is then unchanged.
+                holds weights only or an optimizer with other groups. The model is then unchanged.
         """
         checkpoint = load_checkpoint_file(filename, map_location)
         if self._resuming and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise CheckpointError(
                 f'checkpoint {filename} holds weights only (its keys: {list(checkpoint)[:5]}), so '
                 'no training can be resumed from it; start from it with --cfg-options load_from=')
+        if self._resuming:
+            require_same_groups(checkpoint, self.optim_wrapper, filename)
         if 'state_dict' not in checkpoint:
             checkpoint = dict(state_dict=state_dict_of(checkpoint))
         checkpoint['state_dict'] = _revised(checkpoint['state_dict'], revise_keys)
@@ -237,6 +239,30 @@ class CheckedRunner(Runner):
         if get_device() == 'cpu' and isinstance(optim_wrapper, dict):
             optim_wrapper = without_amp(optim_wrapper, self.logger)
         return super().build_optim_wrapper(optim_wrapper)
+
+
+def require_same_groups(checkpoint: dict, optim_wrapper: Union[OptimWrapper, Dict],
+                        source: str) -> None:
+    """Refuse to resume an optimizer whose parameters are grouped in another way.
+
+    Args:
+        checkpoint (dict): The checkpoint.
+        optim_wrapper (OptimWrapper or dict): What trains now; one that is not built yet passes.
+        source (str): Name of the checkpoint.
+
+    Raises:
+        CheckpointError: If the numbers of groups differ.
+    """
+    if not isinstance(optim_wrapper, OptimWrapper) or 'optimizer' not in checkpoint:
+        return
+    saved, built = (len(groups) for groups in (checkpoint['optimizer']['param_groups'],
+                                               optim_wrapper.optimizer.param_groups))
+    if saved != built:
+        kind = 'Default' if saved > built else 'Merged'
+        raise CheckpointError(
+            f'the optimizer in checkpoint {source} has {saved} groups of parameters, the one of '
+            f'this run has {built}; resume with the constructor that training was started with: '
+            f'--cfg-options optim_wrapper.constructor={kind}OptimWrapperConstructor')
 
 
 def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:

@@ -242,3 +242,39 @@ def test_what_the_package_logs_is_in_the_log_of_the_run(tmp_path):
         package_logger.setLevel(level)
     assert 'groupmamba_mm - INFO - said in the first run' in first
     assert 'said in the second run' in second and 'said in the second run' not in first
+
+
+def grouped(work_dir, merged, **options):
+    return build(work_dir, optim_wrapper=dict(
+        constructor=f"{'Merged' if merged else 'Default'}OptimWrapperConstructor",
+        optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05),
+        paramwise_cfg=dict(bias_decay_mult=0., custom_keys={'head': dict(lr_mult=0.1)})), **options)
+
+
+def test_rates_are_scheduled_logged_and_resumed(tmp_path):
+    runner = grouped(tmp_path, merged=True)
+    runner.train()
+    # weights and biases of backbone and norm, the head
+    groups = runner.optim_wrapper.optimizer.param_groups
+    assert [len(group['params']) for group in groups] == [2, 2, 2]
+    assert runner.optim_wrapper.get_lr()['lr'] == pytest.approx([5e-3, 5e-3, 5e-4])
+    scalars = runner.message_hub.log_scalars
+    assert scalars['train/lr'].data[0][0] == pytest.approx(1e-2)
+    resumed = grouped(tmp_path, merged=True, epochs=2, resume=True)
+    resumed.train()
+    whole = grouped(tmp_path / 'whole', merged=True, epochs=2)
+    whole.train()
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters()):
+        torch.testing.assert_close(ours, theirs)
+    assert 'resumed epoch: 1' in log_of(resumed)
+
+
+@pytest.mark.parametrize('merged,found,name', [
+    (True, '6 groups .* this run has 3', 'DefaultOptimWrapperConstructor'),
+    (False, '3 groups .* this run has 6', 'MergedOptimWrapperConstructor')])
+def test_resuming_with_other_groups_names_the_option(tmp_path, merged, found, name):
+    grouped(tmp_path, merged=not merged).train()
+    runner = grouped(tmp_path, merged=merged, epochs=2, resume=True)
+    with pytest.raises(CheckpointError, match=f'{found}.*optim_wrapper.constructor={name}'):
+        runner.train()
+    grouped(tmp_path, merged=not merged, epochs=2, resume=True).train()

@@ -1,5 +1,7 @@
 """160k iterations of AdamW on ADE20K at batch 16, bf16 on GPUs."""
 optim_wrapper = dict(
+    # mmengine's default makes a group of every parameter, which is slow on a GPU
+    constructor='MergedOptimWrapperConstructor',
     # a CPU trains in fp32 instead and says so
     type='AmpOptimWrapper',
     dtype='bfloat16',

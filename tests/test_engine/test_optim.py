@@ -1,0 +1,83 @@
+"""Merged parameter groups: the same options and the same training with fewer groups."""
+import copy
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from tests.conftest import SMALL
+
+from groupmamba_mm import GroupMamba
+from groupmamba_mm.engine.optim import merge_groups
+from groupmamba_mm.errors import ConfigError
+
+DECAY = dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
+CUSTOM = dict(DECAY, bias_lr_mult=2., custom_keys={
+    'stem': dict(lr_mult=0.1), 'A_log': dict(decay_mult=0., betas=[0.8, 0.9])})
+OPTIMIZER = dict(type='AdamW', lr=1e-2, betas=(0.9, 0.999), weight_decay=0.05)
+
+
+def wrapper_of(model, merged=True, paramwise_cfg=DECAY):
+    return build_optim_wrapper(model, dict(
+        constructor=f"{'Merged' if merged else 'Default'}OptimWrapperConstructor",
+        optimizer=dict(OPTIMIZER), paramwise_cfg=paramwise_cfg, clip_grad=dict(max_norm=5.)))
+
+
+def options_by_name(model, wrapper):
+    options = {id(p): {key: value for key, value in group.items() if key != 'params'}
+               for group in wrapper.optimizer.param_groups for p in group['params']}
+    return {name: options[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize('paramwise_cfg,groups', [(DECAY, 2), (CUSTOM, 5), (None, 1)])
+def test_options_are_the_default_constructors(small_arch, paramwise_cfg, groups):
+    model = GroupMamba(arch=small_arch, frozen_stages=0 if paramwise_cfg is DECAY else -1)
+    merged = wrapper_of(model, paramwise_cfg=paramwise_cfg)
+    default = wrapper_of(model, merged=False, paramwise_cfg=paramwise_cfg)
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert options_by_name(model, merged) == options_by_name(model, default)
+    assert sum(len(group['params']) for group in merged.optimizer.param_groups) == trained
+    assert len(merged.optimizer.param_groups) == groups
+    assert len(default.optimizer.param_groups) == (trained if paramwise_cfg else 1)
+
+
+def test_order_is_the_models():
+    model = GroupMamba(arch=SMALL['official'])
+    position = {id(p): i for i, p in enumerate(model.parameters())}
+    orders = []
+    for group in wrapper_of(model).optimizer.param_groups:
+        order = [position[id(p)] for p in group['params']]
+        assert order == sorted(order)
+        orders.append(order)
+    assert orders == sorted(orders)
+    again = wrapper_of(copy.deepcopy(model))
+    sizes = [len(group['params']) for group in again.optimizer.param_groups]
+    assert sizes == [len(order) for order in orders]
+
+
+def test_training_is_the_same():
+    torch.manual_seed(0)
+    models = [GroupMamba(arch=SMALL['paper'])]
+    models.append(copy.deepcopy(models[0]))
+    images = torch.randn(3, 2, 3, 16, 16)
+    for model, merged in zip(models, (True, False)):
+        wrapper = wrapper_of(model, merged)
+        for image in images:
+            wrapper.update_params(model(image)[0].square().mean())
+    for ours, theirs in zip(*(model.parameters() for model in models)):
+        assert torch.equal(ours, theirs)
+
+
+def test_groups_given_are_left_alone():
+    a, b, c = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
+    groups = [dict(params=[a]), dict(params=[b], lr=1.), dict(params=[c])]
+    assert [len(group['params']) for group in merge_groups(groups)] == [2, 1]
+    assert [len(group['params']) for group in groups] == [1, 1, 1]
+
+
+def test_a_shared_parameter_is_not_updated_twice():
+    model = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+    model[1].weight = model[0].weight
+    with pytest.raises(ConfigError, match='bypass_duplicate=True'):
+        wrapper_of(model)
+    wrapper = wrapper_of(model, paramwise_cfg=dict(DECAY, bypass_duplicate=True))
+    assert sum(len(group['params']) for group in wrapper.optimizer.param_groups) == 3
