@@ -8,6 +8,9 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')  # before Triton is imported
+
 from groupmamba_mm.distillation import FrozenTeacher, Normalization
 
 REPO = Path(__file__).resolve().parents[1]

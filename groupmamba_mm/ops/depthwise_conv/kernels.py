@@ -1,0 +1,827 @@
+"""Triton kernels of the depthwise convolutions: on the grid (3x3), and causal along a scan.
+
+All tensors are channels-last tokens, (B, L, C'), read once from memory and written once. A program
+owns a strip of columns and a block of channels, and walks down the rows of one image or of several,
+so that what neighbouring taps share comes out of registers and the L1 cache. Arithmetic is in fp32.
+
+Backward passes take two kernels: the first recomputes the convolution and turns the gradient
+``dy`` of the activation's output into ``dp``, that of its input; the second computes the gradients
+of the input, the weight and the bias from ``dp``. The latter two are partial sums, one of each
+program, added afterwards in a fixed order: the same input gives the same bits.
+
+Channels may be padded in groups: C' = G * wp channels hold G groups of d <= wp true ones, and the
+weight and bias have the G * d true ones only. What is in the padded lanes of an input does not
+matter, those of an output are zeros.
+"""
+import math
+from typing import NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from groupmamba_mm.ops.selective_scan import check_directions
+
+ACTIVATIONS = ('none', 'silu', 'gelu')
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+#: Programs wanted at least: fewer are split by rows, many more are merged over images. 16 for each
+#: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU.
+PROGRAMS = 2112
+#: Rows that a program keeps when an image is split; the two halo rows are read twice.
+MIN_ROWS = 8
+
+# Strides are passed divided by ALIGN, and no integer is specialised: a new image size then never
+# compiles anew, and loads are still known to be aligned.
+_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'x_token', 'dy_batch',
+             'dy_token', 'out_batch', 'out_token', 'dp_batch', 'dp_token', 'dx_batch', 'dx_token',
+             'column_major', 'backwards')
+
+
+@triton.jit
+def _place(batch, height, width, rows, images, BLOCKS: tl.constexpr, TW: tl.constexpr):
+    """What this program owns: channel block, columns, rows and images; and its place among those
+    of the same channel block."""
+    program = tl.program_id(0)
+    place = program // BLOCKS
+    strips = tl.cdiv(width, TW)
+    row_blocks = tl.cdiv(height, rows)
+    rest = place // strips
+    first_row = (rest % row_blocks) * rows
+    first_image = (rest // row_blocks) * images
+    return (program % BLOCKS, place, (place % strips) * TW, first_row,
+            tl.minimum(first_row + rows, height), first_image,
+            tl.minimum(first_image + images, batch))
+
+
+@triton.jit
+def _channels(block, LANES: tl.constexpr, TRUE: tl.constexpr, BC: tl.constexpr):
+    """Group, channel of the tokens, whether it exists, true channel, whether that exists."""
+    BLOCKS: tl.constexpr = (LANES + BC - 1) // BC  # of a group
+    group = block // BLOCKS
+    lane = (block % BLOCKS) * BC + tl.arange(0, BC)
+    return group, group * LANES + lane, lane < LANES, group * TRUE + lane, lane < TRUE
+
+
+@triton.jit
+def _load_tap(weight, k, COUNT: tl.constexpr, channel, exists):
+    """Row ``k`` of a (K, COUNT) weight, (1, BC) in fp32."""
+    return tl.load(weight + k * COUNT + channel, mask=exists, other=0.).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _load_sides(pointers, token, left_mask, right_mask, exists):
+    """The left and right neighbours of a row of tokens; zeros where there are none."""
+    left = tl.load(pointers - token, mask=left_mask & exists, other=0.)
+    right = tl.load(pointers + token, mask=right_mask & exists, other=0.)
+    return left, right
+
+
+@triton.jit
+def _activate(p, ACT: tl.constexpr):
+    """act(p) and act'(p); the compiler drops the one that is not used."""
+    if ACT == 'gelu':
+        # Abramowitz and Stegun 7.1.26: the normal distribution to 8e-8, with one exponential that
+        # the derivative needs anyway. The kernels are near the limit of instructions, and this is
+        # half of erf's: 1 / z as rsqrt(z * z) and exp2 are one instruction each. The small tail is
+        # what is approximated, so that nothing cancels.
+        size = tl.abs(p)
+        z = 1. + 0.23164189 * size
+        t = tl.rsqrt(z * z)
+        bell = tl.exp2(p * p * -0.7213475204444817)  # exp(-p^2 / 2)
+        tail = 0.5307027145 * t - 0.7265760135
+        tail = tail * t + 0.7107068705
+        tail = tail * t - 0.142248368
+        tail = tail * t + 0.127414796
+        tail = tail * (t * bell)
+        value = tl.maximum(p, 0.) - size * tail
+        slope = tl.where(p > 0., 1. - tail, tail) + p * bell * 0.3989422804014327
+    elif ACT == 'silu':
+        gate = 1. / (1. + tl.exp2(p * -1.4426950408889634))
+        value = p * gate
+        slope = gate * (1. + p * (1. - gate))
+    else:
+        value = p
+        slope = tl.full(p.shape, 1., tl.float32)
+    return value, slope
+
+
+@triton.jit
+def _emit(p, dy, out, activation, mask, is_true, ACT: tl.constexpr, BACKWARD: tl.constexpr,
+          WANT_ACTIVATION: tl.constexpr, IS_PADDED: tl.constexpr):
+    """Store act(p), or in the backward pass dy * act'(p) and on request act(p)."""
+    value, slope = _activate(p, ACT)
+    if IS_PADDED:
+        value = tl.where(is_true, value, 0.)
+    if BACKWARD:
+        dp = dy.to(tl.float32) * slope
+        if IS_PADDED:
+            dp = tl.where(is_true, dp, 0.)
+        tl.store(out, dp.to(out.dtype.element_ty), mask=mask)
+        if WANT_ACTIVATION:
+            tl.store(activation, value.to(activation.dtype.element_ty), mask=mask)
+    else:
+        tl.store(out, value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=_INTEGERS[:11])
+def _grid_activation(x, dy, out, activation, weight, bias, batch, height, width, rows, images,
+                     x_batch, x_token, dy_batch, dy_token, out_batch, out_token,
+                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                     ACT: tl.constexpr, BACKWARD: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
+                     ALIGN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """out = act(conv(x) + bias), or out = dy * act'(conv(x) + bias).
+
+    A row of the input is loaded once (in three shifts) and added to the three rows of the output
+    that see it, of which two are kept for the next rows. Loads run ahead, to keep the memory busy:
+    two rows for the tile itself, and one for its shifts, which the first has brought into L1.
+    """
+    COUNT: tl.constexpr = GROUPS * TRUE
+    CHANNELS: tl.constexpr = GROUPS * LANES
+    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
+    IS_PADDED: tl.constexpr = LANES != TRUE
+    block, _, first_column, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, BLOCKS, TW)
+    _, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
+    w00 = _load_tap(weight, 0, COUNT, true_channel, is_true)
+    w01 = _load_tap(weight, 1, COUNT, true_channel, is_true)
+    w02 = _load_tap(weight, 2, COUNT, true_channel, is_true)
+    w10 = _load_tap(weight, 3, COUNT, true_channel, is_true)
+    w11 = _load_tap(weight, 4, COUNT, true_channel, is_true)
+    w12 = _load_tap(weight, 5, COUNT, true_channel, is_true)
+    w20 = _load_tap(weight, 6, COUNT, true_channel, is_true)
+    w21 = _load_tap(weight, 7, COUNT, true_channel, is_true)
+    w22 = _load_tap(weight, 8, COUNT, true_channel, is_true)
+    start_value = _load_tap(bias, 0, COUNT, true_channel, is_true) + tl.zeros([TW, BC], tl.float32)
+
+    column = first_column + tl.arange(0, TW)[:, None]
+    mask = (column < width) & exists[None, :]
+    left_mask = mask & (column > 0)
+    right_mask = mask & (column + 1 < width)
+    x_batch = x_batch.to(tl.int64) * ALIGN
+    x_token = x_token.to(tl.int64) * ALIGN
+    dy_batch = dy_batch.to(tl.int64) * ALIGN
+    dy_token = dy_token.to(tl.int64) * ALIGN
+    out_batch = out_batch.to(tl.int64) * ALIGN
+    out_token = out_token.to(tl.int64) * ALIGN
+    token = width.to(tl.int64)  # of a row, so that products with a stride are in 64 bits
+    x_offset = column * x_token + channel[None, :]
+    dy_offset = column * dy_token + channel[None, :]
+    out_offset = column * out_token + channel[None, :]
+    activation_offset = column * CHANNELS + channel[None, :]
+    start = tl.maximum(first_row - 1, 0)
+    end = tl.minimum(end_row + 1, height)
+
+    for image in range(first_image, end_image):
+        x_image = x + image * x_batch
+        dy_image = dy + image * dy_batch
+        out_image = out + image * out_batch
+        activation_image = activation + image * (token * height) * CHANNELS
+        x_row = x_image + start * (token * x_token) + x_offset
+        left, right = _load_sides(x_row, x_token, left_mask, right_mask, True)
+        middle = tl.load(x_row, mask=mask, other=0.)
+        next_middle = tl.load(x_row + token * x_token, mask=mask & (start + 1 < end), other=0.)
+        dy_row = tl.zeros([TW, BC], dy.dtype.element_ty)
+        above = start_value  # the unfinished output row above the one at hand
+        here = start_value
+        for row in range(start, end):
+            x_row += token * x_token
+            far_middle = tl.load(x_row + token * x_token, mask=mask & (row + 2 < end), other=0.)
+            next_left, next_right = _load_sides(x_row, x_token, left_mask, right_mask,
+                                                row + 1 < end)
+            next_dy = dy_row
+            if BACKWARD:
+                next_dy = tl.load(dy_image + row * (token * dy_token) + dy_offset,
+                                  mask=mask & (row >= first_row) & (row < end_row), other=0.)
+            l32 = left.to(tl.float32)
+            m32 = middle.to(tl.float32)
+            r32 = right.to(tl.float32)
+            done = above + l32 * w20 + m32 * w21 + r32 * w22
+            above = here + l32 * w10 + m32 * w11 + r32 * w12
+            here = start_value + l32 * w00 + m32 * w01 + r32 * w02
+            if row > first_row:
+                _emit(done, dy_row, out_image + (row - 1) * (token * out_token) + out_offset,
+                      activation_image + (row - 1) * (token * CHANNELS) + activation_offset, mask,
+                      is_true[None, :], ACT, BACKWARD, WANT_ACTIVATION, IS_PADDED)
+            left = next_left
+            middle = next_middle
+            next_middle = far_middle
+            right = next_right
+            dy_row = next_dy
+        if end_row == height:  # nothing lies below the last row
+            _emit(above, dy_row, out_image + (height - 1) * (token * out_token) + out_offset,
+                  activation_image + (height - 1) * (token * CHANNELS) + activation_offset, mask,
+                  is_true[None, :], ACT, BACKWARD, WANT_ACTIVATION, IS_PADDED)
+
+
+@triton.jit(do_not_specialize=_INTEGERS[:7] + _INTEGERS[11:15])
+def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch, x_token,
+                   dp_batch, dp_token, dx_batch, dx_token, GROUPS: tl.constexpr,
+                   LANES: tl.constexpr, TRUE: tl.constexpr, ALIGN: tl.constexpr, TW: tl.constexpr,
+                   BC: tl.constexpr):
+    """dx, and this program's share of the gradients of weight and bias.
+
+    The walk of :func:`_grid_activation` over ``dp``, with the taps mirrored. The program counts for
+    the weight what its own tokens of ``x`` contribute, so that nothing is counted twice.
+    """
+    COUNT: tl.constexpr = GROUPS * TRUE
+    CHANNELS: tl.constexpr = GROUPS * LANES
+    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
+    IS_PADDED: tl.constexpr = LANES != TRUE
+    block, place, first_column, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, BLOCKS, TW)
+    _, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
+    w00 = _load_tap(weight, 0, COUNT, true_channel, is_true)
+    w01 = _load_tap(weight, 1, COUNT, true_channel, is_true)
+    w02 = _load_tap(weight, 2, COUNT, true_channel, is_true)
+    w10 = _load_tap(weight, 3, COUNT, true_channel, is_true)
+    w11 = _load_tap(weight, 4, COUNT, true_channel, is_true)
+    w12 = _load_tap(weight, 5, COUNT, true_channel, is_true)
+    w20 = _load_tap(weight, 6, COUNT, true_channel, is_true)
+    w21 = _load_tap(weight, 7, COUNT, true_channel, is_true)
+    w22 = _load_tap(weight, 8, COUNT, true_channel, is_true)
+
+    column = first_column + tl.arange(0, TW)[:, None]
+    mask = (column < width) & exists[None, :]
+    left_mask = mask & (column > 0)
+    right_mask = mask & (column + 1 < width)
+    x_batch = x_batch.to(tl.int64) * ALIGN
+    x_token = x_token.to(tl.int64) * ALIGN
+    dp_batch = dp_batch.to(tl.int64) * ALIGN
+    dp_token = dp_token.to(tl.int64) * ALIGN
+    dx_batch = dx_batch.to(tl.int64) * ALIGN
+    dx_token = dx_token.to(tl.int64) * ALIGN
+    token = width.to(tl.int64)
+    x_offset = column * x_token + channel[None, :]
+    dp_offset = column * dp_token + channel[None, :]
+    dx_offset = column * dx_token + channel[None, :]
+    start = tl.maximum(first_row - 1, 0)
+    end = tl.minimum(end_row + 1, height)
+
+    zeros = tl.zeros([TW, BC], tl.float32)
+    g00 = zeros
+    g01 = zeros
+    g02 = zeros
+    g10 = zeros
+    g11 = zeros
+    g12 = zeros
+    g20 = zeros
+    g21 = zeros
+    g22 = zeros
+    gb = zeros
+    for image in range(first_image, end_image):
+        x_image = x + image * x_batch
+        dp_image = dp + image * dp_batch
+        dx_image = dx + image * dx_batch
+        dp_row = dp_image + start * (token * dp_token) + dp_offset
+        left, right = _load_sides(dp_row, dp_token, left_mask, right_mask, True)
+        middle = tl.load(dp_row, mask=mask, other=0.)
+        next_middle = tl.load(dp_row + token * dp_token, mask=mask & (start + 1 < end), other=0.)
+        x_above = tl.zeros([TW, BC], x.dtype.element_ty)
+        x_here = tl.load(x_image + start * (token * x_token) + x_offset,
+                         mask=mask & (start >= first_row), other=0.)
+        x_below = tl.load(x_image + (start + 1) * (token * x_token) + x_offset,
+                          mask=mask & (start + 1 < end_row), other=0.)
+        above = zeros
+        here = zeros
+        for row in range(start, end):
+            dp_row += token * dp_token
+            far_middle = tl.load(dp_row + token * dp_token, mask=mask & (row + 2 < end), other=0.)
+            next_left, next_right = _load_sides(dp_row, dp_token, left_mask, right_mask,
+                                                row + 1 < end)
+            next_x = tl.load(x_image + (row + 2) * (token * x_token) + x_offset,
+                             mask=mask & (row + 2 < end_row), other=0.)
+            l32 = left.to(tl.float32)
+            m32 = middle.to(tl.float32)
+            r32 = right.to(tl.float32)
+            # tap (i, j) takes the row at hand to row - 1 + i, and its column c to c - 1 + j
+            done = above + r32 * w00 + m32 * w01 + l32 * w02
+            above = here + r32 * w10 + m32 * w11 + l32 * w12
+            here = r32 * w20 + m32 * w21 + l32 * w22
+            x32 = x_above.to(tl.float32)
+            g00 += x32 * r32
+            g01 += x32 * m32
+            g02 += x32 * l32
+            x32 = x_here.to(tl.float32)
+            g10 += x32 * r32
+            g11 += x32 * m32
+            g12 += x32 * l32
+            x32 = x_below.to(tl.float32)
+            g20 += x32 * r32
+            g21 += x32 * m32
+            g22 += x32 * l32
+            gb += tl.where((row >= first_row) & (row < end_row), m32, 0.)
+            if row > first_row:
+                if IS_PADDED:
+                    done = tl.where(is_true[None, :], done, 0.)
+                tl.store(dx_image + (row - 1) * (token * dx_token) + dx_offset,
+                         done.to(dx.dtype.element_ty), mask=mask)
+            left = next_left
+            middle = next_middle
+            next_middle = far_middle
+            right = next_right
+            x_above = x_here
+            x_here = x_below
+            x_below = next_x
+        if end_row == height:
+            if IS_PADDED:
+                above = tl.where(is_true[None, :], above, 0.)
+            tl.store(dx_image + (height - 1) * (token * dx_token) + dx_offset,
+                     above.to(dx.dtype.element_ty), mask=mask)
+
+    share = partial + place.to(tl.int64) * (10 * CHANNELS) + channel
+    tl.store(share, tl.sum(g00, 0), mask=exists)
+    tl.store(share + CHANNELS, tl.sum(g01, 0), mask=exists)
+    tl.store(share + 2 * CHANNELS, tl.sum(g02, 0), mask=exists)
+    tl.store(share + 3 * CHANNELS, tl.sum(g10, 0), mask=exists)
+    tl.store(share + 4 * CHANNELS, tl.sum(g11, 0), mask=exists)
+    tl.store(share + 5 * CHANNELS, tl.sum(g12, 0), mask=exists)
+    tl.store(share + 6 * CHANNELS, tl.sum(g20, 0), mask=exists)
+    tl.store(share + 7 * CHANNELS, tl.sum(g21, 0), mask=exists)
+    tl.store(share + 8 * CHANNELS, tl.sum(g22, 0), mask=exists)
+    tl.store(share + 9 * CHANNELS, tl.sum(gb, 0), mask=exists)
+
+
+@triton.jit
+def _scan_neighbour(row, column, height, width, steps, is_column_major):
+    """The token ``steps`` further in row-major or column-major order, and whether there is one."""
+    index = tl.where(is_column_major, column * height + row, row * width + column) + steps
+    line = tl.where(is_column_major, height, width)
+    position = tl.where(is_column_major, (index % line) * width + index // line, index)
+    return position, (index >= 0) & (index < height * width)
+
+
+@triton.jit
+def _load_taps(weight, TAPS: tl.constexpr, COUNT: tl.constexpr, channel, exists):
+    """The taps from the last, which sees the current token, to the fourth-last."""
+    w0 = _load_tap(weight, TAPS - 1, COUNT, channel, exists)
+    w1 = w0
+    w2 = w0
+    w3 = w0
+    if TAPS > 1:
+        w1 = _load_tap(weight, TAPS - 2, COUNT, channel, exists)
+    if TAPS > 2:
+        w2 = _load_tap(weight, TAPS - 3, COUNT, channel, exists)
+    if TAPS > 3:
+        w3 = _load_tap(weight, TAPS - 4, COUNT, channel, exists)
+    return w0, w1, w2, w3
+
+
+@triton.jit(do_not_specialize=_INTEGERS[:11] + _INTEGERS[15:])
+def _causal_activation(x, dy, out, activation, weight, bias, batch, height, width, rows, images,
+                       x_batch, x_token, dy_batch, dy_token, out_batch, out_token, column_major,
+                       backwards, GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                       TAPS: tl.constexpr, BACKWARD: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
+                       ALIGN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """out = silu(conv(x) + bias), or out = dy * silu'(conv(x) + bias), each group in its direction.
+
+    Tiles are TH x TW tokens in both orders, so that most of a token's neighbours along the scan are
+    in the L1 cache. Bit g of ``column_major`` and ``backwards`` gives the direction of group g.
+    """
+    COUNT: tl.constexpr = GROUPS * TRUE
+    CHANNELS: tl.constexpr = GROUPS * LANES
+    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
+    block, _, first_column, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, BLOCKS, TW)
+    group, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
+    is_column_major = ((column_major >> group) & 1) == 1
+    step = 2 * ((backwards >> group) & 1) - 1  # to the previous token of the scan
+    w0, w1, w2, w3 = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
+    start_value = (_load_tap(bias, 0, COUNT, true_channel, is_true)
+                   + tl.zeros([TH * TW, BC], tl.float32))
+    x_batch = x_batch.to(tl.int64) * ALIGN
+    x_token = x_token.to(tl.int64) * ALIGN
+    dy_batch = dy_batch.to(tl.int64) * ALIGN
+    dy_token = dy_token.to(tl.int64) * ALIGN
+    out_batch = out_batch.to(tl.int64) * ALIGN
+    out_token = out_token.to(tl.int64) * ALIGN
+    activation_batch = width.to(tl.int64) * height * CHANNELS
+    token = tl.arange(0, TH * TW)
+    column = first_column + token % TW
+    for image in range(first_image, end_image):
+        for tile_row in range(first_row, end_row, TH):
+            row = tile_row + token // TW
+            is_token = (row < end_row) & (column < width)
+            mask = is_token[:, None] & exists[None, :]
+            p = start_value
+            for back in tl.static_range(TAPS):
+                source, is_source = _scan_neighbour(row, column, height, width, back * step,
+                                                    is_column_major)
+                value = tl.load(x + image * x_batch + source[:, None] * x_token + channel[None, :],
+                                mask=mask & is_source[:, None], other=0.).to(tl.float32)
+                if back == 0:
+                    p += w0 * value
+                elif back == 1:
+                    p += w1 * value
+                elif back == 2:
+                    p += w2 * value
+                else:
+                    p += w3 * value
+            position = (row * width + column)[:, None]
+            dy_tile = p
+            if BACKWARD:
+                dy_tile = tl.load(dy + image * dy_batch + position * dy_token + channel[None, :],
+                                  mask=mask, other=0.).to(tl.float32)
+            _emit(p, dy_tile, out + image * out_batch + position * out_token + channel[None, :],
+                  activation + image * activation_batch + position.to(tl.int64) * CHANNELS
+                  + channel[None, :], mask, is_true[None, :], 'silu', BACKWARD, WANT_ACTIVATION,
+                  LANES != TRUE)
+
+
+@triton.jit(do_not_specialize=_INTEGERS[:7] + _INTEGERS[11:])
+def _causal_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch,
+                     x_token, dp_batch, dp_token, dx_batch, dx_token, column_major, backwards,
+                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                     TAPS: tl.constexpr, ALIGN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+                     BC: tl.constexpr):
+    """dx, and this program's share of the gradients of the taps and, in the last row, the bias."""
+    COUNT: tl.constexpr = GROUPS * TRUE
+    CHANNELS: tl.constexpr = GROUPS * LANES
+    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
+    block, place, first_column, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, BLOCKS, TW)
+    group, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
+    is_column_major = ((column_major >> group) & 1) == 1
+    step = 1 - 2 * ((backwards >> group) & 1)  # to the next token of the scan
+    w0, w1, w2, w3 = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
+    x_batch = x_batch.to(tl.int64) * ALIGN
+    x_token = x_token.to(tl.int64) * ALIGN
+    dp_batch = dp_batch.to(tl.int64) * ALIGN
+    dp_token = dp_token.to(tl.int64) * ALIGN
+    dx_batch = dx_batch.to(tl.int64) * ALIGN
+    dx_token = dx_token.to(tl.int64) * ALIGN
+    token = tl.arange(0, TH * TW)
+    column = first_column + token % TW
+    g0 = tl.zeros([TH * TW, BC], tl.float32)
+    g1 = g0
+    g2 = g0
+    g3 = g0
+    gb = g0
+    for image in range(first_image, end_image):
+        for tile_row in range(first_row, end_row, TH):
+            row = tile_row + token // TW
+            is_token = (row < end_row) & (column < width)
+            mask = is_token[:, None] & exists[None, :]
+            position = (row * width + column)[:, None]
+            x_tile = tl.load(x + image * x_batch + position * x_token + channel[None, :],
+                             mask=mask, other=0.).to(tl.float32)
+            gradient = tl.zeros([TH * TW, BC], tl.float32)
+            for ahead in tl.static_range(TAPS):
+                source, is_source = _scan_neighbour(row, column, height, width, ahead * step,
+                                                    is_column_major)
+                dp_tile = tl.load(
+                    dp + image * dp_batch + source[:, None] * dp_token + channel[None, :],
+                    mask=mask & is_source[:, None], other=0.).to(tl.float32)
+                if ahead == 0:
+                    gradient += w0 * dp_tile
+                    g0 += x_tile * dp_tile
+                    gb += dp_tile
+                elif ahead == 1:
+                    gradient += w1 * dp_tile
+                    g1 += x_tile * dp_tile
+                elif ahead == 2:
+                    gradient += w2 * dp_tile
+                    g2 += x_tile * dp_tile
+                else:
+                    gradient += w3 * dp_tile
+                    g3 += x_tile * dp_tile
+            if LANES != TRUE:
+                gradient = tl.where(is_true[None, :], gradient, 0.)
+            tl.store(dx + image * dx_batch + position * dx_token + channel[None, :],
+                     gradient.to(dx.dtype.element_ty), mask=mask)
+    share = partial + place.to(tl.int64) * ((TAPS + 1) * CHANNELS) + channel
+    tl.store(share + (TAPS - 1) * CHANNELS, tl.sum(g0, 0), mask=exists)
+    if TAPS > 1:
+        tl.store(share + (TAPS - 2) * CHANNELS, tl.sum(g1, 0), mask=exists)
+    if TAPS > 2:
+        tl.store(share + (TAPS - 3) * CHANNELS, tl.sum(g2, 0), mask=exists)
+    if TAPS > 3:
+        tl.store(share + (TAPS - 4) * CHANNELS, tl.sum(g3, 0), mask=exists)
+    tl.store(share + TAPS * CHANNELS, tl.sum(gb, 0), mask=exists)
+
+
+class _Tiles(NamedTuple):
+    """How a kernel is cut up; the numbers to tune."""
+    tile_height: int  # tokens of a tile, down
+    tile_width: int  # and across
+    channels: int  # channels of a tile
+    warps: int
+    rows: int  # rows of an image that a program walks down
+    images: int  # images that it walks
+    programs: int  # for each channel block
+
+
+def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
+                  lanes: int) -> _Tiles:
+    """Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
+
+    Args:
+        kernel: ``'grid'``, ``'grid gradient'``, ``'causal'`` or ``'causal gradient'``.
+        batch, height, width: Of the tokens.
+        groups, lanes: Groups of channels, and channels of each with padding.
+    """
+    # Elements of a thread. 8 in bf16 are one load of 16 bytes; the gradient of a 3x3 convolution
+    # keeps 9 weights and 10 sums of each channel in registers and would spill them.
+    per_thread = 4 if kernel == 'grid gradient' else 8
+    # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
+    padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
+    channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
+                    min(padded, key=lambda size: (padded[size], -size)))
+    tile_height, tile_width = (4, 8) if kernel.startswith('causal') else (1, 8)
+    if width <= 4:
+        tile_width = 4
+    warps = max(1, tile_height * tile_width * channels // (32 * per_thread))
+
+    strips = -(-width // tile_width)
+    blocks = groups * -(-lanes // channels)
+    programs = batch * strips * blocks
+    images, rows = 1, height
+    if programs >= 2 * PROGRAMS:
+        images = min(batch, programs // PROGRAMS)
+    elif programs < PROGRAMS:
+        parts = min(-(-PROGRAMS // max(programs, 1)), -(-height // MIN_ROWS))
+        rows = -(-height // parts)
+        rows = -(-rows // tile_height) * tile_height
+    programs = -(-batch // images) * -(-height // rows) * strips
+    return _Tiles(tile_height, tile_width, channels, warps, rows, images, programs)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int) -> None:
+    if x.dim() != 3 or x.dtype not in DTYPES:
+        raise ValueError(f'depthwise_conv: x must be (B, L, C) in fp32, bf16 or fp16, got '
+                         f'{tuple(x.shape)} in {x.dtype}')
+    if min(grid) < 1 or grid[0] * grid[1] != x.shape[1]:
+        raise ValueError(f'depthwise_conv: grid {tuple(grid)} does not have the L = {x.shape[1]} '
+                         'tokens of x')
+    count, channels = bias.shape[0], x.shape[2]
+    if channels % groups or count % groups or count > channels:
+        raise ValueError(f'depthwise_conv: bias has {count} channels, which do not fit into the '
+                         f'{channels} channels of x in {groups} groups')
+    if weight.shape[0] != count:
+        raise ValueError(f'depthwise_conv: weight has {weight.shape[0]} channels, bias {count}; '
+                         'give both one entry for each true channel')
+
+
+def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
+    if tensor.shape != x.shape or tensor.dtype != x.dtype:
+        raise ValueError(f'depthwise_conv: {name} must be {tuple(x.shape)} in {x.dtype} as x is, '
+                         f'got {tuple(tensor.shape)} in {tensor.dtype}')
+
+
+def _readable(tensor: Tensor) -> Tensor:
+    """The tensor itself if its channels lie side by side, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _writable(name: str, tensor: Tensor, x: Tensor) -> Tensor:
+    _check_like(name, tensor, x)
+    if tensor.stride(-1) != 1:
+        raise ValueError(f'depthwise_conv: {name} is written in place, so its last stride must be '
+                         f'1, got strides {tensor.stride()}')
+    return tensor
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """(C, ...) to (K, C), whose rows load in one go; free for a view of that layout."""
+    return weight.reshape(weight.shape[0], -1).t().contiguous()
+
+
+def _strides(*tensors: Tensor) -> Tuple[int, Tuple[int, ...]]:
+    """What divides all strides, up to 16, and the strides of batch and token divided by it."""
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
+    align = math.gcd(16, *strides)
+    return align, tuple(stride // align for stride in strides)
+
+
+def _direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
+    """Bit g says of group g: column by column, and from the end."""
+    directions = check_directions(directions)
+    if len(directions) > 31:
+        raise ValueError(f'depthwise_conv: at most 31 groups, got {len(directions)} directions')
+    column_major = sum(1 << g for g, name in enumerate(directions)
+                       if name in ('top-bottom', 'bottom-top'))
+    backwards = sum(1 << g for g, name in enumerate(directions)
+                    if name in ('right-left', 'bottom-top'))
+    return column_major, backwards
+
+
+def _split(kernel: str, x: Tensor, grid: Tuple[int, int], groups: int, count: int):
+    """Tiles, the number of programs and the constants of a launch."""
+    lanes = x.shape[2] // groups
+    if lanes == count // groups:
+        kernel_groups = 1 if kernel.startswith('grid') else groups  # nothing to leave out
+        lanes = x.shape[2] // kernel_groups
+    else:
+        kernel_groups = groups
+    tiles = _choose_tiles(kernel, x.shape[0], *grid, kernel_groups, lanes)
+    blocks = kernel_groups * -(-lanes // tiles.channels)
+    constants = dict(GROUPS=kernel_groups, LANES=lanes, TRUE=count // kernel_groups,
+                     TW=tiles.tile_width, BC=tiles.channels, num_warps=tiles.warps)
+    if kernel.startswith('causal'):
+        constants['TH'] = tiles.tile_height
+    return tiles, (tiles.programs * blocks, ), constants
+
+
+def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int,
+                    act: str, directions: Optional[Sequence[str]], dy: Optional[Tensor],
+                    out: Tensor, activation: Optional[Tensor]) -> None:
+    """Launch the forward kernel, or with ``dy`` the first backward kernel."""
+    kind = 'grid' if directions is None else 'causal'
+    tiles, launch, constants = _split(kind, x, grid, groups, bias.shape[0])
+    if not launch[0]:
+        return
+    taps = _by_tap(weight)
+    align, strides = _strides(x, x if dy is None else dy, out)
+    arguments = (x, x if dy is None else dy, out, out if activation is None else activation, taps,
+                 bias, x.shape[0], *grid, tiles.rows, tiles.images, *strides)
+    constants.update(ALIGN=align, BACKWARD=dy is not None, WANT_ACTIVATION=activation is not None)
+    with torch.cuda.device_of(x):
+        if directions is None:
+            _grid_activation[launch](*arguments, ACT=act, **constants)
+        else:
+            _causal_activation[launch](*arguments, *_direction_bits(directions),
+                                       TAPS=taps.shape[0], **constants)
+
+
+def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple[int, int],
+                  groups: int, directions: Optional[Sequence[str]],
+                  dx: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    """Launch the second backward kernel and add up its partial sums."""
+    kind = 'grid gradient' if directions is None else 'causal gradient'
+    tiles, launch, constants = _split(kind, x, grid, groups, count)
+    taps = _by_tap(weight)
+    dx = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
+          else _writable('dx', dx, x))
+    partial = torch.empty(tiles.programs, taps.shape[0] + 1, x.shape[2], dtype=torch.float32,
+                          device=x.device)
+    align, strides = _strides(x, dp, dx)
+    if launch[0]:
+        arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
+                     *strides)
+        with torch.cuda.device_of(x):
+            if directions is None:
+                _grid_gradient[launch](*arguments, ALIGN=align, **constants)
+            else:
+                _causal_gradient[launch](*arguments, *_direction_bits(directions),
+                                         TAPS=taps.shape[0], ALIGN=align, **constants)
+    sums = partial.sum(0).unflatten(1, (groups, -1))[..., :count // groups].flatten(1)
+    # copies: autograd may keep the one without the other
+    return dx, sums[:-1].t().clone(memory_format=torch.contiguous_format), sums[-1].clone()
+
+
+def _backward_activation(x, dy, weight, bias, grid, groups, act, directions, want_activation,
+                         overwrite_dy) -> Tuple[Tensor, Optional[Tensor]]:
+    _check_like('dy', dy, x)
+    dp = (_writable('dy', dy, x) if overwrite_dy
+          else torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
+                  else None)
+    _run_activation(_readable(x), weight, bias, grid, groups, act, directions, _readable(dy), dp,
+                    activation)
+    return dp, activation
+
+
+def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+                      groups: int = 1) -> Tensor:
+    """act(3x3 depthwise convolution + bias) of tokens on their grid, zeros outside.
+
+    Args:
+        x: (B, L, C') tokens, row-major, L = H * W; fp32, bf16 or fp16; a view with free strides of
+            image and token is read as it lies.
+        weight: (C, 9) or (C, 1, 3, 3), any float dtype. A (C, 9) view of (9, C) saves a copy.
+        bias: (C,).
+        grid: (H, W).
+        act: ``'none'``, ``'silu'`` or ``'gelu'`` (the one with erf).
+        groups: Groups G of the channels, if they are padded: C' = G * wp and C = G * d with
+            d <= wp, channel g * wp + i belonging to entry g * d + i.
+
+    Returns:
+        (B, L, C') in the dtype of ``x``, zeros in padded lanes.
+
+    Raises:
+        ValueError: An argument does not fit; the message names it.
+    """
+    _check_grid(x, weight, bias, grid, act, groups)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run_activation(_readable(x), weight, bias, grid, groups, act, None, None, y, None)
+    return y
+
+
+def grid_conv_backward_activation(
+        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+        groups: int = 1, want_activation: bool = False,
+        overwrite_dy: bool = False) -> Tuple[Tensor, Optional[Tensor]]:
+    """The first half of :func:`grid_conv_backward`, for callers who free tensors in between.
+
+    Returns:
+        ``dp``, the gradient before the activation, (B, L, C'); and the output of the forward pass
+        if it is wanted, else None.
+    """
+    _check_grid(x, weight, bias, grid, act, groups)
+    return _backward_activation(x, dy, weight, bias, grid, groups, act, None, want_activation,
+                                overwrite_dy)
+
+
+def grid_conv_backward_input(
+        x: Tensor, dp: Tensor, weight: Tensor, grid: Tuple[int, int], groups: int = 1,
+        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+    """The second half of :func:`grid_conv_backward`: ``dx``, ``dweight`` and ``dbias``."""
+    _check_like('dp', dp, x)
+    return _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid, groups, None,
+                         dx)
+
+
+def grid_conv_backward(
+        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+        groups: int = 1, want_activation: bool = False, dx: Optional[Tensor] = None,
+        overwrite_dy: bool = False) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """Gradients of :func:`grid_conv_forward`, from its inputs only.
+
+    Args:
+        x, weight, bias, grid, act, groups: As in the forward pass.
+        dy: Gradient of the output, (B, L, C'), dtype of ``x``.
+        want_activation: Also return the output of the forward pass, which is recomputed anyway.
+        dx: Where to write the gradient of ``x``, last stride 1; None for a new tensor.
+        overwrite_dy: Use the memory of ``dy`` for what is computed in between; only for a ``dy``
+            that nobody else needs.
+
+    Returns:
+        dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, and the
+        output or None.
+
+    Raises:
+        ValueError: An argument does not fit; the message names it.
+    """
+    dp, activation = grid_conv_backward_activation(x, dy, weight, bias, grid, act, groups,
+                                                   want_activation, overwrite_dy)
+    return (*grid_conv_backward_input(x, dp, weight, grid, groups, dx), activation)
+
+
+def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
+                        directions: Sequence[str]) -> Tensor:
+    """silu(causal depthwise convolution + bias) along the scan of each group.
+
+    With t counting along the direction of a channel's group,
+    y_t = silu(bias + sum_k weight[k] * x_{t-(K-1)+k}), and x_t = 0 for t < 0.
+
+    Args:
+        x: (B, L, C') as in :func:`grid_conv_forward`, with groups of channels, padded or not.
+        weight: (C, K) or (C, 1, K), K from 1 to 4; the last tap sees the current token.
+        bias: (C,).
+        grid: (H, W).
+        directions: For each group a name out of
+            :data:`groupmamba_mm.ops.selective_scan.DIRECTIONS`.
+
+    Returns:
+        (B, L, C'), row-major, in the dtype of ``x``, zeros in padded lanes.
+
+    Raises:
+        ValueError: An argument does not fit; the message names it.
+    """
+    _check_causal(x, weight, bias, grid, directions)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _run_activation(_readable(x), weight, bias, grid, len(directions), 'silu', directions, None, y,
+                    None)
+    return y
+
+
+def causal_conv_backward(
+        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
+        directions: Sequence[str], want_activation: bool = False, dx: Optional[Tensor] = None,
+        overwrite_dy: bool = False) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """Gradients of :func:`causal_conv_forward`, from its inputs only.
+
+    Args:
+        x, weight, bias, grid, directions: As in the forward pass.
+        dy, want_activation, dx, overwrite_dy: As in :func:`grid_conv_backward`.
+
+    Returns:
+        dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32, and the
+        output or None.
+
+    Raises:
+        ValueError: An argument does not fit; the message names it.
+    """
+    _check_causal(x, weight, bias, grid, directions)
+    dp, activation = _backward_activation(x, dy, weight, bias, grid, len(directions), 'silu',
+                                          directions, want_activation, overwrite_dy)
+    gradients = _run_gradient(_readable(x), dp, weight, bias.shape[0], grid, len(directions),
+                              directions, dx)
+    return (*gradients, activation)
+
+
+def _check_grid(x, weight, bias, grid, act, groups) -> None:
+    _check(x, weight, bias, grid, groups)
+    if weight[0].numel() != 9:
+        raise ValueError(f'depthwise_conv: weight must be (C, 9) or (C, 1, 3, 3), got '
+                         f'{tuple(weight.shape)}')
+    if act not in ACTIVATIONS:
+        raise ValueError(f'unknown activation {act!r}; choose from {ACTIVATIONS}')
+
+
+def _check_causal(x, weight, bias, grid, directions) -> None:
+    _check(x, weight, bias, grid, len(check_directions(directions)))
+    if not 1 <= weight[0].numel() <= 4:
+        raise ValueError(f'depthwise_conv: weight must be (C, K) or (C, 1, K) with 1 to 4 taps, '
+                         f'got {tuple(weight.shape)}')

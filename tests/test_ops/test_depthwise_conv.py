@@ -1,0 +1,326 @@
+"""Depthwise convolutions in Triton and the operators on them, against PyTorch in fp64.
+
+Without a GPU the kernels run in Triton's interpreter; see conftest.py.
+"""
+import importlib.util
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groupmamba_mm.ops.depthwise_conv import conv_gelu_linear, gelu_linear
+from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
+                                              group_to_scan_order)
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
+                                  reason='Triton is not installed')
+INTERPRETED = not torch.cuda.is_available() or os.environ.get('TRITON_INTERPRET') == '1'
+gpu = [pytest.mark.gpu,
+       pytest.mark.skipif(INTERPRETED, reason='needs a CUDA GPU')]
+# the interpreter cuts off what bf16 cannot hold, where a GPU rounds to nearest
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3 if INTERPRETED else 5e-3,
+             torch.float16: 1e-3}
+ACTIVATE = {'none': lambda p: p, 'silu': F.silu, 'gelu': F.gelu}
+
+
+class NanTorch:
+    """``torch`` whose empty tensors hold NaN, so that an element nobody wrote is noticed."""
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    @staticmethod
+    def empty(*args, **kwargs):
+        return torch.empty(*args, **kwargs).fill_(float('nan'))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The kernels' module with NaN in new tensors."""
+    from groupmamba_mm.ops.depthwise_conv import kernels
+    monkeypatch.setattr(kernels, 'torch', NanTorch())
+    return kernels
+
+
+@pytest.fixture
+def device():
+    """Where the kernels run: a GPU, or the CPU in the interpreter."""
+    return 'cpu' if INTERPRETED else 'cuda'
+
+
+def assert_near(name, actual, expected, tolerance):
+    assert actual.shape == expected.shape, name
+    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error <= tolerance, f'{name}: relative error {error:.2e}'  # NaN fails, too
+
+
+def randn(seed, device, dtype, *shape):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=gen).to(device, dtype)
+
+
+def strided(tensor):
+    """The same values as one part of a wider projection, with NaN around them."""
+    batch, length, channels = tensor.shape
+    wide = torch.full((batch, length + 1, channels + 32), float('nan'), dtype=tensor.dtype,
+                      device=tensor.device)
+    view = wide[:, :length, 16:16 + channels]
+    return view.copy_(tensor)
+
+
+def pad(tensor, groups, lanes, value):
+    """(B, L, G * d) to (B, L, G * lanes), ``value`` in the padded lanes of each group."""
+    tensor = tensor.unflatten(-1, (groups, -1))
+    return F.pad(tensor, (0, lanes - tensor.shape[-1]), value=value).flatten(-2)
+
+
+def unpad(tensor, groups, width):
+    """The true lanes, after a look whether the padded ones are zeros."""
+    tensor = tensor.unflatten(-1, (groups, -1))
+    assert (tensor[..., width:] == 0).all()
+    return tensor[..., :width].flatten(-2)
+
+
+def grid_reference(x, weight, bias, grid, act):
+    """(B, L, C) to (B, L, C) by PyTorch's own convolution."""
+    p = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, C) -> (B, C, H, W)
+    p = F.conv2d(p, weight, bias, padding=1, groups=len(bias))
+    return ACTIVATE[act](p.permute(0, 2, 3, 1).flatten(1, 2))  # (B, C, H, W) -> (B, L, C)
+
+
+def causal_reference(x, weight, bias, grid, directions):
+    """(B, L, C) to (B, L, C): scan order, PyTorch's own convolution, and back."""
+    unfold = (len(directions), -1)
+    x = group_to_scan_order(x.unflatten(-1, unfold), grid, directions).flatten(2)
+    p = F.pad(x.transpose(1, 2), (weight.shape[-1] - 1, 0))  # (B, L, C) -> (B, C, L + K - 1)
+    p = F.conv1d(p, weight, bias, groups=len(bias)).transpose(1, 2)  # (B, C, L) -> (B, L, C)
+    return group_from_scan_order(F.silu(p).unflatten(-1, unfold), grid, directions).flatten(2)
+
+
+def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, taps, forward,
+               backward, reference):
+    """Outputs and gradients of one convolution against its reference, twice the same."""
+    length, channels = grid[0] * grid[1], groups * width
+    x = randn(0, device, dtype, batch, length, channels)
+    dy = randn(1, device, dtype, batch, length, channels)
+    weight = randn(2, device, torch.float32, channels, 1, *taps)
+    bias = randn(3, device, torch.float32, channels)
+    truth = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = reference(*truth)
+    expected.backward(dy.double())
+
+    # a projection onto padded lanes may write anything there; the gradient of a later one is zero
+    x, dy = pad(x, groups, lanes, float('nan')), pad(dy, groups, lanes, 0.)
+    if view:
+        x, dy = strided(x), strided(dy)
+    y = forward(x, weight, bias)
+    tolerance = TOLERANCE[dtype]
+    assert y.is_contiguous() and y.dtype == dtype
+    assert_near('y', unpad(y, groups, width), expected.detach(), tolerance)
+
+    dy_before = dy.clone()
+    dx_into = strided(torch.zeros_like(x)) if view else None
+    dx, dweight, dbias, activation = backward(x, dy, weight, bias, want_activation=True,
+                                              dx=dx_into)
+    assert dx_into is None or dx is dx_into
+    assert torch.equal(dy, dy_before)
+    assert torch.equal(activation, y)
+    assert dweight.dtype == dbias.dtype == torch.float32 and dx.dtype == dtype
+    assert_near('dx', unpad(dx, groups, width), truth[0].grad, tolerance)
+    assert_near('dweight', dweight, truth[1].grad.flatten(1), tolerance)
+    assert_near('dbias', dbias, truth[2].grad, tolerance)
+
+    again = backward(x, dy, weight, bias, want_activation=False, overwrite_dy=True)
+    assert again[3] is None
+    for name, first, second in zip(('dx', 'dweight', 'dbias'), (dx, dweight, dbias), again):
+        assert torch.equal(first, second), f'{name} differs between two runs'
+
+
+def check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act):
+    check_conv(
+        kernels, device, dtype, batch, grid, groups, width, lanes, view, (3, 3),
+        lambda x, w, b: kernels.grid_conv_forward(x, w, b, grid, act, groups),
+        lambda x, dy, w, b, **kw: kernels.grid_conv_backward(x, dy, w, b, grid, act, groups, **kw),
+        lambda x, w, b: grid_reference(x, w, b, grid, act))
+
+
+def check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps):
+    check_conv(
+        kernels, device, dtype, batch, grid, len(directions), width, lanes, view, (taps, ),
+        lambda x, w, b: kernels.causal_conv_forward(x, w, b, grid, directions),
+        lambda x, dy, w, b, **kw: kernels.causal_conv_backward(x, dy, w, b, grid, directions, **kw),
+        lambda x, w, b: causal_reference(x, w, b, grid, directions))
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
+    (torch.float32, 2, (4, 7), 1, 24, 24, False, 'gelu'),
+    (torch.float32, 1, (1, 1), 1, 3, 3, False, 'silu'),
+    (torch.float32, 1, (1, 9), 1, 1, 1, False, 'gelu'),
+    (torch.float32, 2, (3, 1), 1, 16, 16, True, 'none'),
+    (torch.float32, 1, (2, 10), 1, 5, 5, True, 'silu'),
+    (torch.float32, 2, (3, 5), 2, 7, 8, True, 'silu'),
+    (torch.bfloat16, 1, (2, 4), 1, 87, 87, False, 'gelu'),
+    (torch.bfloat16, 1, (3, 7), 2, 29, 32, True, 'silu'),
+    (torch.float16, 1, (4, 3), 1, 12, 12, False, 'silu'),
+])
+def test_grid_conv_matches_pytorch(kernels, device, dtype, batch, grid, groups, width, lanes, view,
+                                   act):
+    check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, batch, grid, directions, width, lanes, view, taps', [
+    (torch.float32, 1, (5, 9), DIRECTIONS, 8, 8, False, 3),
+    (torch.float32, 1, (1, 1), DIRECTIONS[2:], 3, 3, False, 4),
+    (torch.float32, 1, (1, 7), DIRECTIONS, 2, 2, False, 4),
+    (torch.float32, 1, (6, 1), DIRECTIONS, 5, 16, True, 3),
+    (torch.float32, 2, (2, 3), DIRECTIONS[2:], 7, 8, True, 4),
+    (torch.float32, 1, (3, 4), DIRECTIONS[1:2], 4, 4, False, 1),
+    (torch.bfloat16, 1, (4, 5), DIRECTIONS[1:3], 20, 24, True, 3),
+])
+def test_causal_conv_matches_pytorch(kernels, device, dtype, batch, grid, directions, width, lanes,
+                                     view, taps):
+    check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps)
+
+
+@needs_triton
+@pytest.mark.parametrize('programs, rows', [(1, 8), (10**6, 2)])
+def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, programs, rows):
+    """Several images in a program (1), or each image cut into short pieces (10**6)."""
+    monkeypatch.setattr(kernels, 'PROGRAMS', programs)
+    monkeypatch.setattr(kernels, 'MIN_ROWS', rows)
+    check_grid(kernels, device, torch.float32, 2, (5, 3), 1, 16, 16, False, 'gelu')
+    check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 3)
+
+
+@needs_triton
+def test_empty_batch(kernels, device):
+    x = torch.empty(0, 6, 4, device=device)
+    weight, bias = torch.ones(4, 9, device=device), torch.ones(4, device=device)
+    assert kernels.grid_conv_forward(x, weight, bias, (2, 3), 'gelu').shape == x.shape
+    dx, dweight, dbias, _ = kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu')
+    assert dx.shape == x.shape and not dweight.any() and not dbias.any()
+
+
+@needs_triton
+@pytest.mark.parametrize('change, message', [
+    (dict(x=torch.zeros(1, 6, 4, dtype=torch.float64)), 'fp32, bf16 or fp16'),
+    (dict(grid=(3, 3)), 'L = 6 tokens'),
+    (dict(groups=3), '3 groups'),
+    (dict(bias=torch.zeros(8)), 'do not fit'),
+    (dict(weight=torch.zeros(3, 9)), 'weight has 3 channels'),
+    (dict(weight=torch.zeros(4, 5)), r'\(C, 9\)'),
+    (dict(act='relu'), "unknown activation 'relu'"),
+])
+def test_errors_name_the_argument(kernels, change, message):
+    arguments = dict(x=torch.zeros(1, 6, 4), weight=torch.zeros(4, 9), bias=torch.zeros(4),
+                     grid=(2, 3), act='gelu', groups=1)
+    with pytest.raises(ValueError, match=message):
+        kernels.grid_conv_forward(**{**arguments, **change})
+
+
+@needs_triton
+def test_errors_of_gradients_and_scans(kernels):
+    x, weight, bias = torch.zeros(1, 6, 4), torch.zeros(4, 9), torch.zeros(4)
+    with pytest.raises(ValueError, match='dy must be'):
+        kernels.grid_conv_backward(x, x.half(), weight, bias, (2, 3), 'gelu')
+    with pytest.raises(ValueError, match='last stride'):
+        kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu',
+                                   dx=x.transpose(1, 2).contiguous().transpose(1, 2))
+    with pytest.raises(ValueError, match='1 to 4 taps'):
+        kernels.causal_conv_forward(x, weight, bias, (2, 3), DIRECTIONS)
+
+
+def operator_inputs(device, dtype, batch, grid, channels, outputs):
+    length = grid[0] * grid[1]
+    h = randn(0, device, dtype, batch, length, channels)
+    conv_weight = randn(1, device, torch.float32, channels, 1, 3, 3)
+    conv_bias = randn(2, device, torch.float32, channels)
+    weight = randn(3, device, dtype, outputs, channels)
+    bias = randn(4, device, dtype, outputs)
+    return [t.requires_grad_() for t in (h, conv_weight, conv_bias, weight, bias)]
+
+
+def check_operator(operator, reference, inputs, dtype):
+    """Output and all gradients; the output's gradient has a stride of zero, as a mean's has."""
+    truth = [t.detach().double().requires_grad_() for t in inputs]
+    expected, y = reference(*truth), operator(*inputs)
+    assert y.dtype == dtype
+    assert_near('y', y.detach(), expected.detach(), TOLERANCE[dtype])
+    dy = randn(9, y.device, dtype, y.shape[0], 1, y.shape[2]).expand_as(y)
+    exact = torch.autograd.grad(expected, truth, dy.double())
+    for i, gradient in enumerate(torch.autograd.grad(y, inputs, dy)):
+        assert gradient.dtype == inputs[i].dtype
+        assert_near(f'gradient of argument {i}', gradient, exact[i], TOLERANCE[dtype])
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, batch, grid, channels, outputs', [
+    (torch.float32, 2, (3, 5), 12, 3),
+    (torch.float32, 1, (1, 1), 1, 1),
+    (torch.bfloat16, 2, (4, 3), 32, 8),
+])
+def test_conv_gelu_linear(device, dtype, batch, grid, channels, outputs):
+    def reference(h, conv_weight, conv_bias, weight, bias):
+        return F.linear(grid_reference(h, conv_weight, conv_bias, grid, 'gelu'), weight, bias)
+
+    inputs = operator_inputs(device, dtype, batch, grid, channels, outputs)
+    check_operator(lambda *args: conv_gelu_linear(*args, *grid), reference, inputs, dtype)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gelu_linear(device, dtype):
+    h, _, _, weight, bias = operator_inputs(device, dtype, 2, (3, 5), 12, 4)
+    check_operator(gelu_linear, lambda h, w, b: F.linear(F.gelu(h), w, b), [h, weight, bias], dtype)
+
+
+@needs_triton
+def test_operators_keep_only_their_inputs(device):
+    inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    h, conv_weight, conv_bias, weight, bias = inputs
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conv_gelu_linear(*inputs, 2, 3)
+        gelu_linear(h, weight, bias)
+    pointers = {t.data_ptr() for t in inputs}
+    assert kept and all(t.data_ptr() in pointers for t in kept)
+
+
+@needs_triton
+def test_operators_only_differentiate_what_is_asked_for(device):
+    h, *parameters = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    frozen = [t.detach() for t in parameters]
+    conv_gelu_linear(h, *frozen, 2, 3).sum().backward()
+    assert h.grad is not None
+    assert all(t.grad is None for t in frozen)
+
+
+@needs_triton
+def test_operators_pass_opcheck(device):
+    inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    torch.library.opcheck(conv_gelu_linear, (*inputs, 2, 3))
+    torch.library.opcheck(gelu_linear, (inputs[0], inputs[3], inputs[4]))
+
+
+@pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
+    pytest.param(torch.bfloat16, 2, (200, 336), 1, 64, 64, False, 'gelu', marks=gpu),
+    pytest.param(torch.bfloat16, 8, (56, 56), 1, 512, 512, False, 'gelu', marks=gpu),
+    pytest.param(torch.float32, 4, (28, 57), 1, 256, 256, True, 'silu', marks=gpu),
+    pytest.param(torch.bfloat16, 128, (14, 14), 1, 1392, 1392, False, 'gelu', marks=gpu),
+    pytest.param(torch.bfloat16, 128, (14, 14), 4, 87, 88, True, 'silu', marks=gpu),
+    pytest.param(torch.float16, 128, (7, 7), 4, 112, 112, True, 'silu', marks=gpu),
+])
+def test_grid_conv_at_full_size(kernels, device, dtype, batch, grid, groups, width, lanes, view,
+                                act):
+    check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act)
+
+
+@pytest.mark.parametrize('dtype, batch, grid, width, lanes, view, taps', [
+    pytest.param(torch.bfloat16, 2, (200, 336), 32, 32, False, 3, marks=gpu),
+    pytest.param(torch.bfloat16, 128, (14, 14), 174, 176, True, 3, marks=gpu),
+    pytest.param(torch.float32, 16, (28, 57), 64, 64, True, 4, marks=gpu),
+])
+def test_causal_conv_at_full_size(kernels, device, dtype, batch, grid, width, lanes, view, taps):
+    check_causal(kernels, device, dtype, batch, grid, DIRECTIONS, width, lanes, view, taps)
