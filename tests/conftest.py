@@ -8,10 +8,10 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-if not torch.cuda.is_available():
-    os.environ.setdefault('TRITON_INTERPRET', '1')  # before Triton is imported
+if not torch.cuda.is_available():  # kernels are interpreted; Triton reads this when imported
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
-from groupmamba_mm.distillation import FrozenTeacher, Normalization
+from groupmamba_mm.distillation import FrozenTeacher, Normalization  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -8,6 +8,10 @@ from torch import Tensor
 #: column; the other two read the same sequences from the end (bottom-right corner first).
 DIRECTIONS = ('left-right', 'right-left', 'top-bottom', 'bottom-top')
 
+#: Those that read column by column, and those that read from the end.
+COLUMN_MAJOR = ('top-bottom', 'bottom-top')
+REVERSED = ('right-left', 'bottom-top')
+
 
 def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
     """Validate direction names.
@@ -30,14 +34,6 @@ def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
     return tuple(directions)
 
 
-def _is_column_major(direction: str) -> bool:
-    return direction in ('top-bottom', 'bottom-top')
-
-
-def _is_reversed(direction: str) -> bool:
-    return direction in ('right-left', 'bottom-top')
-
-
 def to_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tensor:
     """Bring row-major tokens into the order in which a direction visits them.
 
@@ -49,16 +45,16 @@ def to_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tens
     Returns:
         (B, L, ...); the input itself for 'left-right'.
     """
-    if _is_column_major(direction):
+    if direction in COLUMN_MAJOR:
         tokens = tokens.unflatten(1, grid).transpose(1, 2).flatten(1, 2)
-    return tokens.flip(1) if _is_reversed(direction) else tokens
+    return tokens.flip(1) if direction in REVERSED else tokens
 
 
 def from_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tensor:
     """The inverse of :func:`to_scan_order`: (B, L, ...) in scan order to row-major."""
-    if _is_reversed(direction):
+    if direction in REVERSED:
         tokens = tokens.flip(1)
-    if _is_column_major(direction):
+    if direction in COLUMN_MAJOR:
         tokens = tokens.unflatten(1, (grid[1], grid[0])).transpose(1, 2).flatten(1, 2)
     return tokens
 

@@ -1,0 +1,332 @@
+"""Triton kernels of the fused scan: projections, recurrence, skip, LayerNorm and gate in one pass.
+
+A program owns one group of one image, or one segment of its sequence, and walks it in chunks of
+``CHUNK`` tokens. Inside a chunk the recurrence is an associative scan over the tokens, between the
+chunks the state is carried in registers. Directions are index arithmetic: nothing is ever
+transposed or flipped in memory.
+
+A long sequence at a small batch would leave the GPU idle, so it is cut into segments. A first pass
+finds what each segment does to a state (how it decays it, and what it adds), a second one combines
+this in a fixed order and walks all segments at once.
+
+Names: d channels of a group, dp the same padded for aligned rows, N = ``d_state``, R = ``dt_rank``,
+P = R + 2 N columns of the projection to (dt's low rank, B, C).
+"""
+import triton
+import triton.language as tl
+
+from ..kernel_functions import log1p_of_fraction, scan_position
+
+
+@triton.jit
+def _dot(a, b, KIND: tl.constexpr):
+    """The product of two tiles: KIND 0 in bf16, 1 in TF32, 2 in fp32 proper."""
+    if KIND == 0:
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+    elif KIND == 1:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='tf32')
+    else:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='ieee')
+
+
+@triton.jit
+def _combine(a1, b1, a2, b2):
+    """h -> a h + b, the earlier tokens first."""
+    return a1 * a2, b1 * a2 + b2
+
+
+@triton.jit
+def _combine_backward(a_right, p_right, g_right, a_left, p_left, g_left):
+    """What enters from the right, q, becomes g + p q at the leftmost token, whose decay is a."""
+    passed = p_left * a_right
+    return a_left, passed * p_right, g_left + passed * g_right
+
+
+@triton.jit
+def _softplus(v):
+    return tl.maximum(v, 0.) + log1p_of_fraction(tl.exp(-tl.abs(v)))
+
+
+@triton.jit
+def _row(tile, index, wanted):
+    """The row of a tile at which ``index`` is ``wanted``."""
+    return tl.sum(tl.where(index[:, None] == wanted, tile, 0.), 0)
+
+
+@triton.jit
+def _column(tile, index, wanted):
+    """The column of a tile at which ``index`` is ``wanted``."""
+    return tl.sum(tl.where(index[None, :] == wanted, tile, 0.), 1)
+
+
+@triton.jit
+def _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN: tl.constexpr, R: tl.constexpr,
+                  P: tl.constexpr):
+    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows."""
+    is_channel = oc < D_IN
+    to_low = tl.load(x_proj_ptr + g * P * D_IN + op[None, :] * D_IN + oc[:, None],
+                     mask=is_channel[:, None] & (op[None, :] < P), other=0.).to(tl.float32)
+    to_dt = tl.load(dt_proj_ptr + g * D_IN * R + oc[None, :] * R + op[:, None],
+                    mask=is_channel[None, :] & (op[:, None] < R), other=0.).to(tl.float32)
+    return to_low, to_dt
+
+
+@triton.jit
+def _vector(ptr, g, oc, D_IN: tl.constexpr):
+    return tl.load(ptr + g * D_IN + oc, mask=oc < D_IN, other=0.).to(tl.float32)
+
+
+@triton.jit
+def _matrix_A(A_log_ptr, g, oc, on, D_IN: tl.constexpr, N: tl.constexpr):
+    """A = -exp(A_log), (BN, BD), zero where there is no channel or state."""
+    valid = (oc < D_IN)[None, :] & (on < N)[:, None]
+    A_log = tl.load(A_log_ptr + g * D_IN * N + oc[None, :] * N + on[:, None], mask=valid, other=0.)
+    return tl.where(valid, -tl.exp(A_log.to(tl.float32)), 0.)
+
+
+@triton.jit
+def scan_forward_kernel(
+        x_ptr, z_ptr, y_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr, A_log_ptr, D_ptr, norm_w_ptr,
+        norm_b_ptr, states_ptr, sums_ptr, ends_ptr,
+        L, H, W, x_batch, x_token, z_batch, z_token, y_batch, y_token, columns, reverses,
+        chunks, chunks_of_segment, segments, eps,
+        G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+        BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
+        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, SAVE_STATES: tl.constexpr,
+        ENDS_ONLY: tl.constexpr, DOT: tl.constexpr):
+    """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
+    P: tl.constexpr = R + 2 * N
+    FINE_DOT: tl.constexpr = 2 if DOT == 2 else 1
+    program, segment = tl.program_id(0), tl.program_id(1)
+    b, g = (program // G).to(tl.int64), program % G
+    oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
+    is_channel, is_stored = oc < D_IN, oc < DP
+    to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+    dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
+    A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
+    skip = _vector(D_ptr, g, oc, D_IN)
+    if HAS_NORM:
+        norm_w, norm_b = _vector(norm_w_ptr, g, oc, D_IN), _vector(norm_b_ptr, g, oc, D_IN)
+    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    is_state = is_channel[None, :] & (on < N)[:, None]
+    in_state = on[:, None] * D_IN + oc[None, :]
+
+    h = tl.zeros([BN, BD], tl.float32)
+    dt_sum = tl.zeros([BD], tl.float32)
+    if not ENDS_ONLY:
+        for before in range(0, segment):
+            at = (program * segments + before).to(tl.int64)
+            total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
+            end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
+            h = tl.exp(A * total[None, :]) * h + end
+
+    first = segment * chunks_of_segment
+    for chunk in range(first, tl.minimum(first + chunks_of_segment, chunks)):
+        if SAVE_STATES:
+            at = (program * chunks + chunk).to(tl.int64)
+            tl.store(states_ptr + at * N * D_IN + in_state, h, mask=is_state)
+        t = chunk * CHUNK + ot
+        is_token = t < L
+        position = scan_position(t, L, H, W, column, reverse)
+        valid = is_token[:, None] & is_stored[None, :]
+        in_group = g * DP + oc[None, :]
+        x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
+                         other=0.)
+        x = x_tile.to(tl.float32)
+        low = _dot(x_tile, to_low, DOT)  # in fp32; bf16 is too coarse for what dt is made of
+        dt = _softplus(_dot(low, to_dt, FINE_DOT) + dt_bias[None, :])
+        dt = tl.where(is_token[:, None] & is_channel[None, :], dt, 0.)
+        dt_x = dt * x
+        if ENDS_ONLY:
+            dt_sum += tl.sum(dt, 0)
+        else:
+            y = skip[None, :] * x
+        for n in tl.static_range(N):
+            decay = tl.exp(dt * _row(A, on, n)[None, :])
+            update = dt_x * _column(low, op, R + n)[:, None]
+            prefix, state = tl.associative_scan((decay, update), 0, _combine)
+            state += prefix * _row(h, on, n)[None, :]
+            h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
+            if not ENDS_ONLY:
+                y += state * _column(low, op, R + N + n)[:, None]
+        if not ENDS_ONLY:
+            if HAS_NORM:
+                centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
+                variance = tl.sum(centred * centred, 1) / D_IN
+                y = centred * tl.rsqrt(variance + eps)[:, None] * norm_w[None, :] + norm_b[None, :]
+            if HAS_GATE:
+                z = tl.load(z_ptr + b * z_batch + position[:, None] * z_token + in_group,
+                            mask=valid, other=0.).to(tl.float32)
+                y = y * z * tl.sigmoid(z)
+            tl.store(y_ptr + b * y_batch + position[:, None] * y_token + in_group,
+                     y.to(y_ptr.dtype.element_ty), mask=valid)
+    if ENDS_ONLY:
+        at = (program * segments + segment).to(tl.int64)
+        tl.store(sums_ptr + at * D_IN + oc, dt_sum, mask=is_channel)
+        tl.store(ends_ptr + at * N * D_IN + in_state, h, mask=is_state)
+
+
+@triton.jit
+def scan_backward_kernel(
+        x_ptr, z_ptr, grad_y_ptr, grad_x_ptr, grad_z_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr,
+        A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, states_ptr, sums_ptr, ends_ptr, partial_ptr,
+        L, H, W, x_batch, x_token, z_batch, z_token, grad_y_batch, grad_y_token, grad_x_batch,
+        grad_x_token, grad_z_batch, grad_z_token, columns, reverses,
+        chunks, chunks_of_segment, segments, eps,
+        G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+        BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
+        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
+        DOT: tl.constexpr):
+    """The gradients of one segment, its chunks from the last to the first.
+
+    The states are computed again from those that the forward pass kept at the chunks' starts. The
+    gradient g of the state obeys g_t = C_t dy_t + q_{t+1} with q_t = a_t g_t, a recurrence from the
+    end; q is what is carried to the chunk before. With ENDS_ONLY: what leaves the segment on its
+    left if nothing enters on its right.
+    """
+    P: tl.constexpr = R + 2 * N
+    FINE_DOT: tl.constexpr = 2 if DOT == 2 else 1
+    NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
+    program, segment = tl.program_id(0), tl.program_id(1)
+    b, g = (program // G).to(tl.int64), program % G
+    oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
+    is_channel, is_stored = oc < D_IN, oc < DP
+    to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+    dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
+    A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
+    skip = _vector(D_ptr, g, oc, D_IN)
+    if HAS_NORM:
+        norm_w, norm_b = _vector(norm_w_ptr, g, oc, D_IN), _vector(norm_b_ptr, g, oc, D_IN)
+    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    is_state = is_channel[None, :] & (on < N)[:, None]
+    in_state = on[:, None] * D_IN + oc[None, :]
+
+    q = tl.zeros([BN, BD], tl.float32)
+    if not ENDS_ONLY:
+        for i in range(0, segments - 1 - segment):
+            at = (program * segments + segments - 1 - i).to(tl.int64)
+            total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
+            end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
+            q = tl.exp(A * total[None, :]) * q + end
+    dt_sum = tl.zeros([BD], tl.float32)
+    grad_to_low = tl.zeros([BD, BP], tl.float32)
+    grad_to_dt = tl.zeros([BP, BD], tl.float32)
+    grad_A = tl.zeros([BN, BD], tl.float32)
+    grad_bias = tl.zeros([BD], tl.float32)
+    grad_skip = tl.zeros([BD], tl.float32)
+    grad_norm_w = tl.zeros([BD], tl.float32)
+    grad_norm_b = tl.zeros([BD], tl.float32)
+
+    first = segment * chunks_of_segment
+    behind = tl.minimum(first + chunks_of_segment, chunks)
+    for i in range(0, behind - first):
+        chunk = behind - 1 - i
+        t = chunk * CHUNK + ot
+        is_token = t < L
+        position = scan_position(t, L, H, W, column, reverse)
+        valid = is_token[:, None] & is_stored[None, :]
+        real = is_token[:, None] & is_channel[None, :]
+        in_group = g * DP + oc[None, :]
+        x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
+                         other=0.)
+        grad_y = tl.load(grad_y_ptr + b * grad_y_batch + position[:, None] * grad_y_token
+                         + in_group, mask=valid, other=0.).to(tl.float32)
+        x = x_tile.to(tl.float32)
+        low = _dot(x_tile, to_low, DOT)  # in fp32; bf16 is too coarse for what dt is made of
+        dt_raw = _dot(low, to_dt, FINE_DOT) + dt_bias[None, :]
+        dt = tl.where(real, _softplus(dt_raw), 0.)
+        dt_x = dt * x
+        at = (program * chunks + chunk).to(tl.int64)
+        h = tl.load(states_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
+
+        if ENDS_ONLY:
+            dt_sum += tl.sum(dt, 0)
+        if NEEDS_Y:
+            y = skip[None, :] * x
+            for n in tl.static_range(N):
+                decay = tl.exp(dt * _row(A, on, n)[None, :])
+                update = dt_x * _column(low, op, R + n)[:, None]
+                prefix, state = tl.associative_scan((decay, update), 0, _combine)
+                state += prefix * _row(h, on, n)[None, :]
+                y += state * _column(low, op, R + N + n)[:, None]
+        # back through gate and norm to the scan's own output
+        if HAS_NORM:
+            centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
+            inverse_std = tl.rsqrt(tl.sum(centred * centred, 1) / D_IN + eps)[:, None]
+            normed = centred * inverse_std
+            y = normed * norm_w[None, :] + norm_b[None, :]
+        if HAS_GATE:
+            z = tl.load(z_ptr + b * z_batch + position[:, None] * z_token + in_group, mask=valid,
+                        other=0.).to(tl.float32)
+            sigmoid = tl.sigmoid(z)
+            if not ENDS_ONLY:
+                grad_z = grad_y * y * sigmoid * (1. + z * (1. - sigmoid))
+                tl.store(grad_z_ptr + b * grad_z_batch + position[:, None] * grad_z_token
+                         + in_group, grad_z.to(grad_z_ptr.dtype.element_ty), mask=valid)
+            grad_y = grad_y * z * sigmoid
+        if HAS_NORM:
+            grad_norm_w += tl.sum(grad_y * normed, 0)
+            grad_norm_b += tl.sum(grad_y, 0)
+            grad_y = grad_y * norm_w[None, :]
+            mean = tl.sum(grad_y, 1) / D_IN
+            mean_normed = tl.sum(grad_y * normed, 1) / D_IN
+            grad_y = inverse_std * (grad_y - mean[:, None] - normed * mean_normed[:, None])
+            grad_y = tl.where(real, grad_y, 0.)
+
+        grad_dt = tl.zeros([CHUNK, BD], tl.float32)
+        grad_dt_x = tl.zeros([CHUNK, BD], tl.float32)
+        grad_low = tl.zeros([CHUNK, BP], tl.float32)
+        for n in tl.static_range(N):
+            A_n = _row(A, on, n)[None, :]
+            B_n, C_n = _column(low, op, R + n)[:, None], _column(low, op, R + N + n)[:, None]
+            decay = tl.exp(dt * A_n)
+            passed, grad_h = decay * 0. + 1., grad_y * C_n
+            _, passed, grad_h = tl.associative_scan((decay, passed, grad_h), 0, _combine_backward,
+                                                    reverse=True)
+            grad_h += passed * _row(q, on, n)[None, :]
+            q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
+            if not ENDS_ONLY:
+                update = dt_x * B_n
+                if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
+                    prefix, state = tl.associative_scan((decay, update), 0, _combine)
+                    state += prefix * _row(h, on, n)[None, :]
+                grad_log_decay = grad_h * (state - update)
+                grad_dt += grad_log_decay * A_n
+                grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :], 0.)
+                grad_dt_x += grad_h * B_n
+                grad_B, grad_C = tl.sum(grad_h * dt_x, 1), tl.sum(grad_y * state, 1)
+                grad_low += tl.where(op[None, :] == R + n, grad_B[:, None], 0.)
+                grad_low += tl.where(op[None, :] == R + N + n, grad_C[:, None], 0.)
+        if not ENDS_ONLY:
+            grad_raw = (grad_dt + grad_dt_x * x) * tl.sigmoid(dt_raw)
+            grad_raw = tl.where(real, grad_raw, 0.)
+            grad_bias += tl.sum(grad_raw, 0)
+            grad_skip += tl.sum(grad_y * x, 0)
+            grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
+            grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
+            grad_to_low += _dot(tl.trans(x_tile), grad_low, DOT)
+            grad_x = (grad_y * skip[None, :] + grad_dt_x * dt
+                      + _dot(grad_low, tl.trans(to_low), DOT))
+            tl.store(grad_x_ptr + b * grad_x_batch + position[:, None] * grad_x_token + in_group,
+                     grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
+
+    if ENDS_ONLY:
+        at = (program * segments + segment).to(tl.int64)
+        tl.store(sums_ptr + at * D_IN + oc, dt_sum, mask=is_channel)
+        tl.store(ends_ptr + at * N * D_IN + in_state, q, mask=is_state)
+    else:
+        # one row of partial sums: x_proj (P, d), dt_proj (d, R), A_log (d, N), then vectors of d
+        ROW: tl.constexpr = D_IN * (P + R + N + 4)
+        row = partial_ptr + ((b * segments + segment) * G + g) * ROW
+        tl.store(row + op[None, :] * D_IN + oc[:, None], grad_to_low,
+                 mask=is_channel[:, None] & (op < P)[None, :])
+        row += P * D_IN
+        tl.store(row + oc[None, :] * R + op[:, None], grad_to_dt,
+                 mask=is_channel[None, :] & (op < R)[:, None])
+        row += R * D_IN
+        tl.store(row + oc[None, :] * N + on[:, None], grad_A * A, mask=is_state)
+        row += N * D_IN
+        tl.store(row + oc, grad_bias, mask=is_channel)
+        tl.store(row + D_IN + oc, grad_skip, mask=is_channel)
+        tl.store(row + 2 * D_IN + oc, grad_norm_w, mask=is_channel)
+        tl.store(row + 3 * D_IN + oc, grad_norm_b, mask=is_channel)

@@ -1,0 +1,194 @@
+"""Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
+from . import kernels
+
+DOT_BF16, DOT_TF32, DOT_IEEE = range(3)
+INTERPRETED = triton.knobs.runtime.interpret
+#: Programs that keep a large GPU busy; with fewer, sequences are cut into segments, up to twice as
+#: many programs (cutting costs a second pass over the tokens).
+ENOUGH_PROGRAMS = 512
+#: Tokens that a segment has at least.
+SHORTEST_SEGMENT = 256
+
+#: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
+#: does not know bf16 products.
+_DOT = {torch.bfloat16: DOT_TF32 if INTERPRETED else DOT_BF16, torch.float16: DOT_TF32,
+        torch.float32: DOT_IEEE}
+
+_DIRECTION_OF_BITS = {(int(name in COLUMN_MAJOR), int(name in REVERSED)): name
+                      for name in DIRECTIONS}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the kernels are told besides tensors.
+
+    Attributes:
+        height, width: The grid, H and W.
+        groups: Number of groups G.
+        channels: True channels d of a group.
+        stored: Channels of a group as they lie in memory, dp >= d.
+        dt_rank, d_state: R and N.
+        columns, reverses: Bit g says whether group g runs along the columns, and from the end.
+        eps: Of the LayerNorm.
+    """
+    height: int
+    width: int
+    groups: int
+    channels: int
+    stored: int
+    dt_rank: int
+    d_state: int
+    columns: int
+    reverses: int
+    eps: float
+
+    @property
+    def directions(self) -> Tuple[str, ...]:
+        """The names behind the bits."""
+        return tuple(_DIRECTION_OF_BITS[self.columns >> g & 1, self.reverses >> g & 1]
+                     for g in range(self.groups))
+
+    @property
+    def row(self) -> int:
+        """Partial sums of one program: x_proj, dt_proj, A_log and four vectors."""
+        return self.channels * (2 * self.dt_rank + 3 * self.d_state + 4)
+
+    @property
+    def block(self) -> int:
+        """Channels of a program's tiles."""
+        return max(16, triton.next_power_of_2(self.stored))
+
+    def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
+        """Tokens of a chunk and warps of a program, as measured on an H100 (docs/speed.md).
+
+        The chunk is the same in both passes of a training step: the backward pass takes up the
+        states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
+        the shapes alone, so that results repeat bit by bit.
+        """
+        if self.block <= 16:
+            return (32, 2) if training else (64, 2)
+        if self.block <= 64:
+            return (32, 2) if training else (16, 1)
+        if self.block <= 128:
+            return 16, 4 if backward or self.stored > 96 else 2
+        return 16, min(16, self.block // (32 if backward else 64))
+
+    def chunks(self, training: bool) -> int:
+        return triton.cdiv(self.height * self.width, self.tile(training)[0])
+
+    def segments(self, batch: int, training: bool) -> Tuple[int, int]:
+        """Chunks of a segment, and number of segments."""
+        chunks, chunk = self.chunks(training), self.tile(training)[0]
+        programs = batch * self.groups
+        wanted = 1 if programs >= ENOUGH_PROGRAMS else triton.cdiv(2 * ENOUGH_PROGRAMS, programs)
+        most = max(1, chunks * chunk // SHORTEST_SEGMENT)
+        chunks_of_segment = triton.cdiv(chunks, min(wanted, most))
+        return chunks_of_segment, triton.cdiv(chunks, chunks_of_segment)
+
+    def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
+        chunk, warps = self.tile(training, backward)
+        return dict(
+            G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
+            BD=self.block,
+            BP=max(16, triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
+            BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps)
+
+
+def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
+                 dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
+                 norm_bias: Optional[Tensor], save_states: bool) -> Tuple[Tensor, Tensor]:
+    """Run the scan.
+
+    Args:
+        scan: Shapes and directions.
+        x: (B, L, G * dp), rows may be strided, zero in padded channels.
+        z: The gate before SiLU, like ``x``, or None.
+        x_proj, dt_proj, dt_bias, A_log, D: As in ``GroupedSSM``.
+        norm_weight, norm_bias: (G * d,) or None.
+        save_states: Whether the states at the chunks' starts are kept for the backward pass.
+
+    Returns:
+        y (B, L, G * dp) in the dtype of ``x``, and the states, (B, G, chunks, N, d) fp32, or empty.
+    """
+    batch, length, _ = x.shape
+    y = torch.empty(batch, length, scan.groups * scan.stored, dtype=x.dtype, device=x.device)
+    chunks = scan.chunks(save_states)
+    chunks_of_segment, segments = scan.segments(batch, save_states)
+    shape = (batch, scan.groups, chunks, scan.d_state, scan.channels) if save_states else (0, )
+    states = torch.empty(shape, dtype=torch.float32, device=x.device)
+    sums, ends = _segment_buffers(scan, batch, segments, x.device)
+    gate = x if z is None else z
+    norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
+
+    def run(ends_only: bool) -> None:
+        kernels.scan_forward_kernel[(batch * scan.groups, segments)](
+            x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, states, sums, ends,
+            length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
+            gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
+            chunks, chunks_of_segment, segments, scan.eps,
+            HAS_NORM=norm_weight is not None, HAS_GATE=z is not None,
+            SAVE_STATES=save_states and not ends_only, ENDS_ONLY=ends_only,
+            **scan.constants(x.dtype, training=save_states))
+
+    with _on(x):
+        if segments > 1:
+            run(ends_only=True)
+        run(ends_only=False)
+    return y, states
+
+
+def scan_backward(scan: Scan, grad_y: Tensor, states: Tensor, x: Tensor, z: Optional[Tensor],
+                  x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
+                  norm_weight: Optional[Tensor], norm_bias: Optional[Tensor], grad_x: Tensor,
+                  grad_z: Optional[Tensor]) -> Tensor:
+    """The gradients: of ``x`` and ``z`` into the given tensors, of the parameters as one (G, row).
+
+    A row has the sums for x_proj (P, d), dt_proj (d, R), A_log (d, N), dt_bias, D, norm_weight and
+    norm_bias (d each). Sums run in a fixed order: they repeat bit by bit.
+    """
+    batch, length, _ = x.shape
+    chunks = scan.chunks(True)
+    chunks_of_segment, segments = scan.segments(batch, True)
+    sums, ends = _segment_buffers(scan, batch, segments, x.device)
+    partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
+                          device=x.device)
+    gate, grad_gate = (x, grad_x) if z is None else (z, grad_z)
+    norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
+
+    def run(ends_only: bool) -> None:
+        kernels.scan_backward_kernel[(batch * scan.groups, segments)](
+            x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, states,
+            sums, ends, partial,
+            length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
+            gate.stride(1), grad_y.stride(0), grad_y.stride(1), grad_x.stride(0), grad_x.stride(1),
+            grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
+            chunks, chunks_of_segment, segments, scan.eps,
+            HAS_NORM=norm_weight is not None, HAS_GATE=z is not None, ENDS_ONLY=ends_only,
+            **scan.constants(x.dtype, training=True, backward=True))
+
+    with _on(x):
+        if segments > 1:
+            run(ends_only=True)
+        run(ends_only=False)
+    return partial.sum(0)
+
+
+def _segment_buffers(scan: Scan, batch: int, segments: int,
+                     device: torch.device) -> Tuple[Tensor, Tensor]:
+    """What a segment does to a state: sum of dt, (B, G, S, d), and its end, (B, G, S, N, d)."""
+    shape = (batch, scan.groups, segments) if segments > 1 else (0, 0, 0)
+    return (torch.empty(*shape, scan.channels, dtype=torch.float32, device=device),
+            torch.empty(*shape, scan.d_state, scan.channels, dtype=torch.float32, device=device))
+
+
+def _on(x: Tensor):
+    """Triton launches on the current device: make it that of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else torch.no_grad()

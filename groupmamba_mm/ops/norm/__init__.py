@@ -1,0 +1,5 @@
+"""Fused LayerNorms over channels-last tokens, and the channel affinity between them."""
+from .operators import (add_layer_norm, channel_affinity, layer_norm, round_up,
+                        scaled_layer_norm)
+
+__all__ = ['add_layer_norm', 'channel_affinity', 'layer_norm', 'round_up', 'scaled_layer_norm']

@@ -1,0 +1,549 @@
+"""Triton kernels of the fused LayerNorms and of the channel affinity, and their launchers.
+
+A LayerNorm program owns one image, one group of channels and a run of tiles of TOKENS x BLOCK
+values; the group's WIDTH channels are padded to the power of two BLOCK. A backward program sums
+its share of the parameters' gradients and writes it as one row of partial sums, which a torch sum
+reduces in a fixed order: no atomics, so gradients are bitwise repeatable.
+
+Statistics and arithmetic are fp32. Backward kernels load the row anyway, so they compute its
+statistics again instead of loading them.
+
+Each tensor is rows of a constant distance (its ``_ROW``), of which the first CHANNELS values
+count. Outputs that are wider end in zeros.
+"""
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """How a (B, L, C) tensor is cut into programs; see :func:`plan_launch`."""
+    tokens: int  # tokens of a tile
+    block: int  # channels of a tile
+    tiles: int  # tiles of a program
+    chunks: int  # programs for the tokens of one image and group
+    warps: int
+
+
+def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool) -> Plan:
+    """Choose tile and grid by rules, without timing anything: equal shapes, equal results.
+
+    Args:
+        batch: Number of images B.
+        length: Number of tokens L.
+        width: Number of channels of a group.
+        groups: Number of groups G.
+        backward: Whether it is for a backward kernel.
+    """
+    block = triton.next_power_of_2(width)
+    # Values of a tile for each thread: enough for wide loads, several of them in flight. A forward
+    # kernel needs about 90 registers then; a backward kernel holds more tiles, and with 16 values
+    # would need up to 240, which leaves too few warps on a multiprocessor.
+    values = 8 if backward else 16
+    # Four warps; fewer where the whole image is a small tile.
+    tokens = max(1, min(128 * values // block, triton.next_power_of_2(length)))
+    warps = max(1, min(4, tokens * block // (32 * values)))
+    per_image = triton.cdiv(length, tokens)
+    # About four waves of 132 multiprocessors with eight programs each, so that the last, partly
+    # filled wave costs little; but 16 tokens at least, so that the partial sums of weight and
+    # bias (8 bytes for each channel of a program) stay small beside the tokens' own traffic.
+    tiles = max(batch * groups * per_image // 4224, triton.cdiv(16, tokens))
+    chunks = triton.cdiv(per_image, min(tiles, per_image))
+    return Plan(tokens, block, triton.cdiv(per_image, chunks), chunks, warps)
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether kernels can run on tensors of ``device``: CUDA, or any in Triton's interpreter."""
+    return device.type == 'cuda' or not isinstance(_add_norm_forward, triton.JITFunction)
+
+
+# --- parts of kernels -----------------------------------------------------------------------------
+
+
+@triton.jit
+def _locate(length, chunks, tiles, GROUPS: tl.constexpr, TOKENS: tl.constexpr):
+    """Group, image, partial sum, first token and first row (int64) of this program.
+
+    Groups run fastest: programs that share cache lines of a row run at the same time.
+    """
+    program = tl.program_id(0)
+    group = program % GROUPS
+    part = program // GROUPS
+    image = part // chunks
+    token = (part % chunks) * tiles * TOKENS
+    return group, image, part, token, image.to(tl.int64) * length + token
+
+
+@triton.jit
+def _load(base, row, tokens, columns, mask, ROW: tl.constexpr):
+    """The fp32 tile of ``tokens`` x ``columns`` behind row number ``row``, 0 where masked."""
+    offsets = tokens[:, None] * ROW + columns[None, :]
+    return tl.load(base + row * ROW + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(base, row, tokens, columns, mask, value, ROW: tl.constexpr):
+    """Store a tile in the precision of ``base``."""
+    offsets = tokens[:, None] * ROW + columns[None, :]
+    tl.store(base + row * ROW + offsets, value.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_tail(base, row, tokens, inside, CHANNELS: tl.constexpr, ROW: tl.constexpr):
+    """Zeros behind the channels of a padded output; ``inside`` masks its tokens."""
+    for start in tl.static_range(CHANNELS, ROW, 8):
+        columns = start + tl.arange(0, 8)
+        offsets = tokens[:, None] * ROW + columns[None, :]
+        zeros = tl.zeros(offsets.shape, base.dtype.element_ty)
+        tl.store(base + row * ROW + offsets, zeros,
+                 mask=inside[:, None] & (columns < ROW)[None, :])
+
+
+@triton.jit
+def _normalize(x, mask, eps, WIDTH: tl.constexpr):
+    """Rows of zero mean and unit variance (0 where masked), and 1 / sqrt(variance + eps)."""
+    mean = tl.sum(x, axis=1) / WIDTH
+    centred = tl.where(mask, x - mean[:, None], 0.0)
+    rstd = 1 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + eps)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def _normalize_backward(grad, unit, rstd, WIDTH: tl.constexpr):
+    """Gradient of the rows, given that of the normalized rows ``unit``."""
+    shift = tl.sum(grad, axis=1) / WIDTH
+    stretch = tl.sum(grad * unit, axis=1) / WIDTH
+    return (grad - shift[:, None] - unit * stretch[:, None]) * rstd[:, None]
+
+
+# --- LayerNorm of x or of x + branch --------------------------------------------------------------
+
+
+@triton.jit
+def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, normed, means, length, chunks,
+                      tiles, eps, X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr,
+                      NORMED_ROW: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
+                      MEAN_OF: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+    WIDTH: tl.constexpr = CHANNELS // GROUPS
+    group, image, part, token, row = _locate(length, chunks, tiles, GROUPS, TOKENS)
+    tokens = tl.arange(0, TOKENS)
+    column = tl.arange(0, BLOCK)
+    exists = column < WIDTH
+    columns = group * WIDTH + column
+    w = tl.load(weight + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    b = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    if branch_scale is not None:
+        factor = tl.load(branch_scale + image).to(tl.float32)
+    if MEAN_OF:
+        total = tl.zeros((TOKENS, BLOCK), tl.float32)
+    for _ in range(tiles):
+        inside = token + tokens < length
+        mask = inside[:, None] & exists[None, :]
+        s = _load(x, row, tokens, columns, mask, X_ROW)
+        if branch is not None:
+            added = _load(branch, row, tokens, columns, mask, BRANCH_ROW)
+            if branch_scale is not None:
+                added *= factor
+            # rounded as stored: backward normalizes the stored stream again
+            s = (s + added).to(stream.dtype.element_ty).to(tl.float32)
+            _store(stream, row, tokens, columns, mask, s, CHANNELS)
+        unit, rstd = _normalize(s, mask, eps, WIDTH)
+        n = unit * w + b
+        _store(normed, row, tokens, columns, mask, n, NORMED_ROW)
+        _store_tail(normed, row, tokens, inside & (group == GROUPS - 1), CHANNELS, NORMED_ROW)
+        if MEAN_OF == 1:
+            total += s
+        if MEAN_OF == 2:
+            total += tl.where(mask, n, 0.0)
+        token += TOKENS
+        row += TOKENS
+    if MEAN_OF:
+        tl.store(means + part.to(tl.int64) * CHANNELS + columns, tl.sum(total, axis=0) / length,
+                 mask=exists)
+
+
+@triton.jit
+def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, grad_mean, grad_x,
+                       grad_branch, partial, length, chunks, tiles, eps, STREAM_ROW: tl.constexpr,
+                       GRAD_STREAM_ROW: tl.constexpr, GRAD_NORMED_ROW: tl.constexpr,
+                       X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr, CHANNELS: tl.constexpr,
+                       GROUPS: tl.constexpr, MEAN_OF: tl.constexpr, TOKENS: tl.constexpr,
+                       BLOCK: tl.constexpr):
+    WIDTH: tl.constexpr = CHANNELS // GROUPS
+    NORMED_USED: tl.constexpr = grad_normed is not None or (grad_mean is not None and MEAN_OF == 2)
+    group, image, part, token, row = _locate(length, chunks, tiles, GROUPS, TOKENS)
+    tokens = tl.arange(0, TOKENS)
+    column = tl.arange(0, BLOCK)
+    exists = column < WIDTH
+    columns = group * WIDTH + column
+    w = tl.load(weight + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    if branch_scale is not None:
+        factor = tl.load(branch_scale + image).to(tl.float32)
+    if grad_mean is not None:
+        from_mean = tl.load(grad_mean + image.to(tl.int64) * CHANNELS + columns, mask=exists,
+                            other=0.0)[None, :] / length
+    grad_weight = tl.zeros((TOKENS, BLOCK), tl.float32)
+    grad_bias = tl.zeros((TOKENS, BLOCK), tl.float32)
+    for _ in range(tiles):
+        inside = token + tokens < length
+        mask = inside[:, None] & exists[None, :]
+        g = tl.zeros((TOKENS, BLOCK), tl.float32)
+        if NORMED_USED:
+            s = _load(stream, row, tokens, columns, mask, STREAM_ROW)
+            n = tl.zeros((TOKENS, BLOCK), tl.float32)
+            if grad_normed is not None:
+                n = _load(grad_normed, row, tokens, columns, mask, GRAD_NORMED_ROW)
+            if grad_mean is not None and MEAN_OF == 2:
+                n = tl.where(mask, n + from_mean, 0.0)
+            unit, rstd = _normalize(s, mask, eps, WIDTH)
+            grad_weight += n * unit
+            grad_bias += n
+            g = _normalize_backward(n * w, unit, rstd, WIDTH)
+        if grad_stream is not None:
+            g += _load(grad_stream, row, tokens, columns, mask, GRAD_STREAM_ROW)
+        if grad_mean is not None and MEAN_OF == 1:
+            g += from_mean
+        last = inside & (group == GROUPS - 1)
+        _store(grad_x, row, tokens, columns, mask, g, X_ROW)
+        _store_tail(grad_x, row, tokens, last, CHANNELS, X_ROW)
+        if grad_branch is not None:
+            if branch_scale is not None:
+                g *= factor
+            _store(grad_branch, row, tokens, columns, mask, g, BRANCH_ROW)
+            _store_tail(grad_branch, row, tokens, last, CHANNELS, BRANCH_ROW)
+        token += TOKENS
+        row += TOKENS
+    sums = partial + part.to(tl.int64) * (2 * CHANNELS) + columns
+    tl.store(sums, tl.sum(grad_weight, axis=0), mask=exists)
+    tl.store(sums + CHANNELS, tl.sum(grad_bias, axis=0), mask=exists)
+
+
+def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional[Tensor],
+                     weight: Tensor, bias: Tensor, eps: float, groups: int, normed_width: int,
+                     out_dtype: torch.dtype, mean_of: int) -> Tuple[Optional[Tensor], ...]:
+    """Stream (None without a branch), normed and mean (empty for ``mean_of`` 0)."""
+    batch, length, _ = x.shape
+    channels = weight.shape[0]
+    plan = plan_launch(batch, length, channels // groups, groups, backward=False)
+    stream = None
+    if branch is not None:
+        stream = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+    normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=x.device)
+    means = torch.empty(batch if mean_of else 0, plan.chunks, channels, device=x.device,
+                        dtype=torch.float32)
+    x, x_row = _rows(x)
+    branch, branch_row = _rows(branch)
+    with torch.cuda.device_of(x):
+        _add_norm_forward[(batch * plan.chunks * groups, )](
+            x, branch, _dense(branch_scale), _dense(weight), _dense(bias), stream, normed, means,
+            length, plan.chunks, plan.tiles, eps, X_ROW=x_row, BRANCH_ROW=branch_row,
+            NORMED_ROW=normed_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
+            TOKENS=plan.tokens, BLOCK=plan.block, num_warps=plan.warps)
+    return stream, normed, _sum_chunks(means) if mean_of else means.new_empty(0)
+
+
+def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
+                      grad_stream: Optional[Tensor], grad_normed: Optional[Tensor],
+                      grad_mean: Optional[Tensor], eps: float, groups: int, mean_of: int,
+                      x_width: int, branch_width: int,
+                      branch_dtype: torch.dtype) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias."""
+    batch, length, _ = stream.shape
+    channels = weight.shape[0]
+    plan = plan_launch(batch, length, channels // groups, groups, backward=True)
+    grad_x = torch.empty(batch, length, x_width, dtype=stream.dtype, device=stream.device)
+    grad_branch = None
+    if branch_width:
+        grad_branch = torch.empty(batch, length, branch_width, dtype=branch_dtype,
+                                  device=stream.device)
+    partial = torch.empty(batch * plan.chunks, 2, channels, dtype=torch.float32,
+                          device=stream.device)
+    stream, stream_row = _rows(stream)
+    grad_stream, grad_stream_row = _rows(grad_stream)
+    grad_normed, grad_normed_row = _rows(grad_normed)
+    with torch.cuda.device_of(stream):
+        _add_norm_backward[(batch * plan.chunks * groups, )](
+            stream, _dense(branch_scale), _dense(weight), grad_stream, grad_normed,
+            _dense(grad_mean), grad_x, grad_branch, partial, length, plan.chunks, plan.tiles, eps,
+            STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
+            GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width, BRANCH_ROW=branch_width,
+            CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of, TOKENS=plan.tokens,
+            BLOCK=plan.block, num_warps=plan.warps)
+    return grad_x, grad_branch, partial.sum(0)
+
+
+# --- LayerNorm of (y + residual) * multiplier * scale ---------------------------------------------
+
+
+@triton.jit
+def _scaled_norm_forward(y, residual, multiplier, scale, weight, bias, normed, length, chunks,
+                         tiles, eps, Y_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr,
+                         MULTIPLIER_ROW: tl.constexpr, NORMED_ROW: tl.constexpr,
+                         CHANNELS: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+    _, image, _, token, row = _locate(length, chunks, tiles, 1, TOKENS)
+    tokens = tl.arange(0, TOKENS)
+    columns = tl.arange(0, BLOCK)
+    exists = columns < CHANNELS
+    w = tl.load(weight + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    b = tl.load(bias + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(scale + image.to(tl.int64) * CHANNELS + columns, mask=exists,
+                other=0.0).to(tl.float32)[None, :]
+    for _ in range(tiles):
+        inside = token + tokens < length
+        mask = inside[:, None] & exists[None, :]
+        s = _load(y, row, tokens, columns, mask, Y_ROW)
+        if residual is not None:
+            s += _load(residual, row, tokens, columns, mask, RESIDUAL_ROW)
+        if multiplier is not None:
+            s *= _load(multiplier, row, tokens, columns, mask, MULTIPLIER_ROW)
+        unit, rstd = _normalize(s * c, mask, eps, CHANNELS)
+        _store(normed, row, tokens, columns, mask, unit * w + b, NORMED_ROW)
+        _store_tail(normed, row, tokens, inside, CHANNELS, NORMED_ROW)
+        token += TOKENS
+        row += TOKENS
+
+
+@triton.jit
+def _scaled_norm_backward(y, residual, multiplier, scale, weight, grad_normed, grad_y,
+                          grad_residual, grad_multiplier, partial, partial_scale, length, chunks,
+                          tiles, eps, Y_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr,
+                          MULTIPLIER_ROW: tl.constexpr, GRAD_NORMED_ROW: tl.constexpr,
+                          GRAD_Y_ROW: tl.constexpr, GRAD_RESIDUAL_ROW: tl.constexpr,
+                          GRAD_MULTIPLIER_ROW: tl.constexpr, CHANNELS: tl.constexpr,
+                          TOKENS: tl.constexpr, BLOCK: tl.constexpr):
+    _, image, part, token, row = _locate(length, chunks, tiles, 1, TOKENS)
+    tokens = tl.arange(0, TOKENS)
+    columns = tl.arange(0, BLOCK)
+    exists = columns < CHANNELS
+    w = tl.load(weight + columns, mask=exists, other=0.0).to(tl.float32)[None, :]
+    c = tl.load(scale + image.to(tl.int64) * CHANNELS + columns, mask=exists,
+                other=0.0).to(tl.float32)[None, :]
+    grad_weight = tl.zeros((TOKENS, BLOCK), tl.float32)
+    grad_bias = tl.zeros((TOKENS, BLOCK), tl.float32)
+    grad_scale = tl.zeros((TOKENS, BLOCK), tl.float32)
+    for _ in range(tiles):
+        inside = token + tokens < length
+        mask = inside[:, None] & exists[None, :]
+        s = _load(y, row, tokens, columns, mask, Y_ROW)
+        n = _load(grad_normed, row, tokens, columns, mask, GRAD_NORMED_ROW)
+        if residual is not None:
+            s += _load(residual, row, tokens, columns, mask, RESIDUAL_ROW)
+        product = s
+        if multiplier is not None:
+            m = _load(multiplier, row, tokens, columns, mask, MULTIPLIER_ROW)
+            product = s * m
+        unit, rstd = _normalize(product * c, mask, eps, CHANNELS)
+        grad_weight += n * unit
+        grad_bias += n
+        g = _normalize_backward(n * w, unit, rstd, CHANNELS)
+        grad_scale += g * product
+        g *= c
+        if multiplier is not None:
+            _store(grad_multiplier, row, tokens, columns, mask, g * s, GRAD_MULTIPLIER_ROW)
+            _store_tail(grad_multiplier, row, tokens, inside, CHANNELS, GRAD_MULTIPLIER_ROW)
+            g *= m
+        _store(grad_y, row, tokens, columns, mask, g, GRAD_Y_ROW)
+        _store_tail(grad_y, row, tokens, inside, CHANNELS, GRAD_Y_ROW)
+        if residual is not None:
+            _store(grad_residual, row, tokens, columns, mask, g, GRAD_RESIDUAL_ROW)
+            _store_tail(grad_residual, row, tokens, inside, CHANNELS, GRAD_RESIDUAL_ROW)
+        token += TOKENS
+        row += TOKENS
+    sums = partial + part.to(tl.int64) * (2 * CHANNELS) + columns
+    tl.store(sums, tl.sum(grad_weight, axis=0), mask=exists)
+    tl.store(sums + CHANNELS, tl.sum(grad_bias, axis=0), mask=exists)
+    tl.store(partial_scale + part.to(tl.int64) * CHANNELS + columns, tl.sum(grad_scale, axis=0),
+             mask=exists)
+
+
+def scaled_norm_forward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+                        scale: Tensor, weight: Tensor, bias: Tensor, eps: float,
+                        normed_width: int, out_dtype: torch.dtype) -> Tensor:
+    """Normed, (B, L, ``normed_width``)."""
+    batch, length, _ = y.shape
+    channels = weight.shape[0]
+    plan = plan_launch(batch, length, channels, 1, backward=False)
+    normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=y.device)
+    y, y_row = _rows(y)
+    residual, residual_row = _rows(residual)
+    multiplier, multiplier_row = _rows(multiplier)
+    with torch.cuda.device_of(y):
+        _scaled_norm_forward[(batch * plan.chunks, )](
+            y, residual, multiplier, _dense(scale), _dense(weight), _dense(bias), normed, length,
+            plan.chunks, plan.tiles, eps, Y_ROW=y_row, RESIDUAL_ROW=residual_row,
+            MULTIPLIER_ROW=multiplier_row, NORMED_ROW=normed_width, CHANNELS=channels,
+            TOKENS=plan.tokens, BLOCK=plan.block, num_warps=plan.warps)
+    return normed
+
+
+def scaled_norm_backward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+                         scale: Tensor, weight: Tensor, grad_normed: Tensor,
+                         eps: float) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of y, residual, multiplier (None where absent), scale; (2, C) of weight, bias."""
+    batch, length, _ = y.shape
+    channels = weight.shape[0]
+    plan = plan_launch(batch, length, channels, 1, backward=True)
+    grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+             for t in (y, residual, multiplier)]
+    grad_rows = [0 if g is None else g.shape[2] for g in grads]
+    partial = torch.empty(batch * plan.chunks, 2, channels, dtype=torch.float32, device=y.device)
+    partial_scale = torch.empty(batch, plan.chunks, channels, dtype=torch.float32,
+                                device=y.device)
+    y, y_row = _rows(y)
+    residual, residual_row = _rows(residual)
+    multiplier, multiplier_row = _rows(multiplier)
+    grad_normed, grad_normed_row = _rows(grad_normed)
+    with torch.cuda.device_of(y):
+        _scaled_norm_backward[(batch * plan.chunks, )](
+            y, residual, multiplier, _dense(scale), _dense(weight), grad_normed, *grads, partial,
+            partial_scale, length, plan.chunks, plan.tiles, eps, Y_ROW=y_row,
+            RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row,
+            GRAD_NORMED_ROW=grad_normed_row, GRAD_Y_ROW=grad_rows[0],
+            GRAD_RESIDUAL_ROW=grad_rows[1], GRAD_MULTIPLIER_ROW=grad_rows[2], CHANNELS=channels,
+            TOKENS=plan.tokens, BLOCK=plan.block, num_warps=plan.warps)
+    return (*grads, _sum_chunks(partial_scale), partial.sum(0))
+
+
+# --- channel affinity -----------------------------------------------------------------------------
+
+
+@triton.jit
+def _affinity_hidden(mean, fc1_weight, fc1_bias, start, columns, exists, CHANNELS: tl.constexpr,
+                     HIDDEN: tl.constexpr, ROWS: tl.constexpr):
+    """Hidden units from ``start`` on after their ReLU, their weights, their numbers, a mask."""
+    rows = start + tl.arange(0, ROWS)
+    real = rows < HIDDEN
+    weights = tl.load(fc1_weight + rows[:, None] * CHANNELS + columns[None, :],
+                      mask=real[:, None] & exists[None, :], other=0.0).to(tl.float32)
+    hidden = tl.sum(weights * mean[None, :], axis=1)
+    hidden += tl.load(fc1_bias + rows, mask=real, other=0.0).to(tl.float32)
+    return tl.maximum(hidden, 0.0), weights, rows, real
+
+
+@triton.jit
+def _affinity_columns(fc2_weight, rows, real, columns, exists, HIDDEN: tl.constexpr):
+    """The second layer's weights of these channels and hidden units."""
+    return tl.load(fc2_weight + columns[:, None] * HIDDEN + rows[None, :],
+                   mask=exists[:, None] & real[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _affinity_forward(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, out,
+                      CHANNELS: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr,
+                      ROWS: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * CHANNELS
+    columns = tl.arange(0, BLOCK)
+    exists = columns < CHANNELS
+    x = tl.load(mean + first + columns, mask=exists, other=0.0)
+    logit = tl.load(fc2_bias + columns, mask=exists, other=0.0).to(tl.float32)
+    for start in range(0, HIDDEN, ROWS):
+        hidden, _, rows, real = _affinity_hidden(x, fc1_weight, fc1_bias, start, columns, exists,
+                                                 CHANNELS, HIDDEN, ROWS)
+        weights = _affinity_columns(fc2_weight, rows, real, columns, exists, HIDDEN)
+        logit += tl.sum(weights * hidden[None, :], axis=1)
+    gate = tl.sigmoid(logit)
+    if skip_scale is not None:
+        gate *= tl.load(skip_scale).to(tl.float32)
+    tl.store(out + first + columns, gate, mask=exists)
+
+
+@triton.jit
+def _affinity_backward(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad, units,
+                       grad_units, grad_logits, grad_mean, grad_skip, CHANNELS: tl.constexpr,
+                       HIDDEN: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    image = tl.program_id(0).to(tl.int64)
+    first = image * CHANNELS
+    columns = tl.arange(0, BLOCK)
+    exists = columns < CHANNELS
+    x = tl.load(mean + first + columns, mask=exists, other=0.0)
+    logit = tl.load(fc2_bias + columns, mask=exists, other=0.0).to(tl.float32)
+    for start in range(0, HIDDEN, ROWS):
+        hidden, _, rows, real = _affinity_hidden(x, fc1_weight, fc1_bias, start, columns, exists,
+                                                 CHANNELS, HIDDEN, ROWS)
+        weights = _affinity_columns(fc2_weight, rows, real, columns, exists, HIDDEN)
+        logit += tl.sum(weights * hidden[None, :], axis=1)
+        tl.store(units + image * HIDDEN + rows, hidden, mask=real)
+    gate = tl.sigmoid(logit)
+    g = tl.load(grad + first + columns, mask=exists, other=0.0)
+    if skip_scale is not None:
+        tl.store(grad_skip + image, tl.sum(g * gate))
+        g *= tl.load(skip_scale).to(tl.float32)
+    g *= gate * (1 - gate)
+    tl.store(grad_logits + first + columns, g, mask=exists)
+    grad_x = tl.zeros((BLOCK, ), tl.float32)
+    for start in range(0, HIDDEN, ROWS):
+        # the same sums again, because the tile of weights is needed anyway
+        hidden, weights, rows, real = _affinity_hidden(x, fc1_weight, fc1_bias, start, columns,
+                                                       exists, CHANNELS, HIDDEN, ROWS)
+        back = _affinity_columns(fc2_weight, rows, real, columns, exists, HIDDEN)
+        u = tl.where(hidden > 0, tl.sum(back * g[:, None], axis=0), 0.0)
+        tl.store(grad_units + image * HIDDEN + rows, u, mask=real)
+        grad_x += tl.sum(weights * u[:, None], axis=0)
+    tl.store(grad_mean + first + columns, grad_x, mask=exists)
+
+
+def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
+                     fc2_bias: Tensor, skip_scale: Optional[Tensor]) -> Tensor:
+    """sigmoid(fc2(relu(fc1(mean)))) * skip_scale, (B, C) fp32; one program for each image."""
+    hidden, channels = fc1_weight.shape
+    out = torch.empty(mean.shape, dtype=torch.float32, device=mean.device)
+    with torch.cuda.device_of(mean):
+        _affinity_forward[(mean.shape[0], )](
+            *map(_dense, (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale)), out,
+            CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
+    return out
+
+
+def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
+                      fc2_bias: Tensor, skip_scale: Optional[Tensor],
+                      grad: Tensor) -> Tuple[Tensor, ...]:
+    """Hidden units, gradients before ReLU and sigmoid, of mean, and each image's of skip_scale."""
+    hidden, channels = fc1_weight.shape
+    batch = mean.shape[0]
+
+    def empty(*shape):
+        return torch.empty(*shape, dtype=torch.float32, device=mean.device)
+
+    units, grad_units = empty(batch, hidden), empty(batch, hidden)
+    grad_logits, grad_mean = empty(batch, channels), empty(batch, channels)
+    grad_skip = empty(0 if skip_scale is None else batch)
+    with torch.cuda.device_of(mean):
+        _affinity_backward[(batch, )](
+            *map(_dense, (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad)),
+            units, grad_units, grad_logits, grad_mean, grad_skip,
+            CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
+    return units, grad_units, grad_logits, grad_mean, grad_skip
+
+
+def _affinity_tile(hidden: int, channels: int) -> dict:
+    # At most 64 weights for each thread; 16 hidden units fill the sectors of fc2's rows.
+    block = triton.next_power_of_2(channels)
+    return dict(BLOCK=block, ROWS=min(16, triton.next_power_of_2(hidden)),
+                num_warps=8 if block > 256 else 4)
+
+
+# --- layouts --------------------------------------------------------------------------------------
+
+
+def _rows(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
+    """A (B, L, W) tensor whose B * L rows lie at one distance, copied if need be; the distance."""
+    if tensor is None:
+        return None, 0
+    batch, length, width = tensor.shape
+    row = tensor.stride(1) if length > 1 else tensor.stride(0) if batch > 1 else width
+    regular = batch == 1 or length == 1 or tensor.stride(0) == length * row
+    if not regular or tensor.stride(2) != 1:
+        return tensor.contiguous(), width
+    return tensor, row
+
+
+def _dense(tensor: Optional[Tensor]) -> Optional[Tensor]:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _sum_chunks(parts: Tensor) -> Tensor:
+    """(B, chunks, X) to (B, X)."""
+    return parts.squeeze(1) if parts.shape[1] == 1 else parts.sum(1)
