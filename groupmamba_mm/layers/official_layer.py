@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import GridDepthwiseConv
 from .ffn import ConvFFN
@@ -90,5 +91,7 @@ class OfficialBlock(nn.Module):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, L, C) tokens of an H x W grid to (B, L, C)."""
+        if self.mixer.ss2d.ssm.fuses(x, self.mixer.ss2d.plan):
+            return fused.official_block(self, x, grid)
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.ffn(self.norm2(x), grid))

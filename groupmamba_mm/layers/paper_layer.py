@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
+from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import CausalConv1d
 from .ffn import FFN, GroupedFFN
@@ -110,5 +111,8 @@ class ModulatedGroupMambaLayer(nn.Module):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
         """(B, L, C) tokens of an H x W grid to (B, L, C)."""
+        mamba = self.vsss.mamba
+        if mamba.ssm.fuses(x, mamba.plan):
+            return fused.paper_layer(self, x, grid)
         modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
         return x + self.drop_path(self.ffn(self.norm(modulated)))

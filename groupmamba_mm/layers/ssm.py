@@ -1,11 +1,12 @@
 """The selective state-space model of all groups: projections, discretisation, scan."""
 import math
+from typing import Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops import check_backend, resolve_backend, selective_scan
+from groupmamba_mm.ops import check_backend, grouped_ssm, resolve_backend, selective_scan
 from .grouped import grouped_linear
 from .scan_plan import ScanPlan
 
@@ -55,6 +56,13 @@ class GroupedSSM(nn.Module):
 
     def forward(self, x: Tensor, grid, plan: ScanPlan) -> Tensor:
         """Scan (B, L, C) row-major tokens as ``plan`` says; returns the sum, (B, L, C)."""
+        backend = self.resolve_backend(x)
+        if backend == 'triton':
+            outputs = [
+                grouped_ssm(x, *self.parameters_of_scan(), grid=grid, directions=directions,
+                            gated=False, backend='triton') for directions in plan
+            ]
+            return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
         low_rank, B, C = grouped_linear(
             x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight).split(
                 [self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -63,12 +71,19 @@ class GroupedSSM(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
         A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
-        backend = self.resolve_backend(x)
         outputs = [
             selective_scan(x, dt, A, B, C, self.D, grid=grid, directions=directions,
                            backend=backend) for directions in plan
         ]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+    def parameters_of_scan(self) -> Tuple[Tensor, ...]:
+        """The parameters in the order of :func:`groupmamba_mm.ops.grouped_ssm`."""
+        return self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
+
+    def fuses(self, x: Tensor, plan: ScanPlan) -> bool:
+        """Whether a block runs as :mod:`groupmamba_mm.layers.fused`: Triton, and one scan."""
+        return len(plan) == 1 and self.resolve_backend(x) == 'triton'
 
     def resolve_backend(self, x: Tensor) -> str:
         """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""
