@@ -3,9 +3,10 @@ import functools
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Iterator, Optional, Tuple
+from typing import Callable, Dict, Iterator, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 logger = logging.getLogger('groupmamba_mm')
@@ -15,12 +16,93 @@ logger = logging.getLogger('groupmamba_mm')
 #: draws its inputs with a seed of its own. What it raises counts as a failure.
 Case = Callable[[torch.device], Iterator[Tuple[str, Tensor, Tensor]]]
 
-#: What is tested.
-CASES: Tuple[Case, ...] = ()
 
-#: Largest error by the kernel's dtype, as norm of the difference over norm of the expected tensor.
-#: Several times what correct kernels lose by rounding: a wrong kernel is off by far more.
-TOLERANCES = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+def _run_both(kernel: Callable[..., Tensor], reference: Callable[..., Tensor], what: str,
+              inputs: Dict[str, Tensor]) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The kernel's output and all gradients, beside those of the reference in fp64."""
+    results = []
+    for run, dtype in ((kernel, None), (reference, torch.float64)):
+        leaves = {name: t.detach().to(dtype or t.dtype, copy=True).requires_grad_()
+                  for name, t in inputs.items()}
+        y = run(**leaves)
+        # weights that are no multiples of each other, the same in both
+        weight = torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).sin()
+        y.backward(weight.to(inputs['x'].dtype).to(y.dtype))
+        results.append([('output', y.detach())] + [(f'gradient of {name}', leaf.grad)
+                                                   for name, leaf in leaves.items()])
+    for (name, got), (_, expected) in zip(*results):
+        yield f'{what}, {name}', got, expected
+
+
+def _draw(device: torch.device, shapes: Dict[str, Tuple[int, ...]],
+          dtype: torch.dtype) -> Dict[str, Tensor]:
+    """Normal numbers of each shape; ``x`` in the given precision, small parameters in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(shape, generator=generator).to(device)
+             for name, shape in shapes.items()}
+    return {name: t.to(dtype) if name == 'x' else 0.3 * t for name, t in drawn.items()}
+
+
+def _grouped_ssm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The scan with everything around it, of the released family's first stage but for its size."""
+    from .grouped_ssm import grouped_ssm
+    groups, channels = 4, 16
+    grid, directions = (9, 7), ('left-right', 'top-bottom', 'right-left', 'bottom-top')
+
+    def scan(x, x_proj, dt_proj, dt_bias, A_log, D, backend, **others):
+        return grouped_ssm(x, x_proj, dt_proj, dt_bias - 3, A_log, D, grid=grid,
+                           directions=directions, backend=backend, **others)
+
+    inputs = _draw(device, dict(
+        x=(2, 63, 2 * groups * channels), x_proj=(groups, 3, channels),
+        dt_proj=(groups, channels, 1), dt_bias=(groups, channels), A_log=(groups, channels, 1),
+        D=(groups * channels, ), norm_weight=(groups * channels, ),
+        norm_bias=(groups * channels, ), conv_weight=(groups * channels, 1, 3, 3),
+        conv_bias=(groups * channels, )), torch.bfloat16)
+    yield from _run_both(functools.partial(scan, backend='triton'),
+                         functools.partial(scan, backend='torch'), 'scan', inputs)
+
+
+def _conv_gelu_linear(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The released family's FFN behind its first layer."""
+    from .depthwise_conv import conv_gelu_linear
+
+    def kernel(x, conv_weight, conv_bias, weight, bias):
+        return conv_gelu_linear(x, conv_weight, conv_bias, weight.to(x.dtype), bias.to(x.dtype),
+                                9, 7)
+
+    def reference(x, conv_weight, conv_bias, weight, bias):
+        y = x.transpose(1, 2).unflatten(-1, (9, 7))
+        y = F.gelu(F.conv2d(y, conv_weight, conv_bias, padding=1, groups=x.shape[-1]))
+        return F.linear(y.flatten(2).transpose(1, 2), weight, bias)
+
+    inputs = _draw(device, dict(x=(2, 63, 64), conv_weight=(64, 1, 3, 3), conv_bias=(64, ),
+                                weight=(16, 64), bias=(16, )), torch.bfloat16)
+    yield from _run_both(kernel, reference, 'convolution', inputs)
+
+
+def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The norm with most around it."""
+    from .norm import scaled_layer_norm
+
+    def kernel(x, multiplier, scale, weight, bias):
+        return scaled_layer_norm(x, None, multiplier.to(x.dtype), scale, weight, bias, 1e-5,
+                                 x.dtype)
+
+    def reference(x, multiplier, scale, weight, bias):
+        return F.layer_norm(x * multiplier * scale[:, None], x.shape[-1:], weight, bias, 1e-5)
+
+    inputs = _draw(device, dict(x=(2, 63, 64), multiplier=(2, 63, 64), scale=(2, 64),
+                                weight=(64, ), bias=(64, )), torch.bfloat16)
+    yield from _run_both(kernel, reference, 'norm', inputs)
+
+
+#: What is tested: one case for each kind of kernel.
+CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_gelu_linear, _scaled_layer_norm)
+
+#: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
+#: several times what correct kernels lose by rounding: a wrong kernel is off by far more.
+TOLERANCE = 2e-2
 
 
 @functools.lru_cache(maxsize=None)
@@ -68,7 +150,7 @@ def _run(device: torch.device) -> Optional[str]:
 def _compare(what: str, got: Tensor, expected: Tensor) -> Optional[str]:
     if got.shape != expected.shape:
         return f'{what} has shape {tuple(got.shape)} instead of {tuple(expected.shape)}'
-    tolerance = TOLERANCES[got.dtype]
+    tolerance = TOLERANCE
     expected = expected.double()
     scale = expected.norm().clamp_min(torch.finfo(torch.float32).tiny)
     error = ((got.double() - expected).norm() / scale).item()
