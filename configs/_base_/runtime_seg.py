@@ -1,5 +1,6 @@
 """What every segmentation run shares. mmseg's own base cannot be named by ``mmseg::``."""
-custom_imports = dict(imports=['groupmamba_mm', 'groupmamba_mm.datasets.loading'])
+custom_imports = dict(
+    imports=['groupmamba_mm', 'groupmamba_mm.datasets.loading', 'groupmamba_mm.engine'])
 
 default_scope = 'mmseg'
 

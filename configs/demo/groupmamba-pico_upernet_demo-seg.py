@@ -6,7 +6,10 @@ _base_ = [
 ]
 
 custom_imports = dict(
-    imports=['groupmamba_mm', 'groupmamba_mm.datasets.loading', 'groupmamba_mm.evaluation'])
+    imports=[
+        'groupmamba_mm', 'groupmamba_mm.datasets.loading', 'groupmamba_mm.engine',
+        'groupmamba_mm.evaluation'
+    ])
 
 # Nine tenths of the pixels are background: weighted like the digits, it held training up for long
 # where all digits have the same score.

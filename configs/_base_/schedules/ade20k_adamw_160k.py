@@ -7,6 +7,7 @@ optim_wrapper = dict(
     loss_scale=dict(enabled=False),
     # lr: the paper; weight decay: Swin's
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    constructor='MergedOptimWrapperConstructor',
     # what is decayed: as in the classification recipe, in the heads too
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
 

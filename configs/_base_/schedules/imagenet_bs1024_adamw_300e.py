@@ -6,6 +6,7 @@ optim_wrapper = dict(
     dtype='bfloat16',
     loss_scale=dict(enabled=False),
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
+    constructor='MergedOptimWrapperConstructor',
     # Decayed is what has two or more dimensions and is no bias, as in the released recipe; so are
     # A_log, x_proj_weight, dt_proj_weight and dt_proj_bias.
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
