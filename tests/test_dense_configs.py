@@ -17,7 +17,8 @@ from tests.conftest import REPO, SMALL
 
 CONFIGS = sorted(
     str(path.relative_to(REPO)) for path in (REPO / 'configs').rglob('*.py')
-    if {'mask_rcnn', 'upernet'} & set(path.parts) or path.stem.endswith(('demo-det', 'demo-seg')))
+    if {'mask_rcnn', 'upernet'} & set(path.parts)
+    or '_demo-det' in path.stem or '_demo-seg' in path.stem)
 COCO_1X = {size: f'configs/mask_rcnn/mask-rcnn_groupmamba-{size}_fpn_1x_coco.py' for size in ARCHS}
 ADE = {size: f'configs/upernet/groupmamba-{size}_upernet_8xb2-160k_ade20k-512x512.py'
        for size in ARCHS}

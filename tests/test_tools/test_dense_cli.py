@@ -1,4 +1,5 @@
 """Train, test, paint and draw the demo detector and segmenter by the commands, on a few scenes."""
+import json
 import pickle
 import re
 import runpy
@@ -7,13 +8,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from PIL import Image
 
+from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import load_checkpoint_file
+from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError, DataError
-from tests.conftest import REPO, load_tool
+from tests.conftest import REPO, SMALL, load_tool
 
 CONFIGS = {'det': 'mask-rcnn_groupmamba-pico_demo-det', 'seg': 'groupmamba-pico_upernet_demo-seg'}
+ADE = 'configs/upernet/groupmamba-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 #: A backbone that learns nothing in two steps, but fast.
 SMALL_RUN = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
              'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
@@ -80,10 +85,22 @@ def gallery(task, place, *options):
     return tool
 
 
-def test_the_same_seed_gives_the_same_weights(trained, monkeypatch):
+def validated(run):
+    """What a training logged when it validated, without the times."""
+    log, = run.glob('*/vis_data/scalars.json')
+    record, = (found for found in map(json.loads, log.read_text().splitlines())
+               if 'loss' not in found)
+    return {key: value for key, value in record.items() if not key.endswith('time')}
+
+
+def test_the_same_seed_gives_the_same_weights_and_metrics(trained, monkeypatch):
+    """Digits are not found after two steps, so the detector's boxes are compared with themselves."""
     task, place = trained
     monkeypatch.chdir(place)
     assert call('train.py', task, f'again_{task}') == 0
+    first, again = (validated(place / f'{run}_{task}') for run in ('first', 'again'))
+    assert {'det': 'coco/segm_mAP', 'seg': 'mIoU_foreground'}[task] in first
+    assert first == again
     first, again = (load_checkpoint_file(place / f'{run}_{task}/epoch_1.pth')
                     for run in ('first', 'again'))
     for name, tensor in first['state_dict'].items():
@@ -125,6 +142,50 @@ def test_tta(trained, monkeypatch, capsys):
     else:
         assert code == 0
         assert 'mIoU' in next((place / f'tta_{task}').glob('*/*.log')).read_text()
+
+
+def test_tta_of_the_ade20k_config_runs_at_six_scales(tmp_path, monkeypatch, one_thread):
+    """Each image is seen at six sizes, mirrored and not; a small backbone and narrow heads."""
+    from groupmamba_mm import GroupMamba
+    arch = SMALL['paper']
+    for split in ('training', 'validation'):
+        for kind in ('images', 'annotations'):
+            (tmp_path / f'ade/{kind}/{split}').mkdir(parents=True)
+    random = np.random.default_rng(0)
+    # long and flat, which keeps the largest of the six sizes small
+    image = random.integers(0, 256, (16, 640, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / 'ade/images/validation/one.jpg')
+    Image.fromarray(np.repeat(np.arange(16, dtype=np.uint8)[:, None], 640, 1)).save(
+        tmp_path / 'ade/annotations/validation/one.png')
+    config = tmp_path / 'small.py'
+    config.write_text(f"""
+_base_ = ['{REPO}/{ADE}']
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **{arch}), init_cfg=None),
+    decode_head=dict(in_channels={list(arch['embed_dims'])}, channels=8),
+    auxiliary_head=dict(in_channels={arch['embed_dims'][2]}, channels=8))
+test_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(data_root='{tmp_path}/ade'))
+""")
+    cfg = load_config(str(config))
+    init_default_scope(cfg.default_scope)
+    torch.save(dict(state_dict=build_model(cfg).state_dict()), tmp_path / 'model.pth')
+    seen, forward = [], GroupMamba.forward
+
+    def watched(self, x):
+        seen.append(x)
+        return forward(self, x)
+
+    monkeypatch.setattr(GroupMamba, 'forward', watched)
+    monkeypatch.setattr(sys, 'argv', ['test.py', str(config), str(tmp_path / 'model.pth'), '--tta',
+                                      '--work-dir', str(tmp_path / 'tested')])
+    runpy.run_path(str(REPO / 'tools/test.py'), run_name='__main__')
+    sizes = [tuple(x.shape[2:]) for x in seen]
+    assert sizes == [size for width in (1024, 1536, 2048, 2560, 3072, 3584)
+                     for size in [(round(width / 40), width)] * 2]
+    for plain, mirrored in zip(seen[::2], seen[1::2]):
+        assert torch.equal(plain, mirrored.flip(3))
+    assert 'mIoU' in next((tmp_path / 'tested').glob('*/*.log')).read_text()
 
 
 class TestGallery:

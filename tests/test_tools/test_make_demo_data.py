@@ -6,7 +6,9 @@ from pathlib import Path
 
 import cv2
 import pytest
+from PIL import Image
 
+from groupmamba_mm.datasets.demo_scenes import compose_scene
 from tests.conftest import load_tool
 
 SCRIPT = Path(__file__).resolve().parents[2] / 'tools/dataset_converters/make_demo_data.py'
@@ -69,6 +71,22 @@ def test_more_pictures_leave_the_first_as_they_are(tool, tmp_path):
     assert all(few[name] == many[name] for name in pictures)
 
 
+@pytest.mark.parametrize('task', ['cls', 'det', 'seg'])
+def test_several_processes_write_the_same_bytes(tool, tmp_path, task):
+    # one more than two tasks of a process
+    counts = ['--num-train', str(2 * tool.PICTURES_PER_TASK + 1), '--num-val', '5']
+    for workers in ('1', '2'):
+        tool.main([str(tmp_path / workers), '--task', task, '--skip-baseline', *counts,
+                   '--workers', workers])
+    assert _hashes(tmp_path / '1') == _hashes(tmp_path / '2')
+
+
+def test_an_error_in_a_worker_ends_the_run(tool, tmp_path):
+    arguments = {'seed': 0, 'num_train': 2 * tool.PICTURES_PER_TASK, 'image_size': 64}
+    with pytest.raises(tool.DataError, match='train/0_zero/000000.png could not be written'):
+        list(tool._written(tool.write_digit, tmp_path / 'missing', 'train', arguments, workers=2))
+
+
 def test_rerun_leaves_the_data_alone(tool, tmp_path, capsys):
     _small(tool, tmp_path)
     before = _hashes(tmp_path)
@@ -128,14 +146,14 @@ def test_neighbours_are_left_alone(tool, tmp_path):
 
 
 def test_interrupted_run_leaves_nothing(tool, tmp_path, monkeypatch):
-    compose = tool.compose_scene
+    write = tool.write_digit
 
-    def interrupt(seed, split, index, *args, **kwargs):
+    def interrupt(index, folder, split, **kwargs):
         if split == 'val':
             raise KeyboardInterrupt
-        return compose(seed, split, index, *args, **kwargs)
+        write(index, folder, split, **kwargs)
 
-    monkeypatch.setattr(tool, 'compose_scene', interrupt)
+    monkeypatch.setattr(tool, 'write_digit', interrupt)
     with pytest.raises(KeyboardInterrupt):
         _small(tool, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -219,9 +237,8 @@ def test_coco_scenes_are_the_digits_visible_pixels(tool, tmp_path):
         assert [c['name'] for c in content['categories']] == list(tool.CLASSES)
         assert len({a['id'] for a in content['annotations']}) == len(content['annotations'])
         for image in content['images']:
-            scene = tool.compose_scene(0, split, image['id'] - 1, 128,
-                                       num_digits=1 + (image['id'] - 1) % 6,
-                                       scale_range=tool.SCENE_SCALE_RANGE)
+            scene = compose_scene(0, split, image['id'] - 1, 128,
+                                  num_digits=1 + (image['id'] - 1) % 6, scale_range=(0.25, 0.5))
             picture = cv2.imread(str(tmp_path / 'det' / split / image['file_name']))
             assert (picture[..., ::-1] == scene.image).all()
             assert (image['height'], image['width']) == picture.shape[:2]
@@ -246,9 +263,9 @@ def test_label_maps_are_the_same_scenes_with_a_palette(tool, tmp_path):
             name = file.name
             assert ((tmp_path / 'seg/images' / split / name).read_bytes()
                     == (tmp_path / 'det' / split / name).read_bytes())
-            scene = tool.compose_scene(0, split, index, 128, num_digits=1 + index % 6,
-                                       scale_range=tool.SCENE_SCALE_RANGE)
-            with tool.Image.open(file) as picture:
+            scene = compose_scene(0, split, index, 128, num_digits=1 + index % 6,
+                                  scale_range=(0.25, 0.5))
+            with Image.open(file) as picture:
                 assert picture.mode == 'P'
                 assert tuple(picture.getpalette()[:33]) == sum(tool.SEG_PALETTE, ())
                 labels = tool.np.asarray(picture)

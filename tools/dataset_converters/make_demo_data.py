@@ -26,25 +26,30 @@ pictures of both are the same; what is annotated are the visible pixels::
         preview.png, meta.json
 """
 import argparse
+import functools
 import importlib.metadata
 import json
+import multiprocessing
+import os
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 # The script also works from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from groupmamba_mm.datasets.demo_annotations import (  # noqa: E402
-    SEG_PALETTE, coco_annotations, coco_categories, label_map)
-from groupmamba_mm.datasets.demo_scenes import (  # noqa: E402
-    CLASSES, MIN_IMAGE_SIZE, SPLITS, compose_scene)
+    SEG_PALETTE, coco_categories, label_map)
+from groupmamba_mm.datasets.demo_pictures import (  # noqa: E402
+    CLASS_FOLDERS, compose_digit, compose_digits, ignore_interrupts,
+    picture_name, write_detection_picture, write_digit, write_picture, write_segmentation_picture)
+from groupmamba_mm.datasets.demo_scenes import CLASSES, MIN_IMAGE_SIZE, SPLITS  # noqa: E402
 from groupmamba_mm.errors import DataError  # noqa: E402
 
 # What the pictures of a task are, if the command line does not say.
@@ -55,11 +60,8 @@ TASKS = {
 }
 # Raise it with every change to the pictures, so that an older data set is not taken for this one.
 VERSION = 1
-CLASS_FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))
-
-# Pictures of several digits: how many at most, and their scales, see demo_scenes.SCALE_RANGE.
-MAX_DIGITS = 6
-SCENE_SCALE_RANGE = (0.25, 0.5)
+# What a process takes at a time.
+PICTURES_PER_TASK = 25
 
 # What logistic regression is tried on: colour or grey, side in pixels, C.
 BASELINE_VARIANTS = (('grey', 16, 0.01), ('grey', 32, 0.001), ('colour', 16, 0.01))
@@ -73,7 +75,7 @@ SCENE_PREVIEW_ROWS, SCENE_PREVIEW_COLUMNS, SCENE_PREVIEW_TILE = 5, 4, 128
 
 
 def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=False,
-             skip_baseline=False):
+             skip_baseline=False, workers=1):
     """Write the classification data set, unless it is there already.
 
     Args:
@@ -84,6 +86,7 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
         image_size (int): Side of a picture in pixels.
         overwrite (bool): Whether to replace a data set made with other arguments.
         skip_baseline (bool): Whether to leave out the logistic regression.
+        workers (int): Number of processes that make the pictures; the pictures are the same.
 
     Returns:
         dict: The content of ``meta.json``.
@@ -95,7 +98,7 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
     if num_train < 2 and not skip_baseline:
         raise DataError(f'num_train is {num_train}, but logistic regression needs two classes: '
                         'use 2 or more, or pass --skip-baseline')
-    target = _make_task(out, 'cls', seed, num_train, num_val, image_size, overwrite)
+    target = _make_task(out, 'cls', seed, num_train, num_val, image_size, overwrite, workers)
     meta = _read_meta(target)
     if meta['baseline'] is None and not skip_baseline:
         meta['baseline'] = measure_baseline(target)
@@ -108,7 +111,8 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
     return meta
 
 
-def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, overwrite=False):
+def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, overwrite=False,
+                workers=1):
     """Write the detection or the segmentation data set, unless it is there already.
 
     Args:
@@ -119,6 +123,7 @@ def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, 
         num_val (int): Number of validation pictures.
         image_size (int): Side of a picture in pixels.
         overwrite (bool): Whether to replace a data set made with other arguments.
+        workers (int): Number of processes that make the pictures; the pictures are the same.
 
     Returns:
         dict: The content of ``meta.json``.
@@ -126,11 +131,11 @@ def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, 
     Raises:
         DataError: If the target holds something else.
     """
-    return _read_meta(
-        _make_task(Path(out), task, seed, num_train, num_val, image_size, overwrite))
+    return _read_meta(_make_task(Path(out), task, seed, num_train, num_val, image_size, overwrite,
+                                 workers))
 
 
-def _make_task(out, task, seed, num_train, num_val, image_size, overwrite):
+def _make_task(out, task, seed, num_train, num_val, image_size, overwrite, workers):
     """Write one task's data set if it is not in place, and return its folder."""
     if out.exists() and not out.is_dir():
         raise DataError(f'{out} is not a folder: choose another OUT')
@@ -144,7 +149,7 @@ def _make_task(out, task, seed, num_train, num_val, image_size, overwrite):
     if _is_made(target, task, wanted, overwrite):
         print(f'{target} is already there, made with the same arguments: left as it is')
     else:
-        _write_data_set(target, task, wanted)
+        _write_data_set(target, task, wanted, workers)
         print(f'Wrote {num_train} training and {num_val} validation pictures to {target}')
     return target
 
@@ -164,7 +169,8 @@ def measure_baseline(target):
     train_images, train_labels = _read_split(target / 'train')
     val_images, val_labels = _read_split(target / 'val')
     variants = []
-    for colour, side, c in _progress(BASELINE_VARIANTS, 'logistic regression'):
+    variants_left = _progress(BASELINE_VARIANTS, len(BASELINE_VARIANTS), 'logistic regression')
+    for colour, side, c in variants_left:
         train, val = (np.stack([_features(image, colour, side) for image in images])
                       for images in (train_images, val_images))
         mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
@@ -224,15 +230,15 @@ def _count_problem(target, task, arguments):
     return None
 
 
-def _write_data_set(target, task, wanted):
+def _write_data_set(target, task, wanted, workers):
     target.parent.mkdir(parents=True, exist_ok=True)
     write = {'cls': _write_images, 'det': _write_detection, 'seg': _write_segmentation}[task]
     # Renamed into place when all of it is written, so that an interrupted run leaves no half of a
     # data set; the folder is a sibling because a rename cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=f'.{task}-', dir=target.parent) as scratch:
         fresh = Path(scratch) / 'new'
-        preview = write(fresh, wanted['arguments'])
-        _write_image(fresh / 'preview.png', preview)
+        preview = write(fresh, wanted['arguments'], workers)
+        write_picture(fresh / 'preview.png', preview)
         made_with = {'numpy': np.__version__, 'opencv': cv2.__version__,
                      'scikit-learn': importlib.metadata.version('scikit-learn')}
         meta = {**wanted, 'made_with': made_with}
@@ -242,19 +248,17 @@ def _write_data_set(target, task, wanted):
         fresh.rename(target)
 
 
-def _write_images(folder, arguments):
+def _write_images(folder, arguments, workers):
     """Write all pictures and return the preview."""
-    image_size = arguments['image_size']
-    rows = [[] for _ in CLASSES]
     for split in SPLITS:
         for name in CLASS_FOLDERS:
             (folder / split / name).mkdir(parents=True)
-        for index in _progress(range(arguments[f'num_{split}']), f'{split} pictures'):
-            label = index % len(CLASSES)
-            scene = compose_scene(arguments['seed'], split, index, image_size, labels=[label])
-            _write_image(folder / split / CLASS_FOLDERS[label] / f'{index:06d}.png', scene.image)
-            if split == 'train' and len(rows[label]) < PREVIEW_COLUMNS:
-                rows[label].append(scene.image)
+        for _ in _written(write_digit, folder, split, arguments, workers):
+            pass
+    rows = [[] for _ in CLASSES]
+    for index in range(min(arguments['num_train'], PREVIEW_COLUMNS * len(CLASSES))):
+        rows[index % len(CLASSES)].append(
+            compose_digit(arguments['seed'], 'train', index, arguments['image_size']).image)
     return _draw_preview(rows)
 
 
@@ -274,55 +278,69 @@ def _draw_preview(rows):
     return sheet
 
 
-def _scenes(arguments, split):
-    """Draw the pictures of several digits of a split; their number of digits goes round."""
-    for index in _progress(range(arguments[f'num_{split}']), f'{split} pictures'):
-        yield index, compose_scene(arguments['seed'], split, index, arguments['image_size'],
-                                   num_digits=1 + index % MAX_DIGITS,
-                                   scale_range=SCENE_SCALE_RANGE)
+def _written(write, folder, split, arguments, workers):
+    """Write the pictures of a split and yield, in their order, what ``write`` returns of each.
+
+    A picture depends on its number alone, so any number of processes makes the same ones.
+    """
+    write = functools.partial(write, folder=folder, split=split, seed=arguments['seed'],
+                              image_size=arguments['image_size'])
+    count = arguments[f'num_{split}']
+    workers = min(workers, -(-count // PICTURES_PER_TASK))
+    if workers == 1:
+        yield from _progress(map(write, range(count)), count, f'{split} pictures')
+        return
+    # Ends OpenCV's threads, of which a forked process has no copy and waits for them for ever.
+    cv2.setNumThreads(1)
+    context = multiprocessing.get_context('fork')
+    with ProcessPoolExecutor(workers, context, initializer=ignore_interrupts) as pool:
+        results = pool.map(write, range(count), chunksize=PICTURES_PER_TASK)
+        yield from _progress(results, count, f'{split} pictures')
 
 
-def _write_detection(folder, arguments):
+def _preview_scenes(arguments):
+    """The first training pictures of several digits, once more."""
+    shown = min(arguments['num_train'], SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS)
+    return [compose_digits(arguments['seed'], 'train', index, arguments['image_size'])
+            for index in range(shown)]
+
+
+def _write_detection(folder, arguments, workers):
     """Write pictures and COCO files, and return the preview."""
     (folder / 'annotations').mkdir(parents=True)
-    side, shown = arguments['image_size'], []
+    side = arguments['image_size']
     for split in SPLITS:
         (folder / split).mkdir()
         images, annotations = [], []
-        for index, scene in _scenes(arguments, split):
-            name = f'{index:06d}.png'
-            _write_image(folder / split / name, scene.image)
+        pictures = _written(write_detection_picture, folder, split, arguments, workers)
+        for index, found in enumerate(pictures):
             # Ids count from 1: evaluators take 0 for none.
-            images.append({'id': index + 1, 'file_name': name, 'height': side, 'width': side})
-            annotations += coco_annotations(scene, index + 1, len(annotations) + 1)
-            if split == 'train' and len(shown) < SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS:
-                shown.append((scene.image, _draw_instances(scene)))
+            images.append({'id': index + 1, 'file_name': picture_name(index), 'height': side,
+                           'width': side})
+            for annotation in found:
+                annotation['id'] = len(annotations) + 1
+                annotations.append(annotation)
         content = {'info': {'description': f'demo digits, {split}'}, 'images': images,
                    'annotations': annotations, 'categories': coco_categories()}
         _coco_file(folder, split).write_text(json.dumps(content), encoding='utf-8')
-    return _draw_scene_preview(shown)
+    return _draw_scene_preview([(scene.image, _draw_instances(scene))
+                                for scene in _preview_scenes(arguments)])
 
 
 def _coco_file(folder, split):
     return folder / 'annotations' / f'instances_{split}.json'
 
 
-def _write_segmentation(folder, arguments):
+def _write_segmentation(folder, arguments, workers):
     """Write pictures and label maps, and return the preview."""
-    shown = []
     for split in SPLITS:
         (folder / 'images' / split).mkdir(parents=True)
         (folder / 'annotations' / split).mkdir(parents=True)
-        for index, scene in _scenes(arguments, split):
-            name, labels = f'{index:06d}.png', label_map(scene)
-            _write_image(folder / 'images' / split / name, scene.image)
-            # The palette is for the eye: what readers get are the labels.
-            picture = Image.fromarray(labels)
-            picture.putpalette(np.array(SEG_PALETTE, dtype=np.uint8).ravel().tolist())
-            picture.save(folder / 'annotations' / split / name)
-            if split == 'train' and len(shown) < SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS:
-                shown.append((scene.image, np.array(SEG_PALETTE, dtype=np.uint8)[labels]))
-    return _draw_scene_preview(shown)
+        for _ in _written(write_segmentation_picture, folder, split, arguments, workers):
+            pass
+    palette = np.array(SEG_PALETTE, dtype=np.uint8)
+    return _draw_scene_preview([(scene.image, palette[label_map(scene)])
+                                for scene in _preview_scenes(arguments)])
 
 
 def _draw_instances(scene):
@@ -350,11 +368,6 @@ def _draw_scene_preview(pairs):
     return sheet
 
 
-def _write_image(path, image):
-    if not cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-        raise DataError(f'{path} could not be written: check the free space and the permissions')
-
-
 def _read_split(folder):
     images, labels = [], []
     for label, name in enumerate(CLASS_FOLDERS):
@@ -375,10 +388,10 @@ def _describe(variant):
     return f'{variant["pixels"]}, {variant["side"]} px, C={variant["C"]}'
 
 
-def _progress(items, what):
+def _progress(items, total, what):
     # A log file gets a line now and then instead of a stream of redrawn bars.
     interval = 0.2 if sys.stderr.isatty() else 10
-    return tqdm(items, desc=what, mininterval=interval, maxinterval=interval)
+    return tqdm(items, total=total, desc=what, mininterval=interval, maxinterval=interval)
 
 
 def _read_meta(target):
@@ -429,11 +442,20 @@ def parse_args(argv=None):
     parser.add_argument('--image-size', type=_whole_number(MIN_IMAGE_SIZE),
                         help='side of a picture in pixels (default: '
                              f'{_defaults("image_size")})')
+    parser.add_argument('--workers', type=_whole_number(1), default=_usable_cores(),
+                        help='number of processes that make the pictures, which are the same for '
+                             'any number (default: one a core, here %(default)s)')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace a data set that was made with other arguments')
     parser.add_argument('--skip-baseline', action='store_true',
                         help='do not measure logistic regression on the raw pixels (cls)')
     return parser.parse_args(argv)
+
+
+def _usable_cores():
+    # A container or a batch system may grant fewer cores than there are; macOS cannot say.
+    usable = getattr(os, 'sched_getaffinity', None)
+    return len(usable(0)) if usable else os.cpu_count()
 
 
 def _defaults(key):
@@ -446,7 +468,8 @@ def main(argv=None):
              if key in ('num_train', 'num_val', 'image_size') and value is not None}
     try:
         for task in TASKS if args.task == 'all' else [args.task]:
-            options = {**TASKS[task], **given, 'seed': args.seed, 'overwrite': args.overwrite}
+            options = {**TASKS[task], **given, 'seed': args.seed, 'overwrite': args.overwrite,
+                       'workers': args.workers}
             if task == 'cls':
                 make_cls(args.out, skip_baseline=args.skip_baseline, **options)
             else:

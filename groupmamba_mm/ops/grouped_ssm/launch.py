@@ -99,7 +99,9 @@ class Scan:
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block,
             BP=max(16, triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
-            BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps)
+            BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps,
+            # loading ahead takes shared memory, which wide rows would run out of
+            num_stages=3 if self.block * dtype.itemsize <= 512 else 1)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
