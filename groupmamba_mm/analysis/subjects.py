@@ -11,7 +11,7 @@ from torch import nn
 
 from groupmamba_mm.engine.config_checks import close_to, load_config
 from groupmamba_mm.errors import ConfigError
-from groupmamba_mm.ops.selective_scan import check_backend
+from groupmamba_mm.ops import check_backend
 from .building import build_model
 
 OURS, PEER = 'ours', 'peer'

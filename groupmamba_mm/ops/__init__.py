@@ -1,4 +1,4 @@
 """Operators: a slow reference and fast implementations behind one public function each."""
-from .selective_scan import DIRECTIONS, selective_scan
+from .selective_scan import DIRECTIONS, check_backend, selective_scan
 
-__all__ = ['DIRECTIONS', 'selective_scan']
+__all__ = ['DIRECTIONS', 'check_backend', 'selective_scan']

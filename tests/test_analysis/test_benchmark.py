@@ -133,6 +133,20 @@ def test_too_little_memory_is_a_note_and_the_rest_is_measured():
     assert Probe.last_held() is None  # what the failed step had allocated is free again
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+@pytest.mark.parametrize('mode', ['eager', 'cuda-graph'])
+def test_on_a_gpu(mode):
+    effort = Effort(torch.device('cuda'), warmup=2, repeats=5)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    row = measure(model, Setting((64, 96), 32, 'fp16', mode=mode), effort)
+    assert row['note'] == '' and row['inference_ms'] > 0 and row['latency_ms'] > 0
+    assert (row['training_ms'] is None) == (mode == 'cuda-graph')
+    # the image in fp32, the map in fp16 at least twice
+    least = 32 * 3 * 64 * 96 * 4 + 2 * 32 * 64 * 62 * 94 * 2
+    assert least < row['inference_peak_gb'] * 1e9 < 10 * least
+
+
 def test_other_errors_are_not_swallowed():
     with pytest.raises(RuntimeError, match='Kernel size'):
         measure(Probe(), Setting((1, 1), 3, 'fp32'), EFFORT)

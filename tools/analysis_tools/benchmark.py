@@ -18,7 +18,7 @@ from groupmamba_mm.analysis.conditions import describe_environment
 from groupmamba_mm.analysis.subjects import PEER, Subject, check_backends, find_subjects
 from groupmamba_mm.backbones import ARCHS
 from groupmamba_mm.engine.cli import CfgOptions, run_command
-from groupmamba_mm.errors import ConfigError
+from groupmamba_mm.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'groupmamba'
 SIZES = {arch: CONFIGS / f'groupmamba-{arch}_8xb128_in1k.py' for arch in ARCHS}
@@ -183,7 +183,8 @@ def prepare(subjects: List[Subject], args: argparse.Namespace) -> List[Tuple[Job
             except torch.OutOfMemoryError:
                 checked.add(run)  # the measurement will say so in its row
             except Exception as error:
-                traceback.print_exc()
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
                 raise ConfigError(f'{subject.name} cannot be run with {setting}: {error}; change '
                                   'that, or leave it out') from error
             row = dict(model=subject.name, kind=subject.kind, params=counts[size].params,
