@@ -1,6 +1,8 @@
 """Values of command line options that several tools check alike."""
 import argparse
+import re
 from pathlib import Path
+from typing import Tuple
 
 
 def positive_int(text: str) -> int:
@@ -18,6 +20,25 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
     return int(text)
+
+
+def image_size(text: str) -> Tuple[int, int]:
+    """Read the size of an image.
+
+    Args:
+        text: What was typed, such as ``224`` or ``800x1344``.
+
+    Returns:
+        (H, W) in pixels.
+
+    Raises:
+        argparse.ArgumentTypeError: It is no size; argparse makes a usage error of it.
+    """
+    found = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is no image size; give a side such as 224, or '
+                                         'height x width such as 800x1344')
+    return int(found[1]), int(found[2] or found[1])
 
 
 def png_path(text: str) -> Path:

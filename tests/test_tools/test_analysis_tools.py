@@ -1,4 +1,7 @@
 """The tools of tools/analysis_tools, as a user calls them."""
+import contextlib
+import csv
+import io
 import json
 import pickle
 import re
@@ -6,20 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+import groupmamba_mm
+from groupmamba_mm.analysis.benchmark import COLUMNS
 from groupmamba_mm.analysis.detection import run_two_stage
+from groupmamba_mm.analysis.subjects import find_subjects
 from groupmamba_mm.errors import ConfigError, DataError
 from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'groupmamba'
 TINY = str(CONFIGS / 'groupmamba-official-tiny_8xb128_in1k.py')
+PICO = str(ROOT / 'configs' / 'demo' / 'groupmamba-pico_demo-cls.py')
 DETECTOR = str(ROOT / 'configs' / 'demo' / 'mask-rcnn_groupmamba-pico_demo-det.py')
 FLOPS, BENCHMARK, GRID, COMPARE, TEACHER = (
     f'analysis_tools/{name}.py' for name in (
-        'get_flops', 'benchmark_cpu', 'prediction_grid', 'compare_runs', 'benchmark_teacher'))
+        'get_flops', 'benchmark', 'prediction_grid', 'compare_runs', 'benchmark_teacher'))
 
 
 class TestGetFlops:
@@ -75,40 +83,147 @@ class TestGetFlops:
             load_tool(FLOPS).main(['nowhere.py'])
 
 
-class TestBenchmarkCpu:
+class TestBenchmark:
 
-    def test_both_rows(self, capsys, one_thread):
-        load_tool(BENCHMARK).main(
-            ['--image-size', '193', '--repeats', '1', '--warmup', '1', '--threads', '1'])
-        output = capsys.readouterr().out
-        rows = dict(re.findall(r'^(\S.*?) +[\d.]+ +[\d.]+ - [\d.]+ +([\d.]+)$', output,
-                               re.MULTILINE))
-        assert set(rows) == {'groupmamba-official-tiny_8xb128_in1k', 'Swin-T (mmpretrain)'}
-        assert rows['Swin-T (mmpretrain)'] == '1.00'
-        assert float(rows['groupmamba-official-tiny_8xb128_in1k']) > 0
-        for condition in ('CPU: ', f'PyTorch {torch.__version__}', '1 thread(s)', 'fp32',
-                          '193 x 193', 'Batch 1'):
-            assert condition in output
+    @pytest.fixture(scope='class')
+    def run(self, tmp_path_factory):
+        """One run on the CPU: what it printed, its folder, its rows as JSON has them."""
+        out, threads = tmp_path_factory.mktemp('benchmark') / 'new', torch.get_num_threads()
+        screen = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(screen):
+                load_tool(BENCHMARK).main([
+                    PICO, '--peers', 'test_convnext', '--size', '32', '--batch', '2',
+                    '--backend', 'torch', '--channels-last', '--device', 'cpu',
+                    '--warmup', '1', '--repeats', '3', '--threads', '1',
+                    '--out', str(out)])
+        finally:
+            torch.set_num_threads(threads)
+        return screen.getvalue(), out, json.loads((out / 'results.json').read_text())['rows']
 
-    def test_quartiles_in_milliseconds(self):
+    def test_rows(self, run):
+        rows = run[2]
+        assert [(row['model'], row['kind'], row['precision'], row['layout'], row['backend'])
+                for row in rows] == [
+            (Path(PICO).stem, 'ours', 'fp32', 'contiguous', 'torch'),
+            ('test_convnext', 'peer', 'fp32', 'contiguous', None),
+            ('test_convnext', 'peer', 'fp32', 'channels-last', None)]
+        for row in rows:
+            assert (row['height'], row['width'], row['batch'], row['mode']) == (32, 32, 2, 'eager')
+            assert row['params'] == (893_671 if row['kind'] == 'ours' else 272_128)
+            assert row['macs'] > 1e6 and row['note'] == ''
+            for name in ('inference', 'latency', 'training'):
+                assert 0 < row[f'{name}_ms_q1'] <= row[f'{name}_ms'] <= row[f'{name}_ms_q3']
+            for name in ('inference', 'training'):
+                assert row[f'{name}_img_s'] == pytest.approx(2000 / row[f'{name}_ms'])
+                assert row[f'{name}_peak_gb'] is None
+
+    def test_files_agree(self, run):
+        screen, out, rows = run
+        with open(out / 'results.csv', newline='') as file:
+            found = list(csv.DictReader(file))
+        assert tuple(found[0]) == COLUMNS
+        assert [{key: '' if value is None else str(value) for key, value in row.items()}
+                for row in rows] == found
+        table = re.search(r'(?:^\|.*\n)+', (out / 'results.md').read_text(), re.MULTILINE)[0]
+        assert table in screen and len(table.splitlines()) == 2 + len(rows)
+        assert len(set(line.count('|') for line in table.splitlines())) == 1
+        with Image.open(out / 'throughput.png') as picture:
+            assert picture.width > 1000
+            assert len(picture.convert('RGB').getcolors(picture.width * picture.height)) > 50
+
+    def test_conditions(self, run):
+        for text in (f'torch {torch.__version__.partition("+")[0]}', f'timm {timm.__version__}',
+                     'triton ', 'mamba-ssm ', 'CPU: ', '1 thread(s)', 'without data loading and '
+                     'preprocessor', 'TF32 on in rows with tf32', 'fused AdamW', '32x32; batch 2',
+                     'medians and quartiles of 3 steps', 'at least 1 of warm-up',
+                     f'groupmamba-mm: {groupmamba_mm.__version__}'):
+            assert text in run[0]
+            assert text in (run[1] / 'results.md').read_text()
+        assert '[3/3] test_convnext, 32x32, batch 2, fp32, channels-last, eager\n' in run[0]
+
+    def test_dense_backbones(self, tmp_path, capsys, one_thread):
+        load_tool(BENCHMARK).main([
+            DETECTOR, PICO, '--dense', '--peers', 'test_convnext', '--size', '32x64', '--device',
+            'cpu', '--warmup', '1', '--repeats', '1', '--out', str(tmp_path / 'out')])
+        rows = json.loads((tmp_path / 'out' / 'results.json').read_text())['rows']
+        assert [row['batch'] for row in rows] == [1, 1, 1]
+        assert rows[0]['params'] == rows[1]['params'] != rows[2]['params']
+        assert all(row['training_ms'] > 0 for row in rows)
+        assert 'forward and backward pass, random gradients' in capsys.readouterr().out
+
+    def test_interrupted_run_keeps_its_rows(self, tmp_path, capsys, monkeypatch):
         tool = load_tool(BENCHMARK)
-        assert tool.summarise([0.004, 0.001, 0.002, 0.005, 0.003]) == tool.Latency(2, 3, 4)
-        assert tool.summarise([0.002]) == tool.Latency(2, 2, 2)
 
-    def test_warmup_is_left_out_and_models_take_turns(self):
-        tool, calls = load_tool(BENCHMARK), []
-        models = {name: lambda image, name=name: calls.append(name) for name in 'ab'}
-        tool.measure(models, torch.zeros(1), warmup=1, repeats=2)
-        assert calls == ['a', 'b'] * 3
+        def measure(model, setting, effort, measures):
+            if setting.batch == 2:
+                raise KeyboardInterrupt
+            return dict(dict.fromkeys(COLUMNS[11:-1], 3.), note='')
 
-    def test_image_too_small_for_the_peer(self, capsys):
-        with pytest.raises(SystemExit):
-            load_tool(BENCHMARK).main(['--image-size', '192'])
-        assert 'needs 193 or more' in capsys.readouterr().err
+        monkeypatch.setattr(tool, 'measure', measure)
+        with pytest.raises(SystemExit) as end:
+            tool.main([PICO, '--peers', '--size', '32', '--batch', '1', '2', '--device', 'cpu',
+                       '--out', str(tmp_path)])
+        assert end.value.code == 130
+        assert 'Interrupted: 1 of 2 rows are in' in capsys.readouterr().out
+        assert len((tmp_path / 'results.csv').read_text().splitlines()) == 2
+        assert Path(PICO).stem in (tmp_path / 'results.md').read_text()
+        assert (tmp_path / 'throughput.png').exists()
 
-    def test_same_config_twice(self):
-        with pytest.raises(ConfigError, match='given twice'):
-            load_tool(BENCHMARK).main([TINY, TINY])
+    def test_modes(self):
+        tool = load_tool(BENCHMARK)
+        args = tool.parse_args(['--compile', '--cuda-graph', '--size', '32', '--batch', '1',
+                                '--precision', 'fp32', '--backend', 'torch', 'auto'])
+        args.compile = ['default', 'max-autotune']
+        ours, peer = find_subjects([PICO], ['test_convnext'], {})
+        modes = ['eager', 'cuda-graph', 'compile-default', 'compile-max-autotune']
+        assert [(setting.backend, setting.mode) for setting in tool.settings_of(ours, args)] == [
+            (backend, mode) for backend in ('torch', 'auto') for mode in modes]
+        assert [setting.mode for setting in tool.settings_of(peer, args)] == modes
+
+    @pytest.mark.parametrize('arguments', [
+        ['--size', '22x'], ['--size', '0'], ['--batch', '0'], ['--precision', 'fp8'],
+        ['--precision', 'fp32', 'fp32'], ['--compile', 'fast'], ['--repeats', '0'],
+        ['--measure', 'speed'], ['--device', 'tpu'], ['--cfg-options', 'model']])
+    def test_usage_errors(self, arguments, capsys):
+        with pytest.raises(SystemExit) as error:
+            load_tool(BENCHMARK).main(arguments)
+        assert error.value.code == 2
+        assert f'{arguments[0]}: ' in capsys.readouterr().err
+
+    @pytest.mark.parametrize('arguments, message', [
+        (['--peers', 'convnext_tinny'], "'convnext_tinny' is no model of timm .*convnext_tiny"),
+        (['--peers', 'vgg11.mine'], "'vgg11.mine': Invalid pretrained tag .* Leave out"),
+        (['--peers', 'vgg11', 'vgg11'], 'peer vgg11 is given twice; give each peer once'),
+        (['official-tiy'], 'neither a config file nor a size; did you mean official-tiny'),
+        (['configs/nowhere.py'], 'nowhere.py does not exist'),
+        (['tiny', 'tiny'], 'given twice'),
+        (['tiny', DETECTOR], 'tiny_8xb128_in1k is a classifier and .* add --dense'),
+        (['--backend', 'cuda'], "--backend cuda: unknown scan backend 'cuda'; choose from"),
+        (['--precision', 'tf32'], 'tf32 is for GPUs, .* choose fp32 or bf16'),
+        (['--precision', 'fp16'], 'fp16 is for GPUs'),
+        (['--cuda-graph'], '--cuda-graph needs a GPU'),
+        ([PICO, '--size', '32', '--cfg-options', 'model.head.in_channels=5'],
+         'demo-cls cannot be run with 32x32, batch 2, fp32, .*; change that, or leave it out'),
+    ])
+    def test_errors_come_before_measuring(self, arguments, message, tmp_path, monkeypatch):
+        tool = load_tool(BENCHMARK)
+        monkeypatch.setattr(tool, 'measure', None)
+        with pytest.raises(ConfigError, match=message):
+            tool.main([*arguments, '--device', 'cpu', '--out', str(tmp_path / 'out')])
+        assert not (tmp_path / 'out').exists()
+
+    def test_no_gpu(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+        with pytest.raises(ConfigError, match='sees no GPU; check nvidia-smi .* --device cpu'):
+            load_tool(BENCHMARK).main(['--device', 'cuda'])
+
+    def test_earlier_results_are_not_overwritten(self, tmp_path):
+        (tmp_path / 'results.csv').write_text('hours of work')
+        with pytest.raises(ConfigError, match='results.csv of an earlier run; give another'):
+            load_tool(BENCHMARK).main(['--device', 'cpu', '--out', str(tmp_path)])
+        with pytest.raises(ConfigError, match='is a file; give a folder'):
+            load_tool(BENCHMARK).main(['--device', 'cpu', '--out', str(tmp_path / 'results.csv')])
 
 
 NUM_CLASSES, PER_CLASS = 3, 4
