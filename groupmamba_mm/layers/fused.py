@@ -44,10 +44,11 @@ def official_block(block: nn.Module, x: Tensor, grid: Tuple[int, int]) -> Tensor
         x, F.linear(y, *_padded_linear(mixer.proj, y.shape[-1], dtype)), drop_scale,
         block.norm2.weight, block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
-    h = F.linear(v, *_padded_linear(ffn.fc1, v.shape[-1], dtype))
-    weight, bias = _padded_linear(ffn.fc2, h.shape[-1], dtype)
-    y = conv_gelu_linear(h, _padded_rows(ffn.dwconv.weight, h.shape[-1]),
-                         _padded_rows(ffn.dwconv.bias, h.shape[-1]), weight, bias, *grid)
+    weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype)
+    h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
+    y = conv_gelu_linear(h, h_bias, _padded_rows(ffn.dwconv.weight, h.shape[-1]),
+                         _padded_rows(ffn.dwconv.bias, h.shape[-1]),
+                         *_padded_linear(ffn.fc2, h.shape[-1], dtype), *grid)
     return _add(x, y[..., :channels], drop_scale)
 
 
@@ -64,14 +65,22 @@ def paper_layer(layer: nn.Module, x: Tensor, grid: Tuple[int, int]) -> Tensor:
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
     stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
                                   groups, dtype, NO_MEAN)
-    y = gelu_linear(F.linear(v, *_packed_linear(vsss.ffn.fc1, v.shape[-1], dtype)),
-                    *_packed_linear(vsss.ffn.fc2, round_up(vsss.ffn.fc1.bias.numel()), dtype))
+    y = _mlp(v, _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype),
+             _packed_linear(vsss.ffn.fc2, round_up(vsss.ffn.fc1.bias.numel()), dtype))
     scale = _affinity(layer.affinity, mean, None, x)
     v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
                           layer.norm.eps, dtype)
-    h = F.linear(v, *_padded_linear(layer.ffn.fc1, v.shape[-1], dtype))
-    y = gelu_linear(h, *_padded_linear(layer.ffn.fc2, h.shape[-1], dtype))
+    hidden = round_up(layer.ffn.fc1.out_features)
+    y = _mlp(v, _padded_linear(layer.ffn.fc1, v.shape[-1], dtype),
+             _padded_linear(layer.ffn.fc2, hidden, dtype))
     return _add(x, y[..., :channels], _drop_path_scale(layer.drop_path, x))
+
+
+def _mlp(x: Tensor, first: Tuple[Tensor, Tensor], second: Tuple[Tensor, Tensor]) -> Tensor:
+    """Two linear layers, given as (weight, bias), with a GELU between them (Eq. 5)."""
+    weight, bias = first
+    # the gradient of the first bias comes from the operator behind it
+    return gelu_linear(F.linear(x, weight, bias.detach()), bias, *second)
 
 
 def norm_to_conv(norm: nn.LayerNorm, conv: nn.Conv2d, x: Tensor,

@@ -68,8 +68,9 @@ def _conv_gelu_linear(device: torch.device) -> Iterator[Tuple[str, Tensor, Tenso
     from .depthwise_conv import conv_gelu_linear
 
     def kernel(x, conv_weight, conv_bias, weight, bias):
-        return conv_gelu_linear(x, conv_weight, conv_bias, weight.to(x.dtype), bias.to(x.dtype),
-                                9, 7)
+        h_bias = x.new_zeros(x.shape[-1])
+        return conv_gelu_linear(x, h_bias, conv_weight, conv_bias, weight.to(x.dtype),
+                                bias.to(x.dtype), 9, 7)
 
     def reference(x, conv_weight, conv_bias, weight, bias):
         y = x.transpose(1, 2).unflatten(-1, (9, 7))

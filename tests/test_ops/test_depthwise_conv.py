@@ -234,13 +234,20 @@ def test_errors_of_gradients_and_scans(kernels):
 
 
 def operator_inputs(device, dtype, batch, grid, channels, outputs):
+    """h without its bias, that bias, the convolution's two and the linear layer's two."""
     length = grid[0] * grid[1]
     h = randn(0, device, dtype, batch, length, channels)
     conv_weight = randn(1, device, torch.float32, channels, 1, 3, 3)
     conv_bias = randn(2, device, torch.float32, channels)
     weight = randn(3, device, dtype, outputs, channels)
     bias = randn(4, device, dtype, outputs)
-    return [t.requires_grad_() for t in (h, conv_weight, conv_bias, weight, bias)]
+    h_bias = randn(5, device, dtype, channels)
+    return [t.requires_grad_() for t in (h, h_bias, conv_weight, conv_bias, weight, bias)]
+
+
+def behind_linear(operator):
+    """The operator behind the sum of h and its bias, as its callers make it."""
+    return lambda h, h_bias, *rest: operator(h + h_bias.detach(), h_bias, *rest)
 
 
 def check_operator(operator, reference, inputs, dtype):
@@ -263,27 +270,32 @@ def check_operator(operator, reference, inputs, dtype):
     (torch.bfloat16, 2, (4, 3), 32, 8),
 ])
 def test_conv_gelu_linear(device, dtype, batch, grid, channels, outputs):
-    def reference(h, conv_weight, conv_bias, weight, bias):
-        return F.linear(grid_reference(h, conv_weight, conv_bias, grid, 'gelu'), weight, bias)
+    def reference(h, h_bias, conv_weight, conv_bias, weight, bias):
+        y = grid_reference(h + h_bias, conv_weight, conv_bias, grid, 'gelu')
+        return F.linear(y, weight, bias)
 
     inputs = operator_inputs(device, dtype, batch, grid, channels, outputs)
-    check_operator(lambda *args: conv_gelu_linear(*args, *grid), reference, inputs, dtype)
+    check_operator(behind_linear(lambda *args: conv_gelu_linear(*args, *grid)), reference, inputs,
+                   dtype)
 
 
+@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_gelu_linear(device, dtype):
-    h, _, _, weight, bias = operator_inputs(device, dtype, 2, (3, 5), 12, 4)
-    check_operator(gelu_linear, lambda h, w, b: F.linear(F.gelu(h), w, b), [h, weight, bias], dtype)
+    h, h_bias, _, _, weight, bias = operator_inputs(device, dtype, 2, (7, 9), 72, 4)
+    check_operator(behind_linear(gelu_linear),
+                   lambda h, h_bias, w, b: F.linear(F.gelu(h + h_bias), w, b),
+                   [h, h_bias, weight, bias], dtype)
 
 
 @needs_triton
 def test_operators_keep_only_their_inputs(device):
     inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
-    h, conv_weight, conv_bias, weight, bias = inputs
+    h, h_bias, _, _, weight, bias = inputs
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         conv_gelu_linear(*inputs, 2, 3)
-        gelu_linear(h, weight, bias)
+        gelu_linear(h, h_bias, weight, bias)
     pointers = {t.data_ptr() for t in inputs}
     assert kept and all(t.data_ptr() in pointers for t in kept)
 
@@ -301,7 +313,7 @@ def test_operators_only_differentiate_what_is_asked_for(device):
 def test_operators_pass_opcheck(device):
     inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
     torch.library.opcheck(conv_gelu_linear, (*inputs, 2, 3))
-    torch.library.opcheck(gelu_linear, (inputs[0], inputs[3], inputs[4]))
+    torch.library.opcheck(gelu_linear, (*inputs[:2], *inputs[4:]))
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

@@ -220,7 +220,7 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
                    dp_batch, dp_token, dx_batch, dx_token, GROUPS: tl.constexpr,
                    LANES: tl.constexpr, TRUE: tl.constexpr, ALIGN: tl.constexpr, TW: tl.constexpr,
                    BC: tl.constexpr):
-    """dx, and this program's share of the gradients of weight and bias.
+    """dx, and this program's share of the sums: gradients of weight and bias, and dx itself.
 
     The walk of :func:`_grid_activation` over ``dp``, with the taps mirrored. The program counts for
     the weight what its own tokens of ``x`` contribute, so that nothing is counted twice.
@@ -270,6 +270,7 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
     g21 = zeros
     g22 = zeros
     gb = zeros
+    dx_sum = zeros
     for image in range(first_image, end_image):
         x_image = x + image * x_batch
         dp_image = dp + image * dp_batch
@@ -315,6 +316,7 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
             if row > first_row:
                 if IS_PADDED:
                     done = tl.where(is_true[None, :], done, 0.)
+                dx_sum += tl.where(mask, done, 0.)
                 tl.store(dx_image + (row - 1) * (token * dx_token) + dx_offset,
                          done.to(dx.dtype.element_ty), mask=mask)
             left = next_left
@@ -327,10 +329,11 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
         if end_row == height:
             if IS_PADDED:
                 above = tl.where(is_true[None, :], above, 0.)
+            dx_sum += tl.where(mask, above, 0.)
             tl.store(dx_image + (height - 1) * (token * dx_token) + dx_offset,
                      above.to(dx.dtype.element_ty), mask=mask)
 
-    share = partial + place.to(tl.int64) * (10 * CHANNELS) + channel
+    share = partial + place.to(tl.int64) * (11 * CHANNELS) + channel
     tl.store(share, tl.sum(g00, 0), mask=exists)
     tl.store(share + CHANNELS, tl.sum(g01, 0), mask=exists)
     tl.store(share + 2 * CHANNELS, tl.sum(g02, 0), mask=exists)
@@ -341,6 +344,7 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
     tl.store(share + 7 * CHANNELS, tl.sum(g21, 0), mask=exists)
     tl.store(share + 8 * CHANNELS, tl.sum(g22, 0), mask=exists)
     tl.store(share + 9 * CHANNELS, tl.sum(gb, 0), mask=exists)
+    tl.store(share + 10 * CHANNELS, tl.sum(dx_sum, 0), mask=exists)
 
 
 @triton.jit
@@ -501,6 +505,31 @@ def _causal_gradient(x, dp, dx, weight, partial, batch, height, width, rows, ima
     tl.store(share + TAPS * CHANNELS, tl.sum(gb, 0), mask=exists)
 
 
+@triton.jit(do_not_specialize=['tokens', 'tiles'])
+def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.constexpr,
+                   T: tl.constexpr, BC: tl.constexpr):
+    """dh over dy, GELU(h), and this program's share of the sum of dh."""
+    channel = tl.program_id(0) * BC + tl.arange(0, BC)
+    exists = channel < CHANNELS
+    first = tl.program_id(1).to(tl.int64) * tiles * T
+    total = tl.zeros([T, BC], tl.float32)
+    for tile in range(tiles):
+        token = first + tile * T + tl.arange(0, T)
+        mask = (token < tokens)[:, None] & exists[None, :]
+        at = token[:, None] * CHANNELS + channel[None, :]
+        value, slope = _activate(tl.load(h + at, mask=mask, other=0.).to(tl.float32), 'gelu')
+        dh = tl.load(dy + at, mask=mask, other=0.).to(tl.float32) * slope
+        tl.store(dy + at, dh.to(dy.dtype.element_ty), mask=mask)
+        tl.store(activation + at, value.to(activation.dtype.element_ty), mask=mask)
+        total += dh
+    tl.store(partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0),
+             mask=exists)
+
+
+#: Tile of :func:`_gelu_gradient`.
+_GELU_TOKENS, _GELU_CHANNELS = 32, 64
+
+
 class _Tiles(NamedTuple):
     """How a kernel is cut up; the numbers to tune."""
     tile_height: int  # tokens of a tile, down
@@ -646,15 +675,19 @@ def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, in
 
 def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple[int, int],
                   groups: int, directions: Optional[Sequence[str]],
-                  dx: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-    """Launch the second backward kernel and add up its partial sums."""
+                  dx: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tuple[Tensor, ...]]:
+    """Launch the second backward kernel and add up its partial sums.
+
+    Returns dx, the gradient of the weight, and the other sums: the gradient of the bias, and on the
+    grid the sum of dx.
+    """
     kind = 'grid gradient' if directions is None else 'causal gradient'
     tiles, launch, constants = _split(kind, x, grid, groups, count)
     taps = _by_tap(weight)
     dx = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
           else _writable('dx', dx, x))
-    partial = torch.empty(tiles.programs, taps.shape[0] + 1, x.shape[2], dtype=torch.float32,
-                          device=x.device)
+    rows = taps.shape[0] + (2 if directions is None else 1)
+    partial = torch.empty(tiles.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
     align, strides = _strides(x, dp, dx)
     if launch[0]:
         arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
@@ -667,7 +700,8 @@ def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple
                                          TAPS=taps.shape[0], ALIGN=align, **constants)
     sums = partial.sum(0).unflatten(1, (groups, -1))[..., :count // groups].flatten(1)
     # copies: autograd may keep the one without the other
-    return dx, sums[:-1].t().clone(memory_format=torch.contiguous_format), sums[-1].clone()
+    return (dx, sums[:taps.shape[0]].t().clone(memory_format=torch.contiguous_format),
+            tuple(row.clone() for row in sums[taps.shape[0]:]))
 
 
 def _backward_activation(x, dy, weight, bias, grid, groups, act, directions, want_activation,
@@ -725,11 +759,16 @@ def grid_conv_backward_activation(
 
 def grid_conv_backward_input(
         x: Tensor, dp: Tensor, weight: Tensor, grid: Tuple[int, int], groups: int = 1,
-        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
-    """The second half of :func:`grid_conv_backward`: ``dx``, ``dweight`` and ``dbias``."""
+        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The second half of :func:`grid_conv_backward`: ``dx``, ``dweight`` and ``dbias``.
+
+    The fourth result is the sum of ``dx`` over the tokens, (C,) in fp32: the gradient of a bias
+    that was added to ``x``, which would cost another pass over ``dx``.
+    """
     _check_like('dp', dp, x)
-    return _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid, groups, None,
-                         dx)
+    dx, dweight, sums = _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid,
+                                      groups, None, dx)
+    return (dx, dweight, *sums)
 
 
 def grid_conv_backward(
@@ -755,7 +794,8 @@ def grid_conv_backward(
     """
     dp, activation = grid_conv_backward_activation(x, dy, weight, bias, grid, act, groups,
                                                    want_activation, overwrite_dy)
-    return (*grid_conv_backward_input(x, dp, weight, grid, groups, dx), activation)
+    dx, dweight, dbias, _ = grid_conv_backward_input(x, dp, weight, grid, groups, dx)
+    return dx, dweight, dbias, activation
 
 
 def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
@@ -806,9 +846,32 @@ def causal_conv_backward(
     _check_causal(x, weight, bias, grid, directions)
     dp, activation = _backward_activation(x, dy, weight, bias, grid, len(directions), 'silu',
                                           directions, want_activation, overwrite_dy)
-    gradients = _run_gradient(_readable(x), dp, weight, bias.shape[0], grid, len(directions),
-                              directions, dx)
-    return (*gradients, activation)
+    dx, dweight, (dbias, ) = _run_gradient(_readable(x), dp, weight, bias.shape[0], grid,
+                                           len(directions), directions, dx)
+    return dx, dweight, dbias, activation
+
+
+def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The gradient of GELU, written over ``dy``, with what else a pass over both can give.
+
+    Args:
+        h: (B, L, C), contiguous, fp32, bf16 or fp16.
+        dy: Gradient of GELU(h), contiguous, same shape and dtype; its memory is used.
+
+    Returns:
+        dh in the memory of ``dy``; GELU(h); the sum of dh over the tokens, (C,) in fp32.
+    """
+    tokens, channels = h.shape[0] * h.shape[1], h.shape[2]
+    activation = torch.empty_like(h)
+    blocks = triton.cdiv(channels, _GELU_CHANNELS)
+    tiles = max(1, triton.cdiv(tokens * blocks, PROGRAMS * _GELU_TOKENS))
+    programs = triton.cdiv(tokens, tiles * _GELU_TOKENS)
+    partial = torch.empty(programs, channels, dtype=torch.float32, device=h.device)
+    if tokens:
+        with torch.cuda.device_of(h):
+            _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
+                                             T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
+    return dy, activation, partial.sum(0)
 
 
 def _check_grid(x, weight, bias, grid, act, groups) -> None:

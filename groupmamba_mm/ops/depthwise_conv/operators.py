@@ -24,12 +24,15 @@ def _kept(ctx, gradients) -> Tuple:
 
 
 @torch.library.custom_op('groupmamba_mm::conv_gelu_linear', mutates_args=())
-def conv_gelu_linear(h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor,
-                     bias: Tensor, height: int, width: int) -> Tensor:
+def conv_gelu_linear(h: Tensor, h_bias: Tensor, conv_weight: Tensor, conv_bias: Tensor,
+                     weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """GELU(3x3 depthwise convolution of h + conv_bias) weight^T + bias: the second half of an FFN.
 
     Args:
         h: (B, L, C) tokens, row-major, L = height * width; fp32, bf16 or fp16.
+        h_bias: (C,) in the dtype of ``h``, the bias that ``h`` has in it already, added without a
+            gradient: its gradient is the sum of that of ``h``, which costs nothing here and a pass
+            over memory elsewhere.
         conv_weight: (C, 1, 3, 3) or (C, 9), any float dtype.
         conv_bias: (C,), any float dtype.
         weight: (O, C) in the dtype of ``h``.
@@ -49,15 +52,15 @@ def conv_gelu_linear(h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: 
 
 
 @conv_gelu_linear.register_fake
-def _(h, conv_weight, conv_bias, weight, bias, height, width):
+def _(h, h_bias, conv_weight, conv_bias, weight, bias, height, width):
     return h.new_empty(*h.shape[:2], weight.shape[0])
 
 
 @torch.library.custom_op('groupmamba_mm::conv_gelu_linear_backward', mutates_args=())
 def _conv_gelu_linear_backward(
         dy: Tensor, h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int,
-        width: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, conv_weight, conv_bias, weight and bias."""
+        width: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h, h_bias, conv_weight, conv_bias, weight and bias."""
     from .kernels import grid_conv_backward_activation, grid_conv_backward_input
     grid = (height, width)
     with torch.autocast(h.device.type, enabled=False):
@@ -69,20 +72,21 @@ def _conv_gelu_linear_backward(
         dweight = dy.t() @ activation.flatten(0, 1)
         dbias = dy.sum(0, dtype=torch.float32).to(dy.dtype)
         del activation  # before dh is made
-        dh, dconv_weight, dconv_bias = grid_conv_backward_input(h, gradient, conv_weight, grid)
-    return (dh, dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
+        dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, conv_weight,
+                                                                         grid)
+    return (dh, dh_bias.to(h.dtype), dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
             dconv_bias.to(conv_bias.dtype), dweight, dbias)
 
 
 @_conv_gelu_linear_backward.register_fake
 def _(dy, h, conv_weight, conv_bias, weight, height, width):
-    return (h.new_empty(h.shape), conv_weight.new_empty(conv_weight.shape),
+    return (h.new_empty(h.shape), h.new_empty(h.shape[2]), conv_weight.new_empty(conv_weight.shape),
             conv_bias.new_empty(conv_bias.shape), weight.new_empty(weight.shape),
             weight.new_empty(weight.shape[0]))
 
 
 def _keep_conv_gelu_linear(ctx, inputs, output) -> None:
-    h, conv_weight, conv_bias, weight, _, ctx.height, ctx.width = inputs
+    h, _, conv_weight, conv_bias, weight, _, ctx.height, ctx.width = inputs
     ctx.save_for_backward(h, conv_weight, conv_bias, weight)
 
 
@@ -95,11 +99,12 @@ conv_gelu_linear.register_autograd(_differentiate_conv_gelu_linear,
 
 
 @torch.library.custom_op('groupmamba_mm::gelu_linear', mutates_args=())
-def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def gelu_linear(h: Tensor, h_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """GELU(h) weight^T + bias, Eq. 5 from the activation on.
 
     Args:
-        h: (B, L, C) tokens, floating point.
+        h: (B, L, C) tokens; fp32, bf16 or fp16.
+        h_bias: (C,), as in :func:`conv_gelu_linear`.
         weight: (O, C) in the dtype of ``h``.
         bias: (O,) in the dtype of ``h``.
 
@@ -110,31 +115,32 @@ def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 @gelu_linear.register_fake
-def _(h, weight, bias):
+def _(h, h_bias, weight, bias):
     return h.new_empty(*h.shape[:2], weight.shape[0])
 
 
 @torch.library.custom_op('groupmamba_mm::gelu_linear_backward', mutates_args=())
 def _gelu_linear_backward(dy: Tensor, h: Tensor,
-                          weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """Gradients of h, weight and bias."""
+                          weight: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of h, h_bias, weight and bias."""
+    from .kernels import gelu_backward
     with torch.autocast(h.device.type, enabled=False):
         dy = dy.flatten(0, 1)
-        dweight = dy.t() @ F.gelu(h).flatten(0, 1)
-        dbias = dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32)).to(dy.dtype)
         gradient = (dy @ weight).view(h.shape)
-        dh = torch.empty_like(h, memory_format=torch.contiguous_format)
-        torch.ops.aten.gelu_backward.grad_input(gradient, h, grad_input=dh)
-    return dh, dweight, dbias
+        dh, activation, dh_bias = gelu_backward(h.contiguous(), gradient)
+        dweight = dy.t() @ activation.flatten(0, 1)
+        dbias = dy.sum(0, dtype=torch.float32).to(dy.dtype)
+    return dh, dh_bias.to(h.dtype), dweight, dbias
 
 
 @_gelu_linear_backward.register_fake
 def _(dy, h, weight):
-    return h.new_empty(h.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+    return (h.new_empty(h.shape), h.new_empty(h.shape[2]), weight.new_empty(weight.shape),
+            weight.new_empty(weight.shape[0]))
 
 
 def _keep_gelu_linear(ctx, inputs, output) -> None:
-    h, weight, _ = inputs
+    h, _, weight, _ = inputs
     ctx.save_for_backward(h, weight)
 
 
