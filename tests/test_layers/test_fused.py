@@ -1,0 +1,137 @@
+"""Blocks from fused kernels against the plain blocks of the same weights."""
+import copy
+import importlib.util
+
+import pytest
+import torch
+from torch import nn
+
+from groupmamba_mm.backbones import GroupMamba
+from groupmamba_mm.errors import BackendError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
+                                reason='Triton is not installed')
+
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+gpu = [pytest.mark.gpu,
+       pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
+
+#: One stage, ragged widths: what the interpreter takes seconds for.
+TINY = {family: dict(family=family, stem_channels=4, embed_dims=(12, ), depths=(2, ),
+                     ffn_ratios=(2, )) for family in ('paper', 'official')}
+
+
+def build(arch, backend='torch', **options):
+    torch.manual_seed(0)
+    model = GroupMamba(arch=arch, scan_backend=backend, **options)
+    model.init_weights()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases that do something
+            if parameter.dim() < 2:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.to(DEVICE)
+
+
+def with_backend(model, backend):
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, 'scan_backend'):
+            module.scan_backend = backend
+    return model
+
+
+def gradients(model, image, precision=None):
+    image = image.clone().requires_grad_()
+    with torch.autocast(DEVICE, dtype=precision or torch.bfloat16, enabled=precision is not None):
+        outputs = model(image)
+    loss = sum((y.float() * torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).sin()
+                ).sum() for y in outputs)
+    loss.backward()
+    return {'output': outputs[-1].detach(), 'image': image.grad,
+            **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def compare(model, image, tolerance, precision=None):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    truth = gradients(with_backend(model, 'torch'), image)
+    results = gradients(with_backend(model, 'triton'), image, precision)
+    largest = max(t.norm().item() for t in truth.values())
+    for name, expected in truth.items():
+        error = (results[name].double() - expected.double()).norm().item()
+        # a norm behind it makes skip_scale's gradient nearly vanish: measured by the others' size
+        allowed = tolerance * max(expected.norm().item(), 1e-3 * largest)
+        assert error <= allowed, f'{name}: {error:.1e} of {expected.norm().item():.1e}'
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_agrees_with_the_plain_blocks(family):
+    compare(build(TINY[family]), torch.randn(1, 3, 12, 8, device=DEVICE), 1e-4)
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_without_channel_affinity_and_shared_directions(family):
+    image = torch.randn(1, 3, 8, 4, device=DEVICE)
+    compare(build(TINY[family], channel_affinity=False), image, 1e-4)
+    compare(build(TINY[family], share_directions=True, out_indices=(0, )), image, 1e-4)
+
+
+def test_drop_path_drops_whole_samples():
+    model = build(TINY['official'], 'triton', drop_path_rate=0.9)
+    block = model.stages[0][1].train()
+    assert block.drop_path.p == pytest.approx(0.9)
+    x = torch.randn(16, 2, 12, device=DEVICE)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        unchanged = (block(x, (2, 1)) == x).flatten(1).all(1)
+    assert 0 < unchanged.sum() < 16
+    block.eval()
+    assert not (block(x, (2, 1)) == x).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_one_graph_for_compile_and_export(family):
+    torch.compiler.reset()
+    model = build(TINY[family], 'triton', drop_path_rate=0.1).train()
+    image = torch.randn(1, 3, 4, 4, device=DEVICE)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    compiled(image)[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    exported = torch.export.export(model, (image, )).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(image)[0], model(image)[0])
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    image = torch.randn(1, 3, 8, 4, device=DEVICE)
+    plain = gradients(build(TINY['official'], 'triton'), image)
+    recomputed = gradients(build(TINY['official'], 'triton', with_cp=True), image)
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+def test_fp64_has_no_kernels():
+    model = build(TINY['official'], 'triton').double()
+    with pytest.raises(BackendError, match='fp64'):
+        model(torch.randn(1, 3, 4, 4, device=DEVICE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('arch', [pytest.param(a, marks=gpu) for a in ('tiny', 'official-tiny',
+                                                                       'official-base')])
+@pytest.mark.parametrize('precision, tolerance', [(None, 1e-4), (torch.bfloat16, 0.2)])
+def test_full_size(arch, precision, tolerance):
+    """In bf16 the truth is fp32 without autocast: what a training run loses by it."""
+    compare(build(arch), torch.randn(2, 3, 96, 160, device=DEVICE), tolerance, precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU')
+@pytest.mark.parametrize('arch', ['tiny', 'official-tiny'])
+def test_compiled_with_cuda_graphs(arch):
+    torch.compiler.reset()
+    model = nn.Sequential(build(arch, 'triton', out_indices=(0, 1, 2, 3)))
+    image = torch.randn(2, 3, 64, 96, device=DEVICE)
+    compiled = torch.compile(model, fullgraph=True, mode='reduce-overhead')
+    with torch.no_grad():
+        for _ in range(3):
+            for got, expected in zip(compiled(image), model(image)):
+                torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
