@@ -26,7 +26,8 @@ SMALL_RUN = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
              'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
              'default_hooks.checkpoint.save_best=None']
 WIDTHS = {'det': ['model.neck.in_channels=[8,12,16,20]', 'model.test_cfg.rcnn.score_thr=0.0',
-                  'model.test_cfg.rcnn.max_per_img=300', 'val_evaluator.metric_items=[mAP,mAP_50,AR@1000]'],
+                  'model.test_cfg.rcnn.max_per_img=300',
+                  'val_evaluator.metric_items=[mAP,mAP_50,AR@1000]'],
           'seg': ['model.decode_head.in_channels=[8,12,16,20]',
                   'model.auxiliary_head.in_channels=16']}
 #: What each run measured last, by its name, before any rounding for a log.
