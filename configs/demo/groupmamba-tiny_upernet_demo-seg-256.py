@@ -17,11 +17,7 @@ class_weight = [0.1] + [1.0] * 10
 # the full-size model
 model = dict(
     data_preprocessor=dict(size=(256, 256)),
-    backbone=dict(
-        arch='tiny',
-        drop_path_rate=0.,
-        # from scratch: wider than for ImageNet's 300 epochs
-        init_cfg=dict(type='TruncNormal', layer=['Linear', 'GroupedLinear'], std=0.05)),
+    backbone=dict(arch='tiny', drop_path_rate=0.),
     decode_head=dict(
         in_channels=[96, 192, 368, 760],
         num_classes=11,

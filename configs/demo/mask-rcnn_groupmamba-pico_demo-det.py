@@ -42,11 +42,11 @@ model = dict(
         rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)))
 
-train_cfg = dict(max_epochs=4, val_interval=4)
+train_cfg = dict(max_epochs=3, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=100),
     dict(
-        type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=True, end=4,
+        type='CosineAnnealingLR', eta_min_ratio=1e-2, by_epoch=True, end=3,
         convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=8)

@@ -5,7 +5,7 @@ optim_wrapper = dict(
     dtype='bfloat16',
     # bf16 has the range of fp32
     loss_scale=dict(enabled=False),
-    optimizer=dict(type='AdamW', lr=3e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='MergedOptimWrapperConstructor',
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))
