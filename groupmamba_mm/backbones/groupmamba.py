@@ -16,6 +16,9 @@ from .archs import FAMILIES, resolve_arch
 #: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
 MIN_PRETRAINED_SHARE = 0.9
 
+#: What ``compile_mode`` may be.
+COMPILE_MODES = (None, 'default', 'reduce-overhead', 'max-autotune')
+
 
 @MODELS.register_module()
 class GroupMamba(BaseModule):
@@ -50,6 +53,9 @@ class GroupMamba(BaseModule):
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
             :func:`groupmamba_mm.ops.explain_backend`.
+        compile_mode: None, or a mode of ``torch.compile`` for the whole backbone: ``'default'``,
+            ``'reduce-overhead'`` (CUDA graphs: the fastest, for images of one size, as each size is
+            compiled by itself) or ``'max-autotune'``.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -72,6 +78,7 @@ class GroupMamba(BaseModule):
                  norm_eval: bool = False,
                  with_cp: bool = False,
                  scan_backend: str = 'auto',
+                 compile_mode: Optional[str] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.arch = resolve_arch(arch)
@@ -86,6 +93,8 @@ class GroupMamba(BaseModule):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if d_state < 1:
             raise ValueError(f'd_state must be at least 1, got {d_state}')
+        if compile_mode not in COMPILE_MODES:
+            raise ValueError(f'compile_mode must be one of {COMPILE_MODES}, got {compile_mode!r}')
         plan = make_scan_plan(num_groups, directions, share_directions, family.directions)
         for width in self.arch.embed_dims:
             if width % num_groups:
@@ -120,6 +129,8 @@ class GroupMamba(BaseModule):
             self.out_norms = nn.ModuleDict(
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
         self._freeze()
+        if compile_mode is not None:
+            self.compile(mode=compile_mode, dynamic=False)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.

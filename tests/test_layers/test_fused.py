@@ -17,7 +17,7 @@ gpu = [pytest.mark.gpu,
        pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
 
 #: One stage, ragged widths: what the interpreter takes seconds for.
-TINY = {family: dict(family=family, stem_channels=4, embed_dims=(12, ), depths=(2, ),
+TINY = {family: dict(family=family, stem_channels=4, embed_dims=(12, ), depths=(1, ),
                      ffn_ratios=(2, )) for family in ('paper', 'official')}
 
 
@@ -76,9 +76,9 @@ def test_without_channel_affinity_and_shared_directions(family):
 
 
 def test_drop_path_drops_whole_samples():
-    model = build(TINY['official'], 'triton', drop_path_rate=0.9)
-    block = model.stages[0][1].train()
-    assert block.drop_path.p == pytest.approx(0.9)
+    arch = dict(TINY['official'], depths=(2, ))
+    block = build(arch, 'triton', drop_path_rate=0.5).stages[0][1].train()
+    assert block.drop_path.p == pytest.approx(0.5)
     x = torch.randn(16, 2, 12, device=DEVICE)
     torch.manual_seed(0)
     with torch.no_grad():

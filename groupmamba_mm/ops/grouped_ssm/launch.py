@@ -11,6 +11,9 @@ from . import kernels
 
 DOT_BF16, DOT_TF32, DOT_IEEE = range(3)
 INTERPRETED = triton.knobs.runtime.interpret
+#: Shortest side of a product of tiles on a GPU. The interpreter has no such limit, and takes its
+#: time for every element.
+SHORTEST_SIDE = 4 if INTERPRETED else 16
 #: Programs that keep a large GPU busy; with fewer, sequences are cut into segments, up to twice as
 #: many programs (cutting costs a second pass over the tokens).
 ENOUGH_PROGRAMS = 512
@@ -64,7 +67,7 @@ class Scan:
     @property
     def block(self) -> int:
         """Channels of a program's tiles."""
-        return max(16, triton.next_power_of_2(self.stored))
+        return max(SHORTEST_SIDE, triton.next_power_of_2(self.stored))
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Tokens of a chunk and warps of a program, as measured on an H100 (docs/speed.md).
@@ -73,6 +76,8 @@ class Scan:
         states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
         the shapes alone, so that results repeat bit by bit.
         """
+        if INTERPRETED:
+            return SHORTEST_SIDE, 1
         if self.block <= 16:
             return (32, 2) if training else (64, 2)
         if self.block <= 64:
@@ -98,7 +103,8 @@ class Scan:
         return dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block,
-            BP=max(16, triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
+            BP=max(SHORTEST_SIDE,
+                   triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
             BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps,
             # loading ahead takes shared memory, which wide rows would run out of
             num_stages=3 if self.block * dtype.itemsize <= 512 else 1)
