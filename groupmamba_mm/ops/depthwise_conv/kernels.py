@@ -26,9 +26,9 @@ from groupmamba_mm.ops.selective_scan import check_directions
 ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-#: Programs wanted at least: fewer are split by rows, many more are merged over images. 16 for each
+#: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU.
-PROGRAMS = 2112
+PROGRAMS = 4224
 #: Rows that a program keeps when an image is split; the two halo rows are read twice.
 MIN_ROWS = 8
 
@@ -550,16 +550,18 @@ def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
         batch, height, width: Of the tokens.
         groups, lanes: Groups of channels, and channels of each with padding.
     """
-    # Elements of a thread. 8 in bf16 are one load of 16 bytes; the gradient of a 3x3 convolution
-    # keeps 9 weights and 10 sums of each channel in registers and would spill them.
-    per_thread = 4 if kernel == 'grid gradient' else 8
+    # Elements of a thread, as measured on an H100 (docs/speed.md): few leave registers for more
+    # warps. The gradient on large maps gains by 16-byte loads, on small ones by many programs.
+    per_thread = 4 if kernel.startswith('grid') else 8
+    if kernel == 'grid gradient':
+        per_thread = 8 if height * width >= 400 else 2
     # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
     padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
     channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
                     min(padded, key=lambda size: (padded[size], -size)))
     tile_height, tile_width = (4, 8) if kernel.startswith('causal') else (1, 8)
-    if width <= 4:
-        tile_width = 4
+    if width <= 4 or kernel.startswith('grid') and width == 28:
+        tile_width = 4  # 8 would leave an eighth of the lanes idle
     warps = max(1, tile_height * tile_width * channels // (32 * per_thread))
 
     strips = -(-width // tile_width)
