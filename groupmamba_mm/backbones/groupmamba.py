@@ -151,10 +151,11 @@ class GroupMamba(BaseModule):
             if i > 0:
                 x, grid = self.downsamples[i - 1](x, grid)
             for block in stage:
+                is_last = block is stage[-1]
                 if self.with_cp and torch.is_grad_enabled():
-                    x = checkpoint(block, x, grid, use_reentrant=False)
+                    x = checkpoint(block, x, grid, is_last, use_reentrant=False)
                 else:
-                    x = block(x, grid)
+                    x = block(x, grid, is_last)
             if self.out_indices is not None and i in self.out_indices:
                 normed = self.out_norms[str(i)](x)
                 normed = normed.unflatten(1, grid).permute(0, 3, 1, 2)  # -> (B, C, H, W)

@@ -8,7 +8,7 @@ convolution and a projection are recomputed in the backward pass instead of kept
 Rows are padded with zeros to multiples of 8 channels inside (``Cp``), because products of unaligned
 rows are slow; so are the channels of each group in the scan (``dp``).
 """
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -20,23 +20,48 @@ from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm
                                     scaled_layer_norm)
 from .channel_affinity import ChannelAffinity
 
+#: Hidden channels of an FFN are padded to multiples of this: torch.compile pads wide rows to it by
+#: itself, and would copy them back for the operators.
+HIDDEN_MULTIPLE = 64
+
 #: What ``mean_of`` of the norms stands for.
 NO_MEAN, MEAN_OF_INPUT, MEAN_OF_NORMED = range(3)
 
 
-def official_block(block: nn.Module, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+class Residual(NamedTuple):
+    """A block's output before its last residual connection, which the next norm can make itself.
+
+    Attributes:
+        tokens: (B, L, C), the stream.
+        branch: (B, L, >=C), what is to be added to its first C channels.
+        drop_scale: (B,), stochastic depth's factor of the branch, or None.
+    """
+    tokens: Tensor
+    branch: Tensor
+    drop_scale: Optional[Tensor]
+
+    def settle(self) -> Tensor:
+        """The sum, in the precision of the stream."""
+        branch = self.branch[..., :self.tokens.shape[-1]]
+        if self.drop_scale is None:
+            return self.tokens + branch
+        scale = self.drop_scale.view(-1, 1, 1).to(self.tokens.dtype)
+        return torch.addcmul(self.tokens, branch.to(self.tokens.dtype), scale)
+
+
+def official_block(block: nn.Module, x: Union[Tensor, Residual],
+                   grid: Tuple[int, int]) -> Residual:
     """:meth:`OfficialBlock.forward`: (B, L, C) to (B, L, C)."""
     mixer, ss2d = block.mixer, block.mixer.ss2d
-    dtype, channels = _compute_dtype(x), x.shape[-1]
     norm, groups = mixer.norm, ss2d.ssm.num_groups
-    u, mean = layer_norm(x, norm.weight, norm.bias, norm.eps, 1, dtype,
-                         MEAN_OF_NORMED if isinstance(mixer.affinity, ChannelAffinity) else NO_MEAN)
+    has_affinity = isinstance(mixer.affinity, ChannelAffinity)
+    x, u, mean, dtype = _first_norm(x, norm, 1, MEAN_OF_NORMED if has_affinity else NO_MEAN)
     scale = _affinity(mixer.affinity, mean, mixer.skip_scale, x)
     xz = F.linear(u, _packed_in_proj(ss2d.in_proj, 2, u.shape[-1], dtype))
     y = grouped_ssm(
         xz, *ss2d.ssm.parameters_of_scan(), grid=grid, directions=ss2d.plan[0],
         norm_weight=ss2d.out_norm.weight, norm_bias=ss2d.out_norm.bias, eps=ss2d.out_norm.eps,
-        conv_weight=ss2d.conv2d.weight, conv_bias=ss2d.conv2d.bias, backend='triton')
+        conv_weight=_by_tap(ss2d.conv2d.weight), conv_bias=ss2d.conv2d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(ss2d.out_proj, y.shape[-1] // groups, dtype))
     y = scaled_layer_norm(y, None, u, scale, norm.weight, norm.bias, norm.eps, dtype)
     drop_scale = _drop_path_scale(block.drop_path, x)
@@ -44,36 +69,47 @@ def official_block(block: nn.Module, x: Tensor, grid: Tuple[int, int]) -> Tensor
         x, F.linear(y, *_padded_linear(mixer.proj, y.shape[-1], dtype)), drop_scale,
         block.norm2.weight, block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
-    weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype)
+    weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
-    y = conv_gelu_linear(h, h_bias, _padded_rows(ffn.dwconv.weight, h.shape[-1]),
+    y = conv_gelu_linear(h, h_bias, _by_tap(_padded_rows(ffn.dwconv.weight, h.shape[-1])),
                          _padded_rows(ffn.dwconv.bias, h.shape[-1]),
                          *_padded_linear(ffn.fc2, h.shape[-1], dtype), *grid)
-    return _add(x, y[..., :channels], drop_scale)
+    return Residual(x, y, drop_scale)
 
 
-def paper_layer(layer: nn.Module, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, int]) -> Residual:
     """:meth:`ModulatedGroupMambaLayer.forward`: (B, L, C) to (B, L, C)."""
     vsss, mamba = layer.vsss, layer.vsss.mamba
-    dtype, channels, groups = _compute_dtype(x), x.shape[-1], vsss.num_groups
-    v, mean = layer_norm(x, vsss.norm1.weight, vsss.norm1.bias, vsss.norm1.eps, groups, dtype,
-                         MEAN_OF_INPUT if isinstance(layer.affinity, ChannelAffinity) else NO_MEAN)
+    groups = vsss.num_groups
+    has_affinity = isinstance(layer.affinity, ChannelAffinity)
+    x, v, mean, dtype = _first_norm(x, vsss.norm1, groups,
+                                    MEAN_OF_INPUT if has_affinity else NO_MEAN)
     xz = F.linear(v, _packed_in_proj(mamba.in_proj, 2, v.shape[-1], dtype))
     y = grouped_ssm(
         xz, *mamba.ssm.parameters_of_scan(), grid=grid, directions=mamba.plan[0],
-        conv_weight=mamba.conv1d.weight, conv_bias=mamba.conv1d.bias, backend='triton')
+        conv_weight=_by_tap(mamba.conv1d.weight), conv_bias=mamba.conv1d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
     stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
                                   groups, dtype, NO_MEAN)
-    y = _mlp(v, _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype),
-             _packed_linear(vsss.ffn.fc2, round_up(vsss.ffn.fc1.bias.numel()), dtype))
+    first = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    y = _mlp(v, first, _packed_linear(vsss.ffn.fc2, first[1].shape[0], dtype))
     scale = _affinity(layer.affinity, mean, None, x)
     v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
                           layer.norm.eps, dtype)
-    hidden = round_up(layer.ffn.fc1.out_features)
-    y = _mlp(v, _padded_linear(layer.ffn.fc1, v.shape[-1], dtype),
-             _padded_linear(layer.ffn.fc2, hidden, dtype))
-    return _add(x, y[..., :channels], _drop_path_scale(layer.drop_path, x))
+    first = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    y = _mlp(v, first, _padded_linear(layer.ffn.fc2, first[1].shape[0], dtype))
+    return Residual(x, y, _drop_path_scale(layer.drop_path, x))
+
+
+def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int,
+                mean_of: int) -> Tuple[Tensor, Tensor, Tensor, torch.dtype]:
+    """The stream, its norm, the mean asked for, and the precision of the products behind."""
+    if isinstance(x, Residual):
+        dtype = _compute_dtype(x.tokens)
+        return (*add_layer_norm(*x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of),
+                dtype)
+    dtype = _compute_dtype(x)
+    return (x, *layer_norm(x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of), dtype)
 
 
 def _mlp(x: Tensor, first: Tuple[Tensor, Tensor], second: Tuple[Tensor, Tensor]) -> Tensor:
@@ -81,23 +117,6 @@ def _mlp(x: Tensor, first: Tuple[Tensor, Tensor], second: Tuple[Tensor, Tensor])
     weight, bias = first
     # the gradient of the first bias comes from the operator behind it
     return gelu_linear(F.linear(x, weight, bias.detach()), bias, *second)
-
-
-def norm_to_conv(norm: nn.LayerNorm, conv: nn.Conv2d, x: Tensor,
-                 grid: Tuple[int, int]) -> Tensor:
-    """A LayerNorm of tokens, then a convolution: (B, L, C) to (B, C', H', W') in its precision."""
-    dtype = _compute_dtype(x)
-    x, _ = layer_norm(x, norm.weight, norm.bias, norm.eps, 1, dtype, NO_MEAN)
-    padding = x.shape[-1] - conv.in_channels
-    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, padding)) if padding else conv.weight
-    x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, Cp) -> (B, Cp, H, W), no copy
-    return F.conv2d(x, weight.to(dtype), conv.bias.to(dtype), conv.stride, conv.padding)
-
-
-def tokens_norm(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """LayerNorm of (B, L, C) tokens of any precision, written in ``dtype``."""
-    y, _ = layer_norm(x, norm.weight, norm.bias, norm.eps, 1, dtype, NO_MEAN)
-    return y[..., :norm.weight.shape[0]]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -124,11 +143,9 @@ def _drop_path_scale(drop_path: nn.Module, x: Tensor) -> Optional[Tensor]:
     return torch.empty(x.shape[0], device=x.device).bernoulli_(keep).div_(keep)
 
 
-def _add(x: Tensor, branch: Tensor, drop_scale: Optional[Tensor]) -> Tensor:
-    """The residual connection, in the precision of the stream ``x``."""
-    if drop_scale is None:
-        return x + branch
-    return torch.addcmul(x, branch.to(x.dtype), drop_scale.view(-1, 1, 1).to(x.dtype))
+def _by_tap(weight: Tensor) -> Tensor:
+    """(C, ...) as it is, in memory tap by tap, as the kernels read it."""
+    return weight.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
 def _padded_rows(weight: Tensor, rows: int) -> Tensor:
@@ -136,11 +153,11 @@ def _padded_rows(weight: Tensor, rows: int) -> Tensor:
     return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, missing)) if missing else weight
 
 
-def _padded_linear(linear: nn.Linear, in_channels: int,
-                   dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+def _padded_linear(linear: nn.Linear, in_channels: int, dtype: torch.dtype,
+                   multiple: int = 8) -> Tuple[Tensor, Tensor]:
     """Weight and bias for padded rows, (Op, in_channels) and (Op,), zero where padded."""
     weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
-    out, missing = round_up(weight.shape[0]), in_channels - weight.shape[1]
+    out, missing = round_up(weight.shape[0], multiple), in_channels - weight.shape[1]
     if missing or out != weight.shape[0]:
         weight = F.pad(weight, (0, missing, 0, out - weight.shape[0]))
         bias = F.pad(bias, (0, out - bias.shape[0]))
@@ -174,9 +191,10 @@ def _packed_out_proj(linear: nn.Module, stored: int, dtype: torch.dtype) -> Tens
     return _padded_rows(weight, round_up(weight.shape[0]))
 
 
-def _packed_linear(linear: nn.Module, in_channels: int, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+def _packed_linear(linear: nn.Module, in_channels: int, dtype: torch.dtype,
+                   multiple: int = 8) -> Tuple[Tensor, Tensor]:
     """Weight and bias of a grouped linear layer, groups not padded, (Op, in_channels), (Op,)."""
     weight = _block_diagonal(linear.weight.to(dtype)).flatten(2).flatten(0, 1)
-    rows = round_up(weight.shape[0])
+    rows = round_up(weight.shape[0], multiple)
     weight = F.pad(weight, (0, in_channels - weight.shape[1], 0, rows - weight.shape[0]))
     return weight, _padded_rows(linear.bias.to(dtype).flatten(), rows)

@@ -1,6 +1,6 @@
 """The released model's block: SS2D units, modulated mixer, convolutional FFN."""
 import math
-from typing import Tuple
+from typing import Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -89,9 +89,18 @@ class OfficialBlock(nn.Module):
         self.ffn = ConvFFN(channels, ffn_ratio)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, L, C) tokens of an H x W grid to (B, L, C)."""
-        if self.mixer.ss2d.ssm.fuses(x, self.mixer.ss2d.plan):
-            return fused.official_block(self, x, grid)
+    def forward(self, x: Union[Tensor, fused.Residual], grid: Tuple[int, int],
+                settle: bool = True) -> Union[Tensor, fused.Residual]:
+        """(B, L, C) tokens of an H x W grid to (B, L, C).
+
+        Args:
+            x: Tokens, or what the block before left unsettled.
+            grid: (H, W).
+            settle: False where another block follows: fused kernels then leave the last addition
+                to its first norm.
+        """
+        if isinstance(x, fused.Residual) or self.mixer.ss2d.ssm.fuses(x, self.mixer.ss2d.plan):
+            x = fused.official_block(self, x, grid)
+            return x.settle() if settle else x
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.ffn(self.norm2(x), grid))

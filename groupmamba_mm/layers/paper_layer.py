@@ -1,6 +1,6 @@
 """The paper's modulated group mamba layer, Eq. 3-9."""
 import math
-from typing import Tuple
+from typing import Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +109,11 @@ class ModulatedGroupMambaLayer(nn.Module):
         self.ffn = FFN(channels, ffn_ratio)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
-        """(B, L, C) tokens of an H x W grid to (B, L, C)."""
-        mamba = self.vsss.mamba
-        if mamba.ssm.fuses(x, mamba.plan):
-            return fused.paper_layer(self, x, grid)
+    def forward(self, x: Union[Tensor, fused.Residual], grid: Tuple[int, int],
+                settle: bool = True) -> Union[Tensor, fused.Residual]:
+        """(B, L, C) tokens of an H x W grid to (B, L, C); see :meth:`OfficialBlock.forward`."""
+        if isinstance(x, fused.Residual) or self.vsss.mamba.ssm.fuses(x, self.vsss.mamba.plan):
+            x = fused.paper_layer(self, x, grid)
+            return x.settle() if settle else x
         modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
         return x + self.drop_path(self.ffn(self.norm(modulated)))

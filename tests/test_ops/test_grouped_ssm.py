@@ -70,8 +70,8 @@ def assert_near(results, truth, tolerance):
         got = results[name].double()
         scale = expected.norm().item()
         error = (got - expected).norm().item()
-        # A_log's gradient, which vanishes for one token and for large dt, is a difference of numbers
-        # of size one
+        # the gradient of A_log vanishes for one token and for large dt: a difference of numbers of
+        # size one
         assert error <= tolerance * scale + 1e-6, f'{name}: {error / max(scale, 1e-30):.1e}'
 
 

@@ -61,7 +61,8 @@ def _conv_gelu_linear_backward(
         dy: Tensor, h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int,
         width: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, h_bias, conv_weight, conv_bias, weight and bias."""
-    from .kernels import grid_conv_backward_activation, grid_conv_backward_input
+    from .kernels import (column_sums, grid_conv_backward_activation,
+                          grid_conv_backward_input)
     grid = (height, width)
     with torch.autocast(h.device.type, enabled=False):
         dy = dy.flatten(0, 1)
@@ -70,7 +71,7 @@ def _conv_gelu_linear_backward(
             h, gradient, conv_weight, conv_bias, grid, 'gelu', want_activation=True,
             overwrite_dy=True)
         dweight = dy.t() @ activation.flatten(0, 1)
-        dbias = dy.sum(0, dtype=torch.float32).to(dy.dtype)
+        dbias = column_sums(dy).to(dy.dtype)
         del activation  # before dh is made
         dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, conv_weight,
                                                                          grid)
@@ -123,13 +124,13 @@ def _(h, h_bias, weight, bias):
 def _gelu_linear_backward(dy: Tensor, h: Tensor,
                           weight: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, h_bias, weight and bias."""
-    from .kernels import gelu_backward
+    from .kernels import column_sums, gelu_backward
     with torch.autocast(h.device.type, enabled=False):
         dy = dy.flatten(0, 1)
         gradient = (dy @ weight).view(h.shape)
         dh, activation, dh_bias = gelu_backward(h.contiguous(), gradient)
         dweight = dy.t() @ activation.flatten(0, 1)
-        dbias = dy.sum(0, dtype=torch.float32).to(dy.dtype)
+        dbias = column_sums(dy).to(dy.dtype)
     return dh, dh_bias.to(h.dtype), dweight, dbias
 
 

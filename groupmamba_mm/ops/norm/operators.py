@@ -16,9 +16,9 @@ from torch.library import custom_op
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def round_up(channels: int) -> int:
-    """The next multiple of 8, where rows of 16-bit values are aligned to 16 bytes."""
-    return (channels + 7) // 8 * 8
+def round_up(channels: int, multiple: int = 8) -> int:
+    """The next multiple; of 8, where rows of 16-bit values are aligned to 16 bytes."""
+    return -(-channels // multiple) * multiple
 
 
 # --- LayerNorm ------------------------------------------------------------------------------------
