@@ -111,37 +111,59 @@ def close(ours, expected, tolerance=TOLERANCE):
     assert error <= tolerance * scale, f'error {error:.2e} at scale {scale:.2e}'
 
 
-def test_parity_with_the_released_code_in_eval_mode(parity):
-    backbone = GroupMamba(FIXTURE_ARCH).eval()
+on_devices = pytest.mark.parametrize('device, backend, tolerance', [
+    ('cpu', 'torch', TOLERANCE),
+    pytest.param('cuda', 'triton', 1e-3, marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]),
+])
+
+
+@pytest.fixture(autouse=True)
+def no_tf32():
+    """fp32 proper in products and convolutions, which is a setting on a GPU."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [module.allow_tf32 for module in settings]
+    for module in settings:
+        module.allow_tf32 = False
+    yield
+    for module, value in zip(settings, before):
+        module.allow_tf32 = value
+
+
+@on_devices
+def test_parity_with_the_released_code_in_eval_mode(parity, device, backend, tolerance):
+    backbone = GroupMamba(FIXTURE_ARCH, scan_backend=backend).eval()
     heads = load_official(backbone, parity['state_dict'])
     outputs = stage_outputs(backbone)
     with torch.no_grad():
-        feature, = backbone(parity['input'])
+        feature = backbone.to(device)(parity['input'].to(device))[0].cpu()
     logits = sum(torch.nn.functional.linear(feature, *head) for head in heads) / 2
-    close(logits, parity['eval_logits'])
+    close(logits, parity['eval_logits'], tolerance)
     assert len(outputs) == len(parity['block_outputs']) == 4
     for ours, expected in zip(outputs, parity['block_outputs']):
-        close(ours, expected)
+        close(ours.cpu(), expected, tolerance)
 
 
-def test_parity_with_the_released_code_in_training(parity):
-    backbone = GroupMamba(FIXTURE_ARCH).train()
+@on_devices
+def test_parity_with_the_released_code_in_training(parity, device, backend, tolerance):
+    backbone = GroupMamba(FIXTURE_ARCH, scan_backend=backend).train()
     heads = load_official(backbone, parity['state_dict'])
     heads = [[tensor.clone().requires_grad_() for tensor in head] for head in heads]
     image = parity['train_input'].clone().requires_grad_()
-    feature, = backbone(image)
+    feature = backbone.to(device)(image.to(device))[0].cpu()
     label, teacher = (torch.nn.functional.linear(feature, *head) for head in heads)
-    close(label, parity['train_head'])
-    close(teacher, parity['train_dist_head'])
+    close(label, parity['train_head'], tolerance)
+    close(teacher, parity['train_dist_head'], tolerance)
     (label.square().mean() + teacher.square().mean()).backward()
-    close(image.grad, parity['train_input_grad'])
-    ours = {f'backbone.{k}': p.grad for k, p in backbone.named_parameters()}
+    close(image.grad, parity['train_input_grad'], tolerance)
+    ours = {f'backbone.{k}': p.grad.cpu() for k, p in backbone.named_parameters()}
     for name, head in zip(('label_fc', 'teacher_fc'), heads):
         ours[f'head.{name}.weight'], ours[f'head.{name}.bias'] = (t.grad for t in head)
     expected = convert_official(parity['train_param_grads'])
     assert ours.keys() == expected.keys()
     for name in expected:
-        close(ours[name], expected[name])
+        close(ours[name], expected[name], tolerance)
 
 
 @pytest.mark.parametrize('size', [(33, 65), (64, 32), (7, 90)])
