@@ -64,17 +64,18 @@ def official_block(block: nn.Module, x: Union[Tensor, Residual],
         conv_weight=_by_tap(ss2d.conv2d.weight), conv_bias=ss2d.conv2d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(ss2d.out_proj, y.shape[-1] // groups, dtype))
     y = scaled_layer_norm(y, None, u, scale, norm.weight, norm.bias, norm.eps, dtype)
-    drop_scale = _drop_path_scale(block.drop_path, x)
     x, v, _ = add_layer_norm(
-        x, F.linear(y, *_padded_linear(mixer.proj, y.shape[-1], dtype)), drop_scale,
-        block.norm2.weight, block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
+        x, F.linear(y, *_padded_linear(mixer.proj, y.shape[-1], dtype)),
+        _drop_path_scale(block.drop_path, x), block.norm2.weight, block.norm2.bias,
+        block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
     weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
     y = conv_gelu_linear(h, h_bias, _by_tap(_padded_rows(ffn.dwconv.weight, h.shape[-1])),
                          _padded_rows(ffn.dwconv.bias, h.shape[-1]),
                          *_padded_linear(ffn.fc2, h.shape[-1], dtype), *grid)
-    return Residual(x, y, drop_scale)
+    # mixer and FFN are dropped independently of each other
+    return Residual(x, y, _drop_path_scale(block.drop_path, x))
 
 
 def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, int]) -> Residual:

@@ -8,6 +8,7 @@ from torch import nn
 
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import BackendError
+from groupmamba_mm.layers import fused
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
                                 reason='Triton is not installed')
@@ -86,6 +87,20 @@ def test_drop_path_drops_whole_samples():
     assert 0 < unchanged.sum() < 16
     block.eval()
     assert not (block(x, (2, 1)) == x).flatten(1).all(1).any()
+
+
+def test_mixer_and_ffn_are_dropped_independently(monkeypatch):
+    block = build(TINY['official'], 'triton').stages[0][0].train()
+    block.drop_path.p = 0.5
+    drawn = []
+    draw = fused._drop_path_scale
+    monkeypatch.setattr(fused, '_drop_path_scale',
+                        lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    with torch.no_grad():
+        block(torch.randn(16, 2, 12, device=DEVICE), (2, 1))
+    mixer, ffn = drawn
+    assert {0., 2.} == set(mixer.tolist()) == set(ffn.tolist())
+    assert not torch.equal(mixer, ffn)
 
 
 @pytest.mark.parametrize('family', TINY)
