@@ -28,7 +28,9 @@ def _resolve(backend: str, x: Tensor, d_state: int) -> str:
             "selective_scan has no backend 'triton': the Triton kernels compute projections, scan "
             "and norm in one and live one level up, in groupmamba_mm.ops.grouped_ssm; use 'torch' "
             "or 'mamba_ssm' for the scan alone")
-    return resolve_backend(backend, x.device, x.dtype, d_state)
+    if backend == 'mamba_ssm':  # the others run everywhere
+        resolve_backend(backend, x.device, x.dtype, d_state)
+    return backend
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: Tuple[int, ...], layout: str,
