@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from groupmamba_mm.ops.depthwise_conv import conv_gelu_linear, gelu_linear
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm, round_up,
-                                    scaled_layer_norm)
+                                    scaled_norm_linear)
 from .channel_affinity import ChannelAffinity
 
 #: Hidden channels of an FFN are padded to multiples of this: torch.compile pads wide rows to it by
@@ -63,11 +63,10 @@ def official_block(block: nn.Module, x: Union[Tensor, Residual],
         norm_weight=ss2d.out_norm.weight, norm_bias=ss2d.out_norm.bias, eps=ss2d.out_norm.eps,
         conv_weight=_by_tap(ss2d.conv2d.weight), conv_bias=ss2d.conv2d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(ss2d.out_proj, y.shape[-1] // groups, dtype))
-    y = scaled_layer_norm(y, None, u, scale, norm.weight, norm.bias, norm.eps, dtype)
-    x, v, _ = add_layer_norm(
-        x, F.linear(y, *_padded_linear(mixer.proj, y.shape[-1], dtype)),
-        _drop_path_scale(block.drop_path, x), block.norm2.weight, block.norm2.bias,
-        block.norm2.eps, 1, dtype, NO_MEAN)
+    y = scaled_norm_linear(y, None, u, scale, norm.weight, norm.bias, norm.eps,
+                           *_padded_linear(mixer.proj, u.shape[-1], dtype))
+    x, v, _ = add_layer_norm(x, y, _drop_path_scale(block.drop_path, x), block.norm2.weight,
+                             block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
     weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
@@ -92,13 +91,14 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
     stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
                                   groups, dtype, NO_MEAN)
-    first = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    y = _mlp(v, first, _packed_linear(vsss.ffn.fc2, first[1].shape[0], dtype))
+    weight, h_bias = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    h = F.linear(v, weight, h_bias.detach())  # as in the released family's FFN
+    y = gelu_linear(h, h_bias, *_packed_linear(vsss.ffn.fc2, h.shape[-1], dtype))
     scale = _affinity(layer.affinity, mean, None, x)
-    v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
-                          layer.norm.eps, dtype)
-    first = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    y = _mlp(v, first, _padded_linear(layer.ffn.fc2, first[1].shape[0], dtype))
+    weight, h_bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    h = scaled_norm_linear(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
+                           layer.norm.eps, weight, h_bias.detach())
+    y = gelu_linear(h, h_bias, *_padded_linear(layer.ffn.fc2, h.shape[-1], dtype))
     return Residual(x, y, _drop_path_scale(layer.drop_path, x))
 
 
@@ -111,13 +111,6 @@ def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int,
                 dtype)
     dtype = _compute_dtype(x)
     return (x, *layer_norm(x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of), dtype)
-
-
-def _mlp(x: Tensor, first: Tuple[Tensor, Tensor], second: Tuple[Tensor, Tensor]) -> Tensor:
-    """Two linear layers, given as (weight, bias), with a GELU between them (Eq. 5)."""
-    weight, bias = first
-    # the gradient of the first bias comes from the operator behind it
-    return gelu_linear(F.linear(x, weight, bias.detach()), bias, *second)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -10,7 +10,8 @@ pytest.importorskip('triton')
 
 from groupmamba_mm.ops import norm  # noqa: E402
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,  # noqa: E402
-                                    round_up, scaled_layer_norm)
+                                    round_up, scaled_layer_norm,
+                                    scaled_norm_linear)
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -336,3 +337,34 @@ def test_more_than_2_to_the_31_values(dummy):
     last = F.layer_norm(x[-1:, -100:].double(), (520, ), eps=1e-5)
     close('normed', normed[-1:, -100:], last.cpu(), 5e-3)
     close('mean', mean, x.double().mean(1).cpu(), 1e-3)
+
+
+@pytest.mark.parametrize('frozen_bias', [False, True])
+def test_scaled_norm_linear_is_the_norm_and_a_linear_layer(frozen_bias):
+    def draw(*shape):
+        return torch.randn(*shape, device=DEVICE).requires_grad_()
+
+    torch.manual_seed(0)
+    leaves = [draw(2, 7, 12), draw(2, 7, 12), draw(2, 7, 12), draw(2, 12), draw(12), draw(12),
+              draw(24, 16), draw(24).requires_grad_(not frozen_bias)]
+    *norm, linear_weight, linear_bias = leaves
+    fused = scaled_norm_linear(*norm, 1e-5, linear_weight, linear_bias)
+    plain = F.linear(scaled_layer_norm(*norm, 1e-5, FP32), linear_weight, linear_bias)
+    torch.testing.assert_close(fused, plain)
+    grad = torch.randn_like(plain)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    for ours, theirs in zip(torch.autograd.grad(fused, wanted, grad),
+                            torch.autograd.grad(plain, wanted, grad)):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_scaled_norm_linear_keeps_no_normed_tokens():
+    leaves = [torch.randn(*shape, device=DEVICE).requires_grad_()
+              for shape in ((1, 3, 8), (1, 8), (8, ), (8, ), (5, 8), (5, ))]
+    y, scale, weight, bias, linear_weight, linear_bias = leaves
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        scaled_norm_linear(y, None, None, scale, weight, bias, 1e-5, linear_weight, linear_bias)
+    assert {t.data_ptr() for t in kept} <= {t.data_ptr() for t in leaves}
+    torch.library.opcheck(scaled_norm_linear, (y, None, None, scale, weight, bias, 1e-5,
+                                               linear_weight, linear_bias))

@@ -526,24 +526,7 @@ def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.const
              mask=exists)
 
 
-@triton.jit(do_not_specialize=['tokens', 'tiles', 'row'])
-def _column_sums(x, partial, tokens, tiles, row, CHANNELS: tl.constexpr, T: tl.constexpr,
-                 BC: tl.constexpr):
-    """This program's share of the sum over the tokens of (tokens, CHANNELS)."""
-    channel = tl.program_id(0) * BC + tl.arange(0, BC)
-    exists = channel < CHANNELS
-    first = tl.program_id(1).to(tl.int64) * tiles * T
-    total = tl.zeros([T, BC], tl.float32)
-    for tile in range(tiles):
-        token = first + tile * T + tl.arange(0, T)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        total += tl.load(x + token[:, None] * row + channel[None, :], mask=mask, other=0.).to(
-            tl.float32)
-    tl.store(partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0),
-             mask=exists)
-
-
-#: Tile of :func:`_gelu_gradient` and :func:`_column_sums`.
+#: Tile of :func:`_gelu_gradient`.
 _GELU_TOKENS, _GELU_CHANNELS = 32, 64
 
 
@@ -891,22 +874,6 @@ def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
             _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
                                              T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
     return dy, activation, partial.sum(0)
-
-
-def column_sums(x: Tensor) -> Tensor:
-    """Sum over the rows of (M, C), rows at any even distance: (C,) in fp32, in a fixed order."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    tokens, channels = x.shape
-    blocks = triton.cdiv(channels, _GELU_CHANNELS)
-    tiles = max(1, triton.cdiv(tokens * blocks, 528 * _GELU_TOKENS))
-    programs = triton.cdiv(tokens, tiles * _GELU_TOKENS)
-    partial = torch.empty(programs, channels, dtype=torch.float32, device=x.device)
-    if tokens:
-        with torch.cuda.device_of(x):
-            _column_sums[blocks, programs](x, partial, tokens, tiles, x.stride(0), channels,
-                                           T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
-    return partial.sum(0)
 
 
 def _check_grid(x, weight, bias, grid, act, groups) -> None:

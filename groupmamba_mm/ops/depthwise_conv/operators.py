@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight^T + bias in the dtype that all three have, whatever autocast says."""
-    with torch.autocast(x.device.type, enabled=False):
-        y = torch.addmm(bias, x.flatten(0, 1), weight.t())
-    return y.unflatten(0, x.shape[:2])
+from ..linear import linear, linear_gradients, linear_input_gradient
 
 
 def _kept(ctx, gradients) -> Tuple:
@@ -48,7 +43,7 @@ def conv_gelu_linear(h: Tensor, h_bias: Tensor, conv_weight: Tensor, conv_bias: 
     """
     from .kernels import grid_conv_forward
     activation = grid_conv_forward(h, conv_weight, conv_bias, (height, width), 'gelu')
-    return _linear(activation, weight, bias)
+    return linear(activation, weight, bias)
 
 
 @conv_gelu_linear.register_fake
@@ -61,20 +56,15 @@ def _conv_gelu_linear_backward(
         dy: Tensor, h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int,
         width: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, h_bias, conv_weight, conv_bias, weight and bias."""
-    from .kernels import (column_sums, grid_conv_backward_activation,
-                          grid_conv_backward_input)
+    from .kernels import grid_conv_backward_activation, grid_conv_backward_input
     grid = (height, width)
-    with torch.autocast(h.device.type, enabled=False):
-        dy = dy.flatten(0, 1)
-        gradient = (dy @ weight).view(h.shape)
-        gradient, activation = grid_conv_backward_activation(
-            h, gradient, conv_weight, conv_bias, grid, 'gelu', want_activation=True,
-            overwrite_dy=True)
-        dweight = dy.t() @ activation.flatten(0, 1)
-        dbias = column_sums(dy).to(dy.dtype)
-        del activation  # before dh is made
-        dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, conv_weight,
-                                                                         grid)
+    gradient, activation = grid_conv_backward_activation(
+        h, linear_input_gradient(dy, weight), conv_weight, conv_bias, grid, 'gelu',
+        want_activation=True, overwrite_dy=True)
+    dweight, dbias = linear_gradients(dy, activation)
+    del activation  # before dh is made
+    dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, conv_weight,
+                                                                     grid)
     return (dh, dh_bias.to(h.dtype), dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
             dconv_bias.to(conv_bias.dtype), dweight, dbias)
 
@@ -112,7 +102,7 @@ def gelu_linear(h: Tensor, h_bias: Tensor, weight: Tensor, bias: Tensor) -> Tens
     Returns:
         (B, L, O) in the dtype of ``h``.
     """
-    return _linear(F.gelu(h), weight, bias)
+    return linear(F.gelu(h), weight, bias)
 
 
 @gelu_linear.register_fake
@@ -124,13 +114,9 @@ def _(h, h_bias, weight, bias):
 def _gelu_linear_backward(dy: Tensor, h: Tensor,
                           weight: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of h, h_bias, weight and bias."""
-    from .kernels import column_sums, gelu_backward
-    with torch.autocast(h.device.type, enabled=False):
-        dy = dy.flatten(0, 1)
-        gradient = (dy @ weight).view(h.shape)
-        dh, activation, dh_bias = gelu_backward(h.contiguous(), gradient)
-        dweight = dy.t() @ activation.flatten(0, 1)
-        dbias = column_sums(dy).to(dy.dtype)
+    from .kernels import gelu_backward
+    dh, activation, dh_bias = gelu_backward(h.contiguous(), linear_input_gradient(dy, weight))
+    dweight, dbias = linear_gradients(dy, activation)
     return dh, dh_bias.to(h.dtype), dweight, dbias
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ..linear import linear, linear_gradients, linear_input_gradient
+
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -252,6 +254,85 @@ def _(y, residual, multiplier, scale, weight, grad_normed, eps):
               for t in (y, residual, multiplier)]
     return (*tokens, scale.new_empty(scale.shape, dtype=torch.float32),
             weight.new_empty(2, weight.shape[0], dtype=torch.float32))
+
+
+# --- the same in front of a linear layer ----------------------------------------------------------
+
+
+@custom_op('groupmamba_mm::scaled_norm_linear', mutates_args=())
+def scaled_norm_linear(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+                       scale: Tensor, weight: Tensor, bias: Tensor, eps: float,
+                       linear_weight: Tensor, linear_bias: Tensor) -> Tensor:
+    """A linear layer behind :func:`scaled_layer_norm`, whose output is not kept but recomputed.
+
+    Args:
+        y, residual, multiplier, scale, weight, bias, eps: As there.
+        linear_weight: (O, Cp), in the precision of the product.
+        linear_bias: (O,), in the same.
+
+    Returns:
+        (B, L, O) in the precision of the product.
+
+    Raises:
+        ValueError: If shapes or options do not fit.
+        RuntimeError: If the kernels cannot run.
+    """
+    normed = scaled_layer_norm(y, residual, multiplier, scale, weight, bias, eps,
+                               linear_weight.dtype)
+    return linear(normed, linear_weight, linear_bias)
+
+
+@scaled_norm_linear.register_fake
+def _(y, residual, multiplier, scale, weight, bias, eps, linear_weight, linear_bias):
+    _check_scaled_norm(y, residual, multiplier, scale, weight, bias, eps, linear_weight.dtype)
+    return linear_weight.new_empty(*y.shape[:2], linear_weight.shape[0])
+
+
+def _scaled_norm_linear_setup(ctx, inputs, output):
+    y, residual, multiplier, scale, weight, bias, eps, linear_weight, _ = inputs
+    ctx.save_for_backward(y, residual, multiplier, scale, weight, bias, linear_weight)
+    ctx.eps = eps
+
+
+def _scaled_norm_linear_backward(ctx, grad):
+    y, residual, multiplier, scale, weight, bias, linear_weight = ctx.saved_tensors
+    wants_bias = ctx.needs_input_grad[8]
+    (grad_y, grad_residual, grad_multiplier, grad_scale, grads, grad_linear_weight,
+     grad_linear_bias) = _scaled_norm_linear_gradients(
+         grad, y, residual, multiplier, scale, weight, bias, linear_weight, ctx.eps, wants_bias)
+    grad_weight, grad_bias = grads.unbind(0)
+    return (grad_y, None if residual is None else grad_residual,
+            None if multiplier is None else grad_multiplier, grad_scale.to(scale.dtype),
+            grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None, grad_linear_weight,
+            grad_linear_bias if wants_bias else None)
+
+
+scaled_norm_linear.register_autograd(_scaled_norm_linear_backward,
+                                     setup_context=_scaled_norm_linear_setup)
+
+
+@custom_op('groupmamba_mm::scaled_norm_linear_backward', mutates_args=())
+def _scaled_norm_linear_gradients(
+        grad: Tensor, y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+        scale: Tensor, weight: Tensor, bias: Tensor, linear_weight: Tensor, eps: float,
+        wants_bias: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    normed = scaled_layer_norm(y, residual, multiplier, scale, weight, bias, eps,
+                               linear_weight.dtype)
+    grad_linear_weight, grad_linear_bias = linear_gradients(grad, normed, wants_bias)
+    del normed  # before its gradient is made
+    grads = _scaled_norm_backward(y, residual, multiplier, scale, weight,
+                                  linear_input_gradient(grad, linear_weight), eps)
+    return (*grads, grad_linear_weight, _or_empty(grad_linear_bias, y))
+
+
+@_scaled_norm_linear_gradients.register_fake
+def _(grad, y, residual, multiplier, scale, weight, bias, linear_weight, eps, wants_bias):
+    tokens = [y.new_empty(0) if t is None else t.new_empty(t.shape)
+              for t in (y, residual, multiplier)]
+    return (*tokens, scale.new_empty(scale.shape, dtype=torch.float32),
+            weight.new_empty(2, weight.shape[0], dtype=torch.float32),
+            linear_weight.new_empty(linear_weight.shape),
+            linear_weight.new_empty(linear_weight.shape[0]) if wants_bias else y.new_empty(0))
 
 
 # --- channel affinity -----------------------------------------------------------------------------
