@@ -111,8 +111,8 @@ class Scan:
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=triton.next_power_of_2(self.d_state), CHUNK=chunk,
             DOT=dot, RELOAD=self.block * columns >= LARGE_WEIGHTS, num_warps=warps,
-            # loading ahead takes shared memory, which wide rows would run out of
-            num_stages=3 if self.block * dtype.itemsize <= 512 else 1)
+            # loading ahead takes shared memory, which wide rows or many states would run out of
+            num_stages=3 if self.block * dtype.itemsize <= 512 and columns <= 32 else 1)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
