@@ -121,10 +121,9 @@ def test_extreme_parameters(change):
                 1e-5)
 
 
-def test_wide_groups_and_large_weights(monkeypatch):
+def test_large_weights(monkeypatch):
     """The branches that they take, at a size that the interpreter can do."""
     from groupmamba_mm.ops.grouped_ssm import launch
-    monkeypatch.setattr(launch, 'WIDE', 1)
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
     constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True)
     assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3

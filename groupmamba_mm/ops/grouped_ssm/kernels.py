@@ -63,13 +63,18 @@ def _column(tile, index, wanted):
 
 @triton.jit
 def _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN: tl.constexpr, R: tl.constexpr,
-                  P: tl.constexpr):
-    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows."""
+                  P: tl.constexpr, STAYS: tl.constexpr):
+    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows.
+
+    With STAYS the compiler does not move the loads, not even out of a loop without a store.
+    """
     is_channel = oc < D_IN
     to_low = tl.load(x_proj_ptr + g * P * D_IN + op[None, :] * D_IN + oc[:, None],
-                     mask=is_channel[:, None] & (op[None, :] < P), other=0.).to(tl.float32)
+                     mask=is_channel[:, None] & (op[None, :] < P), other=0.,
+                     volatile=STAYS).to(tl.float32)
     to_dt = tl.load(dt_proj_ptr + g * D_IN * R + oc[None, :] * R + op[:, None],
-                    mask=is_channel[None, :] & (op[:, None] < R), other=0.).to(tl.float32)
+                    mask=is_channel[None, :] & (op[:, None] < R), other=0.,
+                    volatile=STAYS).to(tl.float32)
     return to_low, to_dt
 
 
@@ -113,7 +118,7 @@ def scan_forward_kernel(
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
     if not RELOAD:
-        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -143,7 +148,7 @@ def scan_forward_kernel(
         valid = is_token[:, None] & is_stored[None, :]
         in_group = g * DP + oc[None, :]
         if RELOAD:  # in shared memory for one product at a time, not all the while
-            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
@@ -203,7 +208,7 @@ def scan_backward_kernel(
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
     if not RELOAD:
-        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -240,7 +245,7 @@ def scan_backward_kernel(
         real = is_token[:, None] & is_channel[None, :]
         in_group = g * DP + oc[None, :]
         if RELOAD:  # in shared memory for one product at a time, not all the while
-            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         grad_y = tl.load(grad_y_ptr + b * grad_y_batch + position[:, None] * grad_y_token

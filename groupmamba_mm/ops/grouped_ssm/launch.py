@@ -20,9 +20,8 @@ ENOUGH_PROGRAMS = 512
 #: Tokens that a segment has at least.
 SHORTEST_SEGMENT = 256
 
-#: From so many channels of a tile on shared memory is scarce, and from so many weights of a
-#: projection.
-WIDE, LARGE_WEIGHTS = 256, 4096
+#: From so many weights of a projection on, padded, shared memory is scarce.
+LARGE_WEIGHTS = 4096
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -105,14 +104,14 @@ class Scan:
     def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, triton.next_power_of_2(self.dt_rank + 2 * self.d_state))
-        # products in fp32 proper take shared memory four times over
-        dot = DOT_TF32X3 if dtype == torch.float32 and self.block >= WIDE else _DOT[dtype]
+        is_large = self.block * columns >= LARGE_WEIGHTS
+        # other products than these and bf16's take the weights' shared memory two or four times
+        dot = DOT_TF32X3 if is_large and _DOT[dtype] != DOT_BF16 else _DOT[dtype]
         return dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=triton.next_power_of_2(self.d_state), CHUNK=chunk,
-            DOT=dot, RELOAD=self.block * columns >= LARGE_WEIGHTS, num_warps=warps,
-            # loading ahead takes shared memory, which wide rows or many states would run out of
-            num_stages=3 if self.block * dtype.itemsize <= 512 and columns <= 32 else 1)
+            DOT=dot, RELOAD=is_large, num_warps=warps,
+            num_stages=1 if is_large else 3)  # loading ahead takes shared memory
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
