@@ -87,7 +87,8 @@ class GroupedSSM(nn.Module):
 
     def resolve_backend(self, x: Tensor) -> str:
         """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""
-        return resolve_backend(self.scan_backend, x.device, x.dtype, self.d_state)
+        return resolve_backend(self.scan_backend, x.device, x.dtype, self.d_state, self.num_groups,
+                               self.D.shape[0] // self.num_groups, self.dt_rank)
 
     def count_macs(self, x: Tensor, grid, plan: ScanPlan) -> int:
         """Multiply-adds of the scans alone, by the convention 9*B*L*C*N + B*L*C for each."""

@@ -20,6 +20,8 @@ VARIABLE = 'GROUPMAMBA_BACKEND'
 #: Limits of the Triton kernels.
 TRITON_MAX_D_STATE = 16
 TRITON_MIN_CAPABILITY = (8, 0)
+TRITON_MAX_GROUPS = 31  # their directions are the bits of one number
+TRITON_NARROW = 128  # up to so many channels of a group every such GPU has the shared memory
 
 #: Limit of mamba-ssm's kernel.
 MAMBA_MAX_D_STATE = 256
@@ -60,7 +62,10 @@ def check_backend(backend: str) -> str:
 def choose_backend(backend: str,
                    device: torch.device,
                    dtype: Optional[torch.dtype] = None,
-                   d_state: int = 1) -> Choice:
+                   d_state: int = 1,
+                   groups: int = 1,
+                   width: int = 1,
+                   dt_rank: int = 1) -> Choice:
     """Decide which backend runs on tensors of a kind.
 
     'auto' is what the environment variable ``GROUPMAMBA_BACKEND`` names, if it is set. Else it is
@@ -72,6 +77,9 @@ def choose_backend(backend: str,
         device: Where the tensors are.
         dtype: Their dtype, or None for one that every backend takes.
         d_state: State size N.
+        groups: Number of groups G.
+        width: Channels d of a group in the scan.
+        dt_rank: Rank of the projection to dt.
 
     Returns:
         The choice. It is remembered, and logged once: as a warning where a GPU does not get its
@@ -83,21 +91,25 @@ def choose_backend(backend: str,
         BackendError: A backend asked for by name cannot run; the message has the remedy.
     """
     wanted = os.environ.get(VARIABLE, '') if backend == 'auto' else ''
-    return _choose(check_backend(backend), wanted, torch.device(device), dtype, d_state)
+    return _choose(check_backend(backend), wanted, torch.device(device), dtype, d_state, groups,
+                   width, dt_rank)
 
 
 @torch.compiler.assume_constant_result
 def resolve_backend(backend: str,
                     device: torch.device,
                     dtype: Optional[torch.dtype] = None,
-                    d_state: int = 1) -> str:
+                    d_state: int = 1,
+                    groups: int = 1,
+                    width: int = 1,
+                    dt_rank: int = 1) -> str:
     """The name alone of :func:`choose_backend`; torch.compile takes it for a constant."""
-    return choose_backend(backend, device, dtype, d_state).name
+    return choose_backend(backend, device, dtype, d_state, groups, width, dt_rank).name
 
 
 @functools.lru_cache(maxsize=None)
 def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[torch.dtype],
-            d_state: int) -> Choice:
+            d_state: int, groups: int, width: int, dt_rank: int) -> Choice:
     level, by = logging.INFO, 'asked for by name'
     if wanted:
         if wanted not in BACKEND_NAMES:
@@ -105,7 +117,7 @@ def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[tor
                               f'{BACKEND_NAMES}, or unset it')
         backend, by = wanted, f'environment variable {VARIABLE} is {wanted!r}'
     if backend == 'auto':
-        problem = _no_gpu(device) or _triton_problem(device, dtype, d_state)
+        problem = _no_gpu(device) or _triton_problem(device, dtype, d_state, groups, width, dt_rank)
         if problem is None:
             choice = Choice('triton', f'{_triton_state(device)} on {_describe(device)}')
         else:
@@ -113,7 +125,7 @@ def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[tor
             if device.type == 'cuda':
                 level = logging.WARNING
     else:
-        problem = _problem(backend, device, dtype, d_state)
+        problem = _problem(backend, device, dtype, d_state, groups, width, dt_rank)
         if problem is not None:
             raise BackendError(f"scan backend {backend!r} ({by}) cannot run: {problem}; or use "
                                "'torch', which runs everywhere")
@@ -134,22 +146,24 @@ def _no_gpu(device: torch.device) -> Optional[str]:
     return None
 
 
-def _problem(backend: str, device: torch.device, dtype: Optional[torch.dtype],
-             d_state: int) -> Optional[str]:
+def _problem(backend: str, device: torch.device, dtype: Optional[torch.dtype], d_state: int,
+             groups: int = 1, width: int = 1, dt_rank: int = 1) -> Optional[str]:
     """Why a backend cannot run, with the remedy, or None."""
     if backend == 'triton':
-        return _triton_problem(device, dtype, d_state)
+        return _triton_problem(device, dtype, d_state, groups, width, dt_rank)
     if backend == 'mamba_ssm':
         return _mamba_problem(device, dtype, d_state)
     return None
 
 
-def _triton_problem(device: torch.device, dtype: Optional[torch.dtype],
-                    d_state: int) -> Optional[str]:
+def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state: int, groups: int,
+                    width: int, dt_rank: int) -> Optional[str]:
     if dtype == torch.float64:
         return 'the kernels have no fp64'
     if d_state > TRITON_MAX_D_STATE:
         return f'the kernels take d_state up to {TRITON_MAX_D_STATE}, got {d_state}'
+    if groups > TRITON_MAX_GROUPS:
+        return f'the kernels take up to {TRITON_MAX_GROUPS} groups, got {groups}'
     missing = import_problem('triton')
     if missing is not None:
         return f'{missing}; run `pip install triton` (Linux only; PyTorch for CUDA brings it)'
@@ -166,11 +180,27 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype],
     if capability < TRITON_MIN_CAPABILITY:
         return (f'{_describe(device)} is older than the capability '
                 f'{_dotted(TRITON_MIN_CAPABILITY)} that the kernels were written for')
+    if width > TRITON_NARROW:
+        needed = _shared_memory(width, dt_rank, d_state)
+        there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        if needed > there:
+            return (f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '
+                    f'channels in the scan, {_describe(device)} has {there // 1024} KB; more '
+                    'groups (num_groups) are narrower')
     failed = check_kernels(device)
     if failed is not None:
         return (f'the self-test of the Triton kernels failed on {_describe(device)}, '
                 f"{_versions('triton')}: {failed}")
     return None
+
+
+def _shared_memory(width: int, dt_rank: int, d_state: int) -> int:
+    """Bytes of a program of the scan's backward kernel: at least what Triton 3.6 takes for sm_90.
+
+    One projection's weights and some tiles of 16 tokens, both padded to powers of two.
+    """
+    channels, columns = (1 << (n - 1).bit_length() for n in (width, max(16, dt_rank + 2 * d_state)))
+    return 4 * channels * (columns + 48)
 
 
 def _mamba_problem(device: torch.device, dtype: Optional[torch.dtype],

@@ -238,6 +238,26 @@ def test_pretrained_init_cfg_loads_a_classifier_and_refuses_another_size(small_a
         lost_prefix.init_weights()
 
 
+def test_compile_mode_compiles_the_call_and_nothing_else(monkeypatch, small_arch):
+    calls = []
+
+    def compile_(function, **options):
+        calls.append(options)
+        return lambda *args: (calls.append('run'), function(*args))[1]
+
+    monkeypatch.setattr(torch, 'compile', compile_)
+    plain = GroupMamba(small_arch).eval()
+    assert calls == []
+    compiled = GroupMamba(small_arch, compile_mode='reduce-overhead').eval()
+    assert calls == [dict(mode='reduce-overhead', dynamic=False)]
+    compiled.load_state_dict(plain.state_dict())
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    image = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(compiled(image), plain(image))
+    assert calls[1:] == ['run']
+    torch.testing.assert_close(copy.deepcopy(compiled)(image), plain(image))  # as EMA makes one
+
+
 @pytest.mark.parametrize('options,message', [
     (dict(arch='huge'), "unknown arch 'huge'; choose from .*'official-base'"),
     (dict(arch=dict(SMALL['paper'], family='swin')), "unknown family 'swin'"),
@@ -255,6 +275,7 @@ def test_pretrained_init_cfg_loads_a_classifier_and_refuses_another_size(small_a
     (dict(frozen_stages=5), 'frozen_stages must be -1 .* got 5'),
     (dict(drop_path_rate=1.), r'drop_path_rate must be in \[0, 1\), got 1.0'),
     (dict(d_state=0), 'd_state must be at least 1, got 0'),
+    (dict(compile_mode='fast'), "compile_mode must be one of .* got 'fast'"),
 ])
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

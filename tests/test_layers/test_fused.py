@@ -52,10 +52,11 @@ def gradients(model, image, precision=None):
             **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def compare(model, image, tolerance, precision=None):
+def compare(model, image, tolerance, precision=None, without=()):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     truth = gradients(with_backend(model, 'torch'), image)
     results = gradients(with_backend(model, 'triton'), image, precision)
+    assert all(truth.pop(name) is None and results[name] is None for name in without)
     largest = max(t.norm().item() for t in truth.values())
     for name, expected in truth.items():
         error = (results[name].double() - expected.double()).norm().item()
@@ -137,6 +138,19 @@ full_sizes = pytest.mark.parametrize(
 @full_sizes
 def test_full_size(arch):
     compare(build(arch), torch.randn(2, 3, 96, 160, device=DEVICE), 1e-4)
+
+
+@pytest.mark.parametrize('family', [pytest.param(family, marks=gpu) for family in TINY])
+@pytest.mark.parametrize('options', [
+    dict(share_directions=True), dict(num_groups=1, directions=('top-bottom', )),
+    dict(num_groups=2, d_state=3), dict(channel_affinity=False, out_indices=(0, 1)),
+    dict(frozen_stages=1, with_cp=True)], ids=str)
+def test_options(family, options):
+    """On a GPU, where PyTorch's convolutions choose other memory layouts than on a CPU."""
+    arch = dict(TINY[family], embed_dims=(24, 36), depths=(1, 2), ffn_ratios=(2, 2))
+    model, image = build(arch, **options), torch.randn(2, 3, 40, 56, device=DEVICE)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    compare(model, image, 1e-4, without=frozen)
 
 
 @full_sizes

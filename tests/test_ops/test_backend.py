@@ -12,6 +12,7 @@ from tests import stand_ins
 
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.errors import BackendError, ConfigError, UserError
+from groupmamba_mm.layers.ssm import GroupedSSM
 from groupmamba_mm.ops import backend as backend_module
 from groupmamba_mm.ops import explain_backend, resolve_backend, selective_scan, self_test
 from groupmamba_mm.ops.backend import BACKEND_NAMES, Choice, check_backend, choose_backend
@@ -42,7 +43,8 @@ def fresh(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that seems to have a GPU; its facts can be changed."""
-    facts = SimpleNamespace(capability=(9, 0), failure=None, triton=None, tests=0)
+    facts = SimpleNamespace(capability=(9, 0), failure=None, triton=None, tests=0,
+                            shared_memory=227 * 1024)
 
     def check_kernels(device):
         facts.tests += 1
@@ -56,6 +58,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: facts.capability)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
+    monkeypatch.setattr(
+        torch.cuda, 'get_device_properties',
+        lambda device: SimpleNamespace(shared_memory_per_block_optin=facts.shared_memory))
     monkeypatch.setattr(backend_module, 'check_kernels', check_kernels)
     monkeypatch.setattr(backend_module, 'import_problem', import_problem)
     monkeypatch.setattr(backend_module, '_versions', lambda *modules: ', '.join(modules))
@@ -74,12 +79,27 @@ def test_auto_is_triton_on_a_good_gpu(gpu, dtype, d_state):
     assert 'Some GPU' in choose_backend('auto', GPU, dtype, d_state).reason
 
 
+@pytest.mark.parametrize('call', [
+    dict(width=506, dt_rank=16), dict(width=380, dt_rank=12, d_state=16), dict(groups=31)])
+def test_sizes_that_an_h100_can_do(gpu, call):
+    assert resolve_backend('auto', GPU, **call) == 'triton'
+
+
+@pytest.mark.parametrize('groups,name', [(4, 'triton'), (1, 'torch')])
+def test_a_layer_tells_its_size(gpu, groups, name):
+    layer = GroupedSSM(1520, groups, dt_rank=48 // groups)
+    assert layer.resolve_backend(SimpleNamespace(device=GPU, dtype=torch.bfloat16)) == name
+
+
 @pytest.mark.parametrize('facts,call,reason', [
     (dict(capability=(7, 5)), {}, r'capability 7\.5\) is older than the capability 8\.0'),
     (dict(triton='triton is not installed'), {}, 'not installed; run `pip install triton`'),
     (dict(failure='scan, grad of A, is off'), {}, 'self-test .* failed .*: scan, grad of A, is'),
     ({}, dict(d_state=17), 'd_state up to 16, got 17'),
     ({}, dict(dtype=torch.float64), 'no fp64'),
+    ({}, dict(groups=32), 'up to 31 groups, got 32'),
+    ({}, dict(width=1520, dt_rank=48), 'need 896 KB .* of 1520 channels .* 227 KB; more groups'),
+    (dict(shared_memory=99 * 1024), dict(width=380, dt_rank=12), 'need 128 KB .* has 99 KB'),
 ])
 def test_what_the_kernels_cannot_do_falls_back_loudly_or_raises(gpu, caplog, facts, call, reason):
     vars(gpu).update(facts)

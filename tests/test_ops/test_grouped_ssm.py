@@ -121,6 +121,39 @@ def test_extreme_parameters(change):
                 1e-5)
 
 
+def test_large_weights(monkeypatch):
+    """The branches that they take, at a size that the interpreter can do."""
+    from groupmamba_mm.ops.grouped_ssm import launch
+    monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
+    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True)
+    assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
+    check((2, 3), channels=4, d_state=2, conv='causal')
+
+
+def test_channels_that_do_not_lie_side_by_side():
+    """As PyTorch's own depthwise convolution leaves them on a GPU."""
+    tensors = make_inputs(2, (3, 4), 6, gated=False)
+    tensors['xz'] = tensors['xz'].transpose(1, 2).contiguous().transpose(1, 2)
+    options = dict(grid=(3, 4), directions=DIRECTIONS, gated=False)
+    leaf = tensors['xz'].clone(memory_format=torch.preserve_format)
+    assert leaf.stride(-1) != 1
+    y = grouped_ssm(**{**tensors, 'xz': leaf.requires_grad_()}, backend='triton', **options)
+    y.square().sum().backward()
+    truth = {name: t.double() for name, t in tensors.items()}
+    expected = grouped_ssm(**{**truth, 'xz': truth['xz'].requires_grad_()}, backend='torch',
+                           **options)
+    expected.square().sum().backward()
+    assert_near({'y': y.detach(), 'xz': leaf.grad},
+                {'y': expected.detach(), 'xz': truth['xz'].grad}, 1e-5)
+
+
+def test_empty_batch():
+    tensors = make_inputs(0, (3, 4), 6, stored=8, conv='grid')
+    results = run(tensors, 'triton', grid=(3, 4), directions=DIRECTIONS)
+    assert results['y'].shape == (0, 12, 32)
+    assert not any(t.any() for t in results.values())
+
+
 def test_same_bits_twice():
     tensors = make_inputs(2, (3, 4), 6, stored=8, conv='grid')
     options = dict(grid=(3, 4), directions=DIRECTIONS)

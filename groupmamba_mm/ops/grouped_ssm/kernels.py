@@ -20,13 +20,15 @@ from ..kernel_functions import log1p_of_fraction, scan_position
 
 @triton.jit
 def _dot(a, b, KIND: tl.constexpr):
-    """The product of two tiles: KIND 0 in bf16, 1 in TF32, 2 in fp32 proper."""
+    """The product of two tiles: KIND 0 in bf16, 1 in TF32, 2 in fp32 proper, 3 in three of TF32."""
     if KIND == 0:
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
     elif KIND == 1:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='tf32')
-    else:
+    elif KIND == 2:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='ieee')
+    else:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision='tf32x3')
 
 
 @triton.jit
@@ -61,13 +63,18 @@ def _column(tile, index, wanted):
 
 @triton.jit
 def _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN: tl.constexpr, R: tl.constexpr,
-                  P: tl.constexpr):
-    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows."""
+                  P: tl.constexpr, STAYS: tl.constexpr):
+    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows.
+
+    With STAYS the compiler does not move the loads, not even out of a loop without a store.
+    """
     is_channel = oc < D_IN
     to_low = tl.load(x_proj_ptr + g * P * D_IN + op[None, :] * D_IN + oc[:, None],
-                     mask=is_channel[:, None] & (op[None, :] < P), other=0.).to(tl.float32)
+                     mask=is_channel[:, None] & (op[None, :] < P), other=0.,
+                     volatile=STAYS).to(tl.float32)
     to_dt = tl.load(dt_proj_ptr + g * D_IN * R + oc[None, :] * R + op[:, None],
-                    mask=is_channel[None, :] & (op[:, None] < R), other=0.).to(tl.float32)
+                    mask=is_channel[None, :] & (op[:, None] < R), other=0.,
+                    volatile=STAYS).to(tl.float32)
     return to_low, to_dt
 
 
@@ -102,15 +109,16 @@ def scan_forward_kernel(
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, SAVE_STATES: tl.constexpr,
-        ENDS_ONLY: tl.constexpr, DOT: tl.constexpr):
+        ENDS_ONLY: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
-    FINE_DOT: tl.constexpr = 2 if DOT == 2 else 1
+    FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
-    to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+    if not RELOAD:
+        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -139,6 +147,8 @@ def scan_forward_kernel(
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
         in_group = g * DP + oc[None, :]
+        if RELOAD:  # in shared memory for one product at a time, not all the while
+            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
@@ -182,7 +192,7 @@ def scan_backward_kernel(
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
-        DOT: tl.constexpr):
+        DOT: tl.constexpr, RELOAD: tl.constexpr):
     """The gradients of one segment, its chunks from the last to the first.
 
     The states are computed again from those that the forward pass kept at the chunks' starts. The
@@ -191,13 +201,14 @@ def scan_backward_kernel(
     left if nothing enters on its right.
     """
     P: tl.constexpr = R + 2 * N
-    FINE_DOT: tl.constexpr = 2 if DOT == 2 else 1
+    FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
-    to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P)
+    if not RELOAD:
+        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -233,6 +244,8 @@ def scan_backward_kernel(
         valid = is_token[:, None] & is_stored[None, :]
         real = is_token[:, None] & is_channel[None, :]
         in_group = g * DP + oc[None, :]
+        if RELOAD:  # in shared memory for one product at a time, not all the while
+            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         grad_y = tl.load(grad_y_ptr + b * grad_y_batch + position[:, None] * grad_y_token

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
 from . import kernels
 
-DOT_BF16, DOT_TF32, DOT_IEEE = range(3)
+DOT_BF16, DOT_TF32, DOT_IEEE, DOT_TF32X3 = range(4)
 INTERPRETED = triton.knobs.runtime.interpret
 #: Shortest side of a product of tiles on a GPU. The interpreter has no such limit, and takes its
 #: time for every element.
@@ -19,6 +19,9 @@ SHORTEST_SIDE = 4 if INTERPRETED else 16
 ENOUGH_PROGRAMS = 512
 #: Tokens that a segment has at least.
 SHORTEST_SEGMENT = 256
+
+#: From so many weights of a projection on, padded, shared memory is scarce.
+LARGE_WEIGHTS = 4096
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -92,7 +95,7 @@ class Scan:
     def segments(self, batch: int, training: bool) -> Tuple[int, int]:
         """Chunks of a segment, and number of segments."""
         chunks, chunk = self.chunks(training), self.tile(training)[0]
-        programs = batch * self.groups
+        programs = max(1, batch * self.groups)  # an empty batch has none
         wanted = 1 if programs >= ENOUGH_PROGRAMS else triton.cdiv(2 * ENOUGH_PROGRAMS, programs)
         most = max(1, chunks * chunk // SHORTEST_SEGMENT)
         chunks_of_segment = triton.cdiv(chunks, min(wanted, most))
@@ -100,14 +103,15 @@ class Scan:
 
     def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
+        columns = max(SHORTEST_SIDE, triton.next_power_of_2(self.dt_rank + 2 * self.d_state))
+        is_large = self.block * columns >= LARGE_WEIGHTS
+        # other products than these and bf16's take the weights' shared memory two or four times
+        dot = DOT_TF32X3 if is_large and _DOT[dtype] != DOT_BF16 else _DOT[dtype]
         return dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
-            BD=self.block,
-            BP=max(SHORTEST_SIDE,
-                   triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
-            BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps,
-            # loading ahead takes shared memory, which wide rows would run out of
-            num_stages=3 if self.block * dtype.itemsize <= 512 else 1)
+            BD=self.block, BP=columns, BN=triton.next_power_of_2(self.d_state), CHUNK=chunk,
+            DOT=dot, RELOAD=is_large, num_warps=warps,
+            num_stages=1 if is_large else 3)  # loading ahead takes shared memory
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,

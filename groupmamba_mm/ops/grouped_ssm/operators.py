@@ -16,6 +16,9 @@ def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, columns: int, reverses: in
 
 
 def _split(xz: Tensor, gated: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """x and z, channels side by side: tokens from PyTorch's convolutions may lie otherwise."""
+    if xz.stride(-1) != 1:
+        xz = xz.contiguous()
     if not gated:
         return xz, None
     half = xz.shape[-1] // 2
@@ -59,7 +62,7 @@ def grouped_ssm_backward_op(
     from .launch import scan_backward
     scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
     raw, z = _split(xz, gated)
-    grad_xz = torch.empty_like(xz)
+    grad_xz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     grad_raw, grad_z = _split(grad_xz, gated)
     # The convolution's output is computed again: kept, it would be a full map of each layer.
     x = raw if conv_weight is None else _conv(scan, raw, conv_weight, conv_bias)
@@ -82,8 +85,8 @@ def _(grad_y, states, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_
     fp32 = dict(dtype=torch.float32)
     rows = xz.new_empty(scan.groups, scan.row, **fp32)
     if conv_weight is None:
-        return torch.empty_like(xz), rows, xz.new_empty(0, **fp32), xz.new_empty(0, **fp32)
-    return (torch.empty_like(xz), rows, xz.new_empty(conv_weight.shape, **fp32),
+        return xz.new_empty(xz.shape), rows, xz.new_empty(0, **fp32), xz.new_empty(0, **fp32)
+    return (xz.new_empty(xz.shape), rows, xz.new_empty(conv_weight.shape, **fp32),
             xz.new_empty(conv_bias.shape, **fp32))
 
 
