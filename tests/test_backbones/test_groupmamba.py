@@ -269,7 +269,6 @@ def test_compile_mode_compiles_the_call_and_nothing_else(monkeypatch, small_arch
     (dict(directions=('diagonal', )), "unknown scan direction 'diagonal'"),
     (dict(num_groups=2, directions=('left-right', ) * 4), '4 directions cannot be shared out'),
     (dict(scan_backend='cuda'), "unknown scan backend 'cuda'"),
-    (dict(compile_mode='fast'), "compile_mode must be one of .*'reduce-overhead'.*got 'fast'"),
     (dict(out_indices=(0, 4)), r'out_indices must be .* got \(0, 4\)'),
     (dict(out_indices=()), 'out_indices must be'),
     (dict(frozen_stages=5), 'frozen_stages must be -1 .* got 5'),
@@ -286,20 +285,3 @@ def test_bad_options_are_named(options, message):
 def test_wrong_input_rank_or_channels(small_arch, shape):
     with pytest.raises(ValueError, match=r'images of shape \(B, 3, H, W\), got'):
         GroupMamba(small_arch)(torch.zeros(shape))
-
-
-def test_compile_mode_compiles_the_whole_backbone_and_copies_stay_plain(monkeypatch):
-    calls = []
-
-    def record(function, **options):
-        return lambda *args: calls.append(options) or function(*args)
-
-    monkeypatch.setattr(torch, 'compile', record)
-    model = GroupMamba(SMALL['official'], compile_mode='reduce-overhead').eval()
-    plain = GroupMamba(SMALL['official']).eval()
-    plain.load_state_dict(model.state_dict())  # the same names
-    image = torch.randn(1, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(model(image), plain(image))
-        assert calls == [dict(mode='reduce-overhead', dynamic=False)]
-        torch.testing.assert_close(copy.deepcopy(model)(image), plain(image))  # as for EMA
