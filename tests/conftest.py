@@ -113,3 +113,15 @@ class RunsCode:
 
     def __reduce__(self):
         return os.system, (f'touch {self.marker}', )
+
+
+@pytest.fixture
+def no_tf32():
+    """fp32 proper in products and convolutions, which is a setting on a GPU."""
+    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [module.allow_tf32 for module in settings]
+    for module in settings:
+        module.allow_tf32 = False
+    yield
+    for module, value in zip(settings, before):
+        module.allow_tf32 = value

@@ -11,6 +11,8 @@ FIXTURE_ARCH = dict(family='official', stem_channels=16, embed_dims=(32, 48, 68,
                     depths=(1, 1, 2, 1), ffn_ratios=(8, 8, 4, 4))
 TOLERANCE = 1e-4
 
+pytestmark = pytest.mark.usefixtures('no_tf32')
+
 
 def official_state(backbone, num_classes=10, seed=0):
     """A state dict in the released names that fits ``backbone``, from the shapes the release has.
@@ -117,18 +119,6 @@ on_devices = pytest.mark.parametrize('device, backend, tolerance', [
         pytest.mark.gpu,
         pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]),
 ])
-
-
-@pytest.fixture(autouse=True)
-def no_tf32():
-    """fp32 proper in products and convolutions, which is a setting on a GPU."""
-    settings = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [module.allow_tf32 for module in settings]
-    for module in settings:
-        module.allow_tf32 = False
-    yield
-    for module, value in zip(settings, before):
-        module.allow_tf32 = value
 
 
 @on_devices

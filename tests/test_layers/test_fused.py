@@ -10,8 +10,9 @@ from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import BackendError
 from groupmamba_mm.layers import fused
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                reason='Triton is not installed')
+pytestmark = [pytest.mark.usefixtures('no_tf32'),
+              pytest.mark.skipif(importlib.util.find_spec('triton') is None,
+                                 reason='Triton is not installed')]
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 gpu = [pytest.mark.gpu,
@@ -53,7 +54,6 @@ def gradients(model, image, precision=None):
 
 
 def compare(model, image, tolerance, precision=None, without=()):
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     truth = gradients(with_backend(model, 'torch'), image)
     results = gradients(with_backend(model, 'triton'), image, precision)
     assert all(truth.pop(name) is None and results[name] is None for name in without)

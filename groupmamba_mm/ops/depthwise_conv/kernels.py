@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from groupmamba_mm.ops.selective_scan import check_directions
+from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
 
 ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -630,11 +630,7 @@ def _direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
     directions = check_directions(directions)
     if len(directions) > 31:
         raise ValueError(f'depthwise_conv: at most 31 groups, got {len(directions)} directions')
-    column_major = sum(1 << g for g, name in enumerate(directions)
-                       if name in ('top-bottom', 'bottom-top'))
-    backwards = sum(1 << g for g, name in enumerate(directions)
-                    if name in ('right-left', 'bottom-top'))
-    return column_major, backwards
+    return direction_bits(directions)
 
 
 def _split(kernel: str, x: Tensor, grid: Tuple[int, int], groups: int, count: int):

@@ -4,7 +4,7 @@ from typing import Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..selective_scan.directions import COLUMN_MAJOR, REVERSED, check_directions
+from ..selective_scan.directions import check_directions, direction_bits
 from .operators import grouped_ssm_op
 from .reference import grouped_ssm_torch
 
@@ -100,7 +100,6 @@ def grouped_ssm(xz: Tensor,
               conv_weight, conv_bias)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (xz, *params))
-    columns = sum(1 << g for g, name in enumerate(directions) if name in COLUMN_MAJOR)
-    reverses = sum(1 << g for g, name in enumerate(directions) if name in REVERSED)
-    y, _ = grouped_ssm_op(xz, *params, columns, reverses, height, width, gated, eps, needs_grad)
+    y, _ = grouped_ssm_op(xz, *params, *direction_bits(directions), height, width, gated, eps,
+                          needs_grad)
     return y

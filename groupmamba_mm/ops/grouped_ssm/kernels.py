@@ -93,11 +93,11 @@ def _matrix_A(A_log_ptr, g, oc, on, D_IN: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _states_of_chunk(n, dt, dt_x, low, A, h, op, on, FIRST: tl.constexpr):
-    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start."""
+    """State n of each token, (CHUNK, BD), from h at the chunk's start."""
     decay = tl.exp(dt * _row(A, on, n)[None, :])
     update = dt_x * _column(low, op, FIRST + n)[:, None]
     prefix, state = tl.associative_scan((decay, update), 0, _combine)
-    return decay, update, state + prefix * _row(h, on, n)[None, :]
+    return state + prefix * _row(h, on, n)[None, :]
 
 
 @triton.jit
@@ -161,7 +161,7 @@ def scan_forward_kernel(
         else:
             y = skip[None, :] * x
         for n in range(N):  # not unrolled: 16 states would take minutes to compile
-            _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
+            state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
             if not ENDS_ONLY:
                 y += state * _column(low, op, R + N + n)[:, None]
@@ -264,7 +264,7 @@ def scan_backward_kernel(
         if NEEDS_Y:
             y = skip[None, :] * x
             for n in range(N):
-                _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
+                state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
                 y += state * _column(low, op, R + N + n)[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
@@ -297,14 +297,14 @@ def scan_backward_kernel(
             A_n = _row(A, on, n)[None, :]
             B_n, C_n = _column(low, op, R + n)[:, None], _column(low, op, R + N + n)[:, None]
             decay, update = tl.exp(dt * A_n), dt_x * B_n
-            passed, grad_h = decay * 0. + 1., grad_y * C_n
+            passed, grad_h = tl.full([CHUNK, BD], 1., tl.float32), grad_y * C_n
             _, passed, grad_h = tl.associative_scan((decay, passed, grad_h), 0, _combine_backward,
                                                     reverse=True)
             grad_h += passed * _row(q, on, n)[None, :]
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
             if not ENDS_ONLY:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
+                    state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
                 grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :], 0.)

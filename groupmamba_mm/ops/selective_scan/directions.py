@@ -13,6 +13,12 @@ COLUMN_MAJOR = ('top-bottom', 'bottom-top')
 REVERSED = ('right-left', 'bottom-top')
 
 
+def direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
+    """What kernels take: bit g says of group g whether it runs by columns, and from the end."""
+    return tuple(sum(1 << g for g, name in enumerate(directions) if name in names)
+                 for names in (COLUMN_MAJOR, REVERSED))
+
+
 def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
     """Validate direction names.
 
