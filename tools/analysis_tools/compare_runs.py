@@ -89,7 +89,7 @@ def unit_of(records: List[Dict[str, float]], key: str) -> str:
     """What a run counted the steps of a value in: 'epoch' or 'iteration'.
 
     mmengine counts validations as the training loop goes, in epochs or in iterations, and says
-    neither in their records. Those of training have the iteration, and the epoch where there is one.
+    neither in their records. Those of training have the iteration, and the epoch if there is one.
 
     Args:
         records: What :func:`read_run` returned.
