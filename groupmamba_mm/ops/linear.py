@@ -21,11 +21,11 @@ def linear_gradients(grad_y: Tensor, x: Tensor,
         x: (B, L, I).
         wants_bias: Whether the bias needs one.
     """
-    from .column_sums import column_sums
+    from .sums import column_sums
     grad_y = grad_y.flatten(0, 1)
     with torch.autocast(x.device.type, enabled=False):
         grad_weight = grad_y.t() @ x.flatten(0, 1)
-    return grad_weight, column_sums(grad_y).to(grad_y.dtype) if wants_bias else None
+    return grad_weight, column_sums(grad_y, grad_y.dtype) if wants_bias else None
 
 
 def linear_input_gradient(grad_y: Tensor, weight: Tensor) -> Tensor:

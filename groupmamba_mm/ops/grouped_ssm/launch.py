@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
+from ..sums import sum_parts
 from . import kernels
 
 DOT_BF16, DOT_TF32, DOT_IEEE, DOT_TF32X3 = range(4)
@@ -192,7 +193,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, states: Tensor, x: Tensor, z: Opti
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
-    return partial.sum(0)
+    return sum_parts(partial)
 
 
 def _segment_buffers(scan: Scan, batch: int, segments: int,

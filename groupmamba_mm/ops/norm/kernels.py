@@ -2,8 +2,8 @@
 
 A LayerNorm program owns one image, one group of channels and a run of tiles of TOKENS x BLOCK
 values; the group's WIDTH channels are padded to the power of two BLOCK. A backward program sums
-its share of the parameters' gradients and writes it as one row of partial sums, which a torch sum
-reduces in a fixed order: no atomics, so gradients are bitwise repeatable.
+its share of the parameters' gradients and writes it as one row of partial sums, which are added
+up in a fixed order: no atomics, so gradients are bitwise repeatable.
 
 Statistics and arithmetic are fp32. Backward kernels load the row anyway, so they compute its
 statistics again instead of loading them.
@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..sums import sum_parts
 
 
 class Plan(NamedTuple):
@@ -272,7 +274,7 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
             GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width, BRANCH_ROW=branch_width,
             CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of, TOKENS=plan.tokens,
             BLOCK=plan.block, num_warps=plan.warps)
-    return grad_x, grad_branch, partial.sum(0)
+    return grad_x, grad_branch, sum_parts(partial)
 
 
 # --- LayerNorm of (y + residual) * multiplier * scale ---------------------------------------------
@@ -404,7 +406,7 @@ def scaled_norm_backward(y: Tensor, residual: Optional[Tensor], multiplier: Opti
             GRAD_NORMED_ROW=grad_normed_row, GRAD_Y_ROW=grad_rows[0],
             GRAD_RESIDUAL_ROW=grad_rows[1], GRAD_MULTIPLIER_ROW=grad_rows[2], CHANNELS=channels,
             TOKENS=plan.tokens, BLOCK=plan.block, num_warps=plan.warps)
-    return (*grads, _sum_chunks(partial_scale), partial.sum(0))
+    return (*grads, _sum_chunks(partial_scale), sum_parts(partial))
 
 
 # --- channel affinity -----------------------------------------------------------------------------
@@ -546,4 +548,4 @@ def _dense(tensor: Optional[Tensor]) -> Optional[Tensor]:
 
 def _sum_chunks(parts: Tensor) -> Tensor:
     """(B, chunks, X) to (B, X)."""
-    return parts.squeeze(1) if parts.shape[1] == 1 else parts.sum(1)
+    return parts.squeeze(1) if parts.shape[1] == 1 else sum_parts(parts, 1)
