@@ -70,7 +70,7 @@ class Scan:
         return max(SHORTEST_SIDE, triton.next_power_of_2(self.stored))
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
-        """Tokens of a chunk and warps of a program, as measured on an H100 (docs/speed.md).
+        """Tokens of a chunk and warps of a program, for an H100 (docs/speed.md).
 
         The chunk is the same in both passes of a training step: the backward pass takes up the
         states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
@@ -80,6 +80,8 @@ class Scan:
             return SHORTEST_SIDE, 1
         if self.block <= 16:
             return (32, 2) if training else (64, 2)
+        if self.block <= 32:
+            return 16, 2
         if self.block <= 64:
             return (32, 2) if training else (16, 1)
         if self.block <= 128:
@@ -106,8 +108,8 @@ class Scan:
             BP=max(SHORTEST_SIDE,
                    triton.next_power_of_2(self.dt_rank + 2 * self.d_state)),
             BN=triton.next_power_of_2(self.d_state), CHUNK=chunk, DOT=_DOT[dtype], num_warps=warps,
-            # loading ahead takes shared memory, which wide rows would run out of
-            num_stages=3 if self.block * dtype.itemsize <= 512 else 1)
+            # the next chunk is loaded ahead; it takes shared memory that wide rows would run out of
+            STAGES=2 if self.block * dtype.itemsize <= 512 else 1)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
