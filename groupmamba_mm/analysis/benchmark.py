@@ -10,11 +10,13 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 import torch
 from torch import Tensor, nn
 
+from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
+
 #: What autocast computes in, by the names of the precisions. Without autocast: fp32, of which
 #: 'tf32' lets the GPU's matrix units drop bits.
 AUTOCAST = {'fp32': None, 'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 MEASURES = ('inference', 'latency', 'training')
-COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
+COMPILE_MODES = ('default', *CUDA_GRAPH_MODES)
 CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels-last'
 EAGER, CUDA_GRAPH = 'eager', 'cuda-graph'
 
@@ -68,7 +70,7 @@ class Setting:
     @property
     def replays_graphs(self) -> bool:
         """Whether CUDA graphs hold the activations' memory."""
-        return self.mode == CUDA_GRAPH or self.compile_mode in COMPILE_MODES[1:]
+        return self.mode == CUDA_GRAPH or self.compile_mode in CUDA_GRAPH_MODES
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from .archs import FAMILIES, resolve_arch
 #: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
 MIN_PRETRAINED_SHARE = 0.9
 
+#: Modes of ``torch.compile`` that replay CUDA graphs.
+CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 #: What ``compile_mode`` may be.
-COMPILE_MODES = (None, 'default', 'reduce-overhead', 'max-autotune')
+COMPILE_MODES = (None, 'default', *CUDA_GRAPH_MODES)
 
 
 @MODELS.register_module()
@@ -55,7 +57,7 @@ class GroupMamba(BaseModule):
             :func:`groupmamba_mm.ops.explain_backend`.
         compile_mode: None, or a mode of ``torch.compile`` for the whole backbone: ``'default'``,
             ``'reduce-overhead'`` (CUDA graphs: the fastest, for images of one size, as each size is
-            compiled by itself) or ``'max-autotune'``.
+            compiled by itself, and with no ``accumulative_counts``) or ``'max-autotune'``.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -129,6 +131,7 @@ class GroupMamba(BaseModule):
             self.out_norms = nn.ModuleDict(
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
         self._freeze()
+        self.compile_mode = compile_mode
         if compile_mode is not None:
             self.compile(mode=compile_mode, dynamic=False)
 

@@ -19,11 +19,12 @@ from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
+from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
 from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, load_all_safely,
                                       load_checkpoint_file, load_matched, match_state_dict,
                                       state_dict_of)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
-from groupmamba_mm.errors import LaunchError
+from groupmamba_mm.errors import ConfigError, LaunchError
 from .loops import AMP_ARGUMENTS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
@@ -235,10 +236,35 @@ class CheckedRunner(Runner):
 
         Returns:
             OptimWrapper: The optimizer with its wrapper.
+
+        Raises:
+            ConfigError: If gradients are to be added up over steps of a backbone that is compiled
+                to CUDA graphs: each replay writes its gradients over those of the one before.
         """
+        if isinstance(optim_wrapper, dict):
+            require_gradients_that_last(self.model, optim_wrapper)
         if get_device() == 'cpu' and isinstance(optim_wrapper, dict):
             optim_wrapper = without_amp(optim_wrapper, self.logger)
         return super().build_optim_wrapper(optim_wrapper)
+
+
+def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:
+    """Refuse to add up gradients over steps that replay CUDA graphs.
+
+    Args:
+        model (nn.Module): What trains.
+        optim_wrapper (dict): Config of an optimizer wrapper.
+
+    Raises:
+        ConfigError: If both are asked for.
+    """
+    count = optim_wrapper.get('accumulative_counts', 1)
+    modes = {getattr(module, 'compile_mode', None) for module in model.modules()}
+    for mode in modes & set(CUDA_GRAPH_MODES) if count > 1 else ():
+        raise ConfigError(
+            f'compile_mode={mode!r} with optim_wrapper.accumulative_counts={count}: CUDA graphs '
+            "write each step's gradients over those of the step before; take "
+            "compile_mode='default'")
 
 
 def require_same_groups(checkpoint: dict, optim_wrapper: Union[OptimWrapper, Dict],

@@ -15,7 +15,7 @@ from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
 from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
                                          require_enough_gpus, without_amp)
-from groupmamba_mm.errors import LaunchError
+from groupmamba_mm.errors import ConfigError, LaunchError
 
 
 class Backbone(nn.Linear):
@@ -188,6 +188,21 @@ def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     assert type(wrapper).__name__ == 'OptimWrapper' and wrapper.clip_grad_kwargs
     assert log_of(runner).count('No GPU: training in fp32') == 1
+
+
+@pytest.mark.parametrize('mode, count, refused', [
+    ('reduce-overhead', 2, True), ('max-autotune', 4, True), ('reduce-overhead', 1, False),
+    ('default', 2, False), (None, 2, False)])
+def test_gradients_are_not_added_up_over_cuda_graphs(tmp_path, mode, count, refused):
+    runner = build(tmp_path, optim_wrapper=dict(accumulative_counts=count,
+                                                optimizer=dict(type='AdamW', lr=0.1)))
+    runner.model.head.compile_mode = mode
+    if refused:
+        with pytest.raises(ConfigError, match=f"compile_mode='{mode}' .*accumulative_counts={count}"
+                           ".* take compile_mode='default'"):
+            runner.build_optim_wrapper(runner.optim_wrapper)
+    else:
+        assert runner.build_optim_wrapper(runner.optim_wrapper) is not None
 
 
 def test_another_optimizer_wrapper_is_left_alone():

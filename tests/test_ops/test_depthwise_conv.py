@@ -222,8 +222,8 @@ def test_errors_name_the_argument(kernels, change, message):
 
 
 @needs_triton
-def test_errors_of_gradients_and_scans(kernels):
-    x, weight, bias = torch.zeros(1, 6, 4), torch.zeros(4, 9), torch.zeros(4)
+def test_errors_of_gradients_and_scans(kernels, device):
+    x, weight, bias = (torch.zeros(*shape, device=device) for shape in ((1, 6, 4), (4, 9), (4, )))
     with pytest.raises(ValueError, match='dy must be'):
         kernels.grid_conv_backward(x, x.half(), weight, bias, (2, 3), 'gelu')
     with pytest.raises(ValueError, match='last stride'):

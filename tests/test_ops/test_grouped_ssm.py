@@ -65,14 +65,14 @@ def run(tensors, backend, dtype=None, **options):
     return {'y': y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
 
 
-def assert_near(results, truth, tolerance):
+def assert_near(results, truth, tolerance, floor=1e-6):
+    """Relative errors within the tolerance. The gradient of A_log vanishes for one token and for
+    large dt, as a difference of numbers of size one for each token: the floor is for that."""
     for name, expected in truth.items():
         got = results[name].double()
         scale = expected.norm().item()
         error = (got - expected).norm().item()
-        # the gradient of A_log vanishes for one token and for large dt: a difference of numbers of
-        # size one
-        assert error <= tolerance * scale + 1e-6, f'{name}: {error / max(scale, 1e-30):.1e}'
+        assert error <= tolerance * scale + floor, f'{name}: {error / max(scale, 1e-30):.1e}'
 
 
 def check(grid, directions=DIRECTIONS, **options):
@@ -117,8 +117,9 @@ def test_extreme_parameters(change):
     else:
         tensors['dt_proj_bias'] += 30 if change == 'large dt' else -9
     options = dict(grid=(4, 9), directions=('top-bottom', ))
+    # 144 numbers of size one are added, each rounded at 6e-8
     assert_near(run(tensors, 'triton', **options), run(tensors, 'torch', torch.float64, **options),
-                1e-5)
+                1e-5, floor=1e-5)
 
 
 def test_large_weights(monkeypatch):

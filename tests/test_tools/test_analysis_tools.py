@@ -349,7 +349,8 @@ class TestCompareRuns:
     @staticmethod
     def write(folder, losses, accuracy):
         """Logs as mmengine writes them; the last loss comes from a resumed run's second log."""
-        records = [dict(loss=loss, step=25 * i) for i, loss in enumerate(losses, 1)]
+        records = [dict(loss=loss, epoch=1, iter=25 * i, step=25 * i)
+                   for i, loss in enumerate(losses, 1)]
         for name, part in (('1', records[:-1] + [dict(loss=99., step=25 * len(losses))]),
                            ('2', records[-1:] + [{'accuracy/top1': accuracy, 'step': 2}])):
             log = folder / name / 'vis_data' / 'scalars.json'
@@ -374,12 +375,22 @@ class TestCompareRuns:
         assert (steps, means) == ([1, 2], [3., 7.])
         assert deviations == [pytest.approx(7**.5), pytest.approx(2.)]
 
+    @pytest.mark.parametrize('key, record, unit', [
+        ('loss', dict(iter=10, step=10), 'iteration'),
+        ('loss', dict(iter=10, epoch=1, step=10), 'iteration'),
+        ('mIoU', dict(iter=10, step=10), 'iteration'),
+        ('accuracy/top1', dict(iter=10, epoch=1, step=10), 'epoch'),
+    ])
+    def test_units_of_the_steps(self, key, record, unit):
+        records = [dict(loss=1., **record), {'mIoU': 2., 'accuracy/top1': 3., 'step': 10}]
+        assert load_tool(COMPARE).unit_of(records, key) == unit
+
     def test_what_is_missing_is_told(self, tmp_path):
         tool, run = load_tool(COMPARE), self.write(tmp_path / 'a', (2., 1.), 90.)
         out = str(tmp_path / 'curves.png')
         with pytest.raises(DataError, match=r'nowhere has no log .*scalars\.json'):
             tool.main(['--group', 'a', str(tmp_path / 'nowhere'), '--out', out])
-        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, loss"):
+        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, epoch"):
             tool.main(['--group', 'a', run, '--keys', 'lr', '--out', out])
         with pytest.raises(SystemExit):
             tool.main(['--group', 'a', '--out', out])

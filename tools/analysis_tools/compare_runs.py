@@ -85,6 +85,23 @@ def curve_of(records: List[Dict[str, float]], key: str, work_dir: str) -> Curve:
     return curve
 
 
+def unit_of(records: List[Dict[str, float]], key: str) -> str:
+    """What a run counted the steps of a value in: 'epoch' or 'iteration'.
+
+    mmengine counts validations as the training loop goes, in epochs or in iterations, and says
+    neither in their records. Those of training have the iteration, and the epoch if there is one.
+
+    Args:
+        records: What :func:`read_run` returned.
+        key: The value's name.
+
+    Returns:
+        The unit.
+    """
+    is_validation = not any('iter' in record for record in records if key in record)
+    return 'epoch' if is_validation and any('epoch' in r for r in records) else 'iteration'
+
+
 def mean_and_deviation(curves: List[Curve]) -> Tuple[List[int], List[float], List[float]]:
     """Average runs step by step.
 
@@ -100,25 +117,25 @@ def mean_and_deviation(curves: List[Curve]) -> Tuple[List[int], List[float], Lis
     return steps, [statistics.fmean(column) for column in columns], deviations
 
 
-def draw(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str], out: str) -> None:
+def draw(groups: Dict[str, Dict[str, List[Curve]]], units: Dict[str, str], out: str) -> None:
     """Draw a panel for each key, with a curve and a shaded deviation for each group.
 
     Args:
         groups: The runs' curves by group and key.
-        keys: The keys in the order of the panels.
+        units: The keys in the order of the panels, with what their steps are counted in.
         out: The picture.
     """
-    figure, panels = plt.subplots(1, len(keys), figsize=(5 * len(keys), 3.6), squeeze=False)
-    for panel, key in zip(panels[0], keys):
+    figure, panels = plt.subplots(1, len(units), figsize=(5 * len(units), 3.6), squeeze=False)
+    for panel, (key, unit) in zip(panels[0], units.items()):
         for name, curves in groups.items():
             steps, means, deviations = mean_and_deviation(curves[key])
+            count = f' ({len(curves[key])} runs)' if len(curves[key]) > 1 else ''
             line, = panel.plot(steps, means, marker='.' if len(steps) < 12 else None,
-                               label=f'{name} ({len(curves[key])} runs)')
+                               label=name + count)
             panel.fill_between(steps, [m - d for m, d in zip(means, deviations)],
                                [m + d for m, d in zip(means, deviations)],
                                color=line.get_color(), alpha=0.25, linewidth=0)
-        # mmengine counts the steps of training by iterations and those of validation by epochs
-        panel.set_xlabel('epoch' if '/' in key else 'iteration')
+        panel.set_xlabel(unit)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(key)
         panel.grid(alpha=0.3)
@@ -159,12 +176,13 @@ def main(argv: Optional[List[str]] = None) -> None:
         argv: The arguments, None for the process's own.
     """
     args = parse_args(argv)
-    groups = {}
+    groups, units = {}, {}
     for name, *work_dirs in args.groups:
         runs = {work_dir: read_run(work_dir) for work_dir in work_dirs}
+        units = {key: unit_of(runs[work_dirs[0]], key) for key in args.keys}
         groups[name] = {key: [curve_of(records, key, work_dir)
                               for work_dir, records in runs.items()] for key in args.keys}
-    draw(groups, args.keys, args.out)
+    draw(groups, units, args.out)
     print(make_table(groups, args.keys))
     print(f'Wrote {args.out}')
 
