@@ -78,7 +78,7 @@ def _column(tile, index, n, FIRST: tl.constexpr, FEW: tl.constexpr):
 
 @triton.jit
 def _step_size(x_tile, x, to_low, to_dt, dt_bias, R: tl.constexpr, P: tl.constexpr,
-               FEW: tl.constexpr, DOT: tl.constexpr):
+               FEW: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """The low rank, B and C of each token, and its step sizes before softplus."""
     if FEW:
         low = _row_sums(x, to_low, P)
@@ -87,7 +87,13 @@ def _step_size(x_tile, x, to_low, to_dt, dt_bias, R: tl.constexpr, P: tl.constex
             dt_raw += low[k][:, None] * to_dt[k][None, :]
     else:
         FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
-        low = _dot(x_tile, to_low, DOT)  # in fp32; bf16 is too coarse for what dt is made of
+        if DOT == 0 and not RELOAD:  # bf16 tokens and fp32 weights, in two parts of bf16
+            coarse = to_low.to(tl.bfloat16)
+            rest = (to_low - coarse.to(tl.float32)).to(tl.bfloat16)
+            low = tl.dot(x_tile, coarse, tl.dot(x_tile, rest))
+        else:
+            low = _dot(x_tile, to_low, DOT)
+        # low is fp32: bf16 is too coarse for what dt is made of
         dt_raw = _dot(low, to_dt, FINE_DOT) + dt_bias[None, :]
     return low, dt_raw
 
@@ -237,7 +243,7 @@ def scan_forward_kernel(
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
-        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT)
+        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
         dt = _softplus(dt_raw)
         dt = tl.where(is_token[:, None] & is_channel[None, :], dt, 0.)
         dt_x = dt * x
@@ -358,7 +364,7 @@ def scan_backward_kernel(
         h = tl.load(states_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
         grad_y = grad_y.to(tl.float32)
         x = x_tile.to(tl.float32)
-        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT)
+        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
         dt, slope = _softplus_and_slope(dt_raw)
         dt = tl.where(real, dt, 0.)
         dt_x = dt * x
