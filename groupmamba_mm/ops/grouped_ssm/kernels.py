@@ -9,6 +9,11 @@ A long sequence at a small batch would leave the GPU idle, so it is cut into seg
 finds what each segment does to a state (how it decays it, and what it adds), a second one combines
 this in a fixed order and walks all segments at once.
 
+FEW stands for narrow groups of one state and a rank of at most 2, as in the first two stages. There
+the products with the projections' few columns are row sums and outer products: tensor cores would
+pad them to 16 columns, and every tile for them takes a trip through shared memory. Small tiles also
+leave registers for sums over the tokens that are reduced only once, at the end.
+
 Names: d channels of a group, dp the same padded for aligned rows, N = ``d_state``, R = ``dt_rank``,
 P = R + 2 N columns of the projection to (dt's low rank, B, C).
 """
@@ -50,15 +55,97 @@ def _softplus(v):
 
 
 @triton.jit
+def _softplus_and_slope(v):
+    """softplus(v) and its derivative sigmoid(v), from one exponential."""
+    e = tl.exp(-tl.abs(v))
+    return tl.maximum(v, 0.) + log1p_of_fraction(e), tl.where(v < 0., e, 1.) / (1. + e)
+
+
+@triton.jit
 def _row(tile, index, wanted):
     """The row of a tile at which ``index`` is ``wanted``."""
     return tl.sum(tl.where(index[:, None] == wanted, tile, 0.), 0)
 
 
 @triton.jit
-def _column(tile, index, wanted):
-    """The column of a tile at which ``index`` is ``wanted``."""
-    return tl.sum(tl.where(index[None, :] == wanted, tile, 0.), 1)
+def _column(tile, index, n, FIRST: tl.constexpr, FEW: tl.constexpr):
+    """The column FIRST + n of a tile, or, if FEW, of a tuple of columns, where n is 0."""
+    if FEW:
+        return tile[FIRST]
+    else:
+        return tl.sum(tl.where(index[None, :] == FIRST + n, tile, 0.), 1)
+
+
+@triton.jit
+def _step_size(x_tile, x, to_low, to_dt, dt_bias, R: tl.constexpr, P: tl.constexpr,
+               FEW: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
+    """The low rank, B and C of each token, and its step sizes before softplus."""
+    if FEW:
+        low = _row_sums(x, to_low, P)
+        dt_raw = tl.broadcast_to(dt_bias[None, :], x.shape)
+        for k in tl.static_range(R):
+            dt_raw += low[k][:, None] * to_dt[k][None, :]
+    else:
+        FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
+        if DOT == 0 and not RELOAD:  # bf16 tokens and fp32 weights, in two parts of bf16
+            coarse = to_low.to(tl.bfloat16)
+            rest = (to_low - coarse.to(tl.float32)).to(tl.bfloat16)
+            low = tl.dot(x_tile, coarse, tl.dot(x_tile, rest))
+        else:
+            low = _dot(x_tile, to_low, DOT)
+        # low is fp32: bf16 is too coarse for what dt is made of
+        dt_raw = _dot(low, to_dt, FINE_DOT) + dt_bias[None, :]
+    return low, dt_raw
+
+
+@triton.jit
+def _over_tokens(tile, FEW: tl.constexpr):
+    """The part of a sum over the tokens that is taken in every chunk: none in small tiles, which
+    are added up as they are, with one sum at the end."""
+    if FEW:
+        return tile
+    else:
+        return tl.sum(tile, 0)[None, :]
+
+
+@triton.jit
+def _zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    tiles = ()
+    for _ in tl.static_range(COUNT):
+        tiles = tiles + (tl.zeros([ROWS, COLUMNS], tl.float32), )
+    return tiles
+
+
+@triton.jit
+def _row_sums(tile, weights, COUNT: tl.constexpr):
+    """The columns of tile @ weights, a tuple."""
+    sums = ()
+    for k in tl.static_range(COUNT):
+        sums = sums + (tl.sum(tile * weights[k][None, :], 1), )
+    return sums
+
+
+@triton.jit
+def _add_products(sums, columns, tile, COUNT: tl.constexpr):
+    """Tuple by tuple: sums + column * tile."""
+    added = ()
+    for k in tl.static_range(COUNT):
+        added = added + (sums[k] + columns[k][:, None] * tile, )
+    return added
+
+
+@triton.jit
+def _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN: tl.constexpr, R: tl.constexpr,
+                  P: tl.constexpr):
+    """The weights of a few columns as tuples of vectors: to the low rank, B and C; to dt."""
+    to_low = ()
+    for k in tl.static_range(P):
+        to_low = to_low + (_vector(x_proj_ptr + k * D_IN, g * P, oc, D_IN), )
+    to_dt = ()
+    for k in tl.static_range(R):
+        weight = tl.load(dt_proj_ptr + (g * D_IN + oc) * R + k, mask=oc < D_IN, other=0.)
+        to_dt = to_dt + (weight.to(tl.float32), )
+    return to_low, to_dt
 
 
 @triton.jit
@@ -92,12 +179,13 @@ def _matrix_A(A_log_ptr, g, oc, on, D_IN: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _states_of_chunk(n, dt, dt_x, low, A, h, op, on, FIRST: tl.constexpr):
-    """State n of each token, (CHUNK, BD), from h at the chunk's start."""
+def _states_of_chunk(n, dt, dt_x, low, A, h, op, on, FIRST: tl.constexpr, FEW: tl.constexpr,
+                     REVERSE: tl.constexpr):
+    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start."""
     decay = tl.exp(dt * _row(A, on, n)[None, :])
-    update = dt_x * _column(low, op, FIRST + n)[:, None]
-    prefix, state = tl.associative_scan((decay, update), 0, _combine)
-    return state + prefix * _row(h, on, n)[None, :]
+    update = dt_x * _column(low, op, n, FIRST, FEW)[:, None]
+    prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
+    return decay, update, state + prefix * _row(h, on, n)[None, :]
 
 
 @triton.jit
@@ -109,15 +197,17 @@ def scan_forward_kernel(
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, SAVE_STATES: tl.constexpr,
-        ENDS_ONLY: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
+        ENDS_ONLY: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
-    FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
+    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
-    if not RELOAD:
+    if FEW:
+        to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
+    elif not RELOAD:
         to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
@@ -138,7 +228,9 @@ def scan_forward_kernel(
             h = tl.exp(A * total[None, :]) * h + end
 
     first = segment * chunks_of_segment
-    for chunk in range(first, tl.minimum(first + chunks_of_segment, chunks)):
+    in_group = g * DP + oc[None, :]
+    behind = tl.minimum(first + chunks_of_segment, chunks)
+    for chunk in tl.range(first, behind, num_stages=STAGES):
         if SAVE_STATES:
             at = (program * chunks + chunk).to(tl.int64)
             tl.store(states_ptr + at * N * D_IN + in_state, h, mask=is_state)
@@ -146,14 +238,13 @@ def scan_forward_kernel(
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
-        in_group = g * DP + oc[None, :]
         if RELOAD:  # in shared memory for one product at a time, not all the while
             to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
-        low = _dot(x_tile, to_low, DOT)  # in fp32; bf16 is too coarse for what dt is made of
-        dt = _softplus(_dot(low, to_dt, FINE_DOT) + dt_bias[None, :])
+        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
+        dt = _softplus(dt_raw)
         dt = tl.where(is_token[:, None] & is_channel[None, :], dt, 0.)
         dt_x = dt * x
         if ENDS_ONLY:
@@ -161,10 +252,10 @@ def scan_forward_kernel(
         else:
             y = skip[None, :] * x
         for n in range(N):  # not unrolled: 16 states would take minutes to compile
-            state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
+            _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, False)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
             if not ENDS_ONLY:
-                y += state * _column(low, op, R + N + n)[:, None]
+                y += state * _column(low, op, n, R + N, FEW)[:, None]
         if not ENDS_ONLY:
             if HAS_NORM:
                 centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
@@ -192,22 +283,29 @@ def scan_backward_kernel(
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
-        DOT: tl.constexpr, RELOAD: tl.constexpr):
+        STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """The gradients of one segment, its chunks from the last to the first.
 
     The states are computed again from those that the forward pass kept at the chunks' starts. The
-    gradient g of the state obeys g_t = C_t dy_t + q_{t+1} with q_t = a_t g_t, a recurrence from the
-    end; q is what is carried to the chunk before. With ENDS_ONLY: what leaves the segment on its
-    left if nothing enters on its right.
+    gradient g of the state obeys g_t = C_t dy_t + a_{t+1} g_{t+1}, a recurrence from the end;
+    q = a g of a chunk's first token is what is carried to the chunk before. With ENDS_ONLY: what
+    leaves the segment on its left if nothing enters on its right.
     """
     P: tl.constexpr = R + 2 * N
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
+    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32
+    KEPT: tl.constexpr = CHUNK if FEW else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
-    oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
+    oc, op, on = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN)
+    # a chunk's tokens lie in its tiles from the last to the first: a reverse scan is the dearer
+    # one, as it moves all its operands across the lanes, and the states' has fewer of them
+    ot = CHUNK - 1 - tl.arange(0, CHUNK)
     is_channel, is_stored = oc < D_IN, oc < DP
-    if not RELOAD:
+    if FEW:
+        to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
+    elif not RELOAD:
         to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
@@ -217,6 +315,14 @@ def scan_backward_kernel(
     column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
+    in_group = g * DP + oc[None, :]
+    if FEW:
+        # at most four channels a thread: with the eight that it could load at once, the vectors of
+        # a group and the sums over lanes would take too many registers
+        in_group = tl.max_contiguous(in_group, [1, 4])
+    x_ptr += b * x_batch
+    grad_y_ptr += b * grad_y_batch
+    z_ptr += b * z_batch
 
     q = tl.zeros([BN, BD], tl.float32)
     if not ENDS_ONLY:
@@ -225,47 +331,52 @@ def scan_backward_kernel(
             total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
             end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
             q = tl.exp(A * total[None, :]) * q + end
-    dt_sum = tl.zeros([BD], tl.float32)
-    grad_to_low = tl.zeros([BD, BP], tl.float32)
-    grad_to_dt = tl.zeros([BP, BD], tl.float32)
-    grad_A = tl.zeros([BN, BD], tl.float32)
-    grad_bias = tl.zeros([BD], tl.float32)
-    grad_skip = tl.zeros([BD], tl.float32)
-    grad_norm_w = tl.zeros([BD], tl.float32)
-    grad_norm_b = tl.zeros([BD], tl.float32)
+    dt_sum = tl.zeros([KEPT, BD], tl.float32)
+    if FEW:
+        grad_to_low, grad_to_dt = _zeros(P, CHUNK, BD), _zeros(R, CHUNK, BD)
+    else:
+        grad_to_low = tl.zeros([BD, BP], tl.float32)
+        grad_to_dt = tl.zeros([BP, BD], tl.float32)
+    grad_A = tl.zeros([CHUNK if FEW else BN, BD], tl.float32)
+    grad_bias = tl.zeros([KEPT, BD], tl.float32)
+    grad_skip = tl.zeros([KEPT, BD], tl.float32)
+    grad_norm_w = tl.zeros([KEPT, BD], tl.float32)
+    grad_norm_b = tl.zeros([KEPT, BD], tl.float32)
 
     first = segment * chunks_of_segment
     behind = tl.minimum(first + chunks_of_segment, chunks)
-    for i in range(0, behind - first):
+    for i in tl.range(0, behind - first, num_stages=STAGES):
         chunk = behind - 1 - i
+        if RELOAD:  # in shared memory for one product at a time, not all the while
+            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
         t = chunk * CHUNK + ot
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
         real = is_token[:, None] & is_channel[None, :]
-        in_group = g * DP + oc[None, :]
-        if RELOAD:  # in shared memory for one product at a time, not all the while
-            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
-        x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
+        x_tile = tl.load(x_ptr + position[:, None] * x_token + in_group, mask=valid, other=0.)
+        grad_y = tl.load(grad_y_ptr + position[:, None] * grad_y_token + in_group, mask=valid,
                          other=0.)
-        grad_y = tl.load(grad_y_ptr + b * grad_y_batch + position[:, None] * grad_y_token
-                         + in_group, mask=valid, other=0.).to(tl.float32)
-        x = x_tile.to(tl.float32)
-        low = _dot(x_tile, to_low, DOT)  # in fp32; bf16 is too coarse for what dt is made of
-        dt_raw = _dot(low, to_dt, FINE_DOT) + dt_bias[None, :]
-        dt = tl.where(real, _softplus(dt_raw), 0.)
-        dt_x = dt * x
+        z_tile = x_tile
+        if HAS_GATE:
+            z_tile = tl.load(z_ptr + position[:, None] * z_token + in_group, mask=valid, other=0.)
         at = (program * chunks + chunk).to(tl.int64)
         h = tl.load(states_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
+        grad_y = grad_y.to(tl.float32)
+        x = x_tile.to(tl.float32)
+        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
+        dt, slope = _softplus_and_slope(dt_raw)
+        dt = tl.where(real, dt, 0.)
+        dt_x = dt * x
 
         if ENDS_ONLY:
-            dt_sum += tl.sum(dt, 0)
+            dt_sum += _over_tokens(dt, FEW)
         state = tl.zeros([CHUNK, BD], tl.float32)
         if NEEDS_Y:
             y = skip[None, :] * x
             for n in range(N):
-                state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
-                y += state * _column(low, op, R + N + n)[:, None]
+                _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, True)
+                y += state * _column(low, op, n, R + N, FEW)[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
             centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
@@ -273,8 +384,7 @@ def scan_backward_kernel(
             normed = centred * inverse_std
             y = normed * norm_w[None, :] + norm_b[None, :]
         if HAS_GATE:
-            z = tl.load(z_ptr + b * z_batch + position[:, None] * z_token + in_group, mask=valid,
-                        other=0.).to(tl.float32)
+            z = z_tile.to(tl.float32)
             sigmoid = tl.sigmoid(z)
             if not ENDS_ONLY:
                 grad_z = grad_y * y * sigmoid * (1. + z * (1. - sigmoid))
@@ -282,8 +392,8 @@ def scan_backward_kernel(
                          + in_group, grad_z.to(grad_z_ptr.dtype.element_ty), mask=valid)
             grad_y = grad_y * z * sigmoid
         if HAS_NORM:
-            grad_norm_w += tl.sum(grad_y * normed, 0)
-            grad_norm_b += tl.sum(grad_y, 0)
+            grad_norm_w += _over_tokens(grad_y * normed, FEW)
+            grad_norm_b += _over_tokens(grad_y, FEW)
             grad_y = grad_y * norm_w[None, :]
             mean = tl.sum(grad_y, 1) / D_IN
             mean_normed = tl.sum(grad_y * normed, 1) / D_IN
@@ -293,55 +403,75 @@ def scan_backward_kernel(
         grad_dt = tl.zeros([CHUNK, BD], tl.float32)
         grad_dt_x = tl.zeros([CHUNK, BD], tl.float32)
         grad_low = tl.zeros([CHUNK, BP], tl.float32)
+        grad_B, grad_C = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
         for n in range(N):
             A_n = _row(A, on, n)[None, :]
-            B_n, C_n = _column(low, op, R + n)[:, None], _column(low, op, R + N + n)[:, None]
+            B_n = _column(low, op, n, R, FEW)[:, None]
+            C_n = _column(low, op, n, R + N, FEW)[:, None]
             decay, update = tl.exp(dt * A_n), dt_x * B_n
-            passed, grad_h = tl.full([CHUNK, BD], 1., tl.float32), grad_y * C_n
-            _, passed, grad_h = tl.associative_scan((decay, passed, grad_h), 0, _combine_backward,
-                                                    reverse=True)
+            passed, grad_h = decay * 0. + 1., grad_y * C_n
+            _, passed, grad_h = tl.associative_scan((decay, passed, grad_h), 0, _combine_backward)
             grad_h += passed * _row(q, on, n)[None, :]
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
             if not ENDS_ONLY:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R)
+                    _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, True)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
-                grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :], 0.)
                 grad_dt_x += grad_h * B_n
                 grad_B, grad_C = tl.sum(grad_h * dt_x, 1), tl.sum(grad_y * state, 1)
-                grad_low += tl.where(op[None, :] == R + n, grad_B[:, None], 0.)
-                grad_low += tl.where(op[None, :] == R + N + n, grad_C[:, None], 0.)
+                if FEW:
+                    grad_A += grad_log_decay * dt
+                else:
+                    grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :],
+                                       0.)
+                    grad_low += tl.where(op[None, :] == R + n, grad_B[:, None], 0.)
+                    grad_low += tl.where(op[None, :] == R + N + n, grad_C[:, None], 0.)
         if not ENDS_ONLY:
-            grad_raw = (grad_dt + grad_dt_x * x) * tl.sigmoid(dt_raw)
-            grad_raw = tl.where(real, grad_raw, 0.)
-            grad_bias += tl.sum(grad_raw, 0)
-            grad_skip += tl.sum(grad_y * x, 0)
-            grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
-            grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
-            grad_to_low += _dot(tl.trans(x_tile), grad_low, DOT)
-            grad_x = (grad_y * skip[None, :] + grad_dt_x * dt
-                      + _dot(grad_low, tl.trans(to_low), DOT))
+            grad_raw = tl.where(real, (grad_dt + grad_dt_x * x) * slope, 0.)
+            grad_bias += _over_tokens(grad_raw, FEW)
+            grad_skip += _over_tokens(grad_y * x, FEW)
+            grad_x = grad_y * skip[None, :] + grad_dt_x * dt
+            if FEW:
+                columns_of_grad = _row_sums(grad_raw, to_dt, R) + (grad_B, grad_C)
+                grad_to_dt = _add_products(grad_to_dt, low, grad_raw, R)
+                grad_to_low = _add_products(grad_to_low, columns_of_grad, x, P)
+                for k in tl.static_range(P):
+                    grad_x += columns_of_grad[k][:, None] * to_low[k][None, :]
+            else:
+                grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
+                grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
+                grad_to_low += _dot(tl.trans(x_tile), grad_low, DOT)
+                grad_x += _dot(grad_low, tl.trans(to_low), DOT)
             tl.store(grad_x_ptr + b * grad_x_batch + position[:, None] * grad_x_token + in_group,
                      grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
 
     if ENDS_ONLY:
         at = (program * segments + segment).to(tl.int64)
-        tl.store(sums_ptr + at * D_IN + oc, dt_sum, mask=is_channel)
+        tl.store(sums_ptr + at * D_IN + oc, tl.sum(dt_sum, 0), mask=is_channel)
         tl.store(ends_ptr + at * N * D_IN + in_state, q, mask=is_state)
     else:
         # one row of partial sums: x_proj (P, d), dt_proj (d, R), A_log (d, N), then vectors of d
         ROW: tl.constexpr = D_IN * (P + R + N + 4)
         row = partial_ptr + ((b * segments + segment) * G + g) * ROW
-        tl.store(row + op[None, :] * D_IN + oc[:, None], grad_to_low,
-                 mask=is_channel[:, None] & (op < P)[None, :])
-        row += P * D_IN
-        tl.store(row + oc[None, :] * R + op[:, None], grad_to_dt,
-                 mask=is_channel[None, :] & (op < R)[:, None])
-        row += R * D_IN
+        if FEW:
+            for k in tl.static_range(P):
+                tl.store(row + k * D_IN + oc, tl.sum(grad_to_low[k], 0), mask=is_channel)
+            row += P * D_IN
+            for k in tl.static_range(R):
+                tl.store(row + oc * R + k, tl.sum(grad_to_dt[k], 0), mask=is_channel)
+            row += R * D_IN
+            grad_A = tl.sum(grad_A, 0)[None, :]
+        else:
+            tl.store(row + op[None, :] * D_IN + oc[:, None], grad_to_low,
+                     mask=is_channel[:, None] & (op < P)[None, :])
+            row += P * D_IN
+            tl.store(row + oc[None, :] * R + op[:, None], grad_to_dt,
+                     mask=is_channel[None, :] & (op < R)[:, None])
+            row += R * D_IN
         tl.store(row + oc[None, :] * N + on[:, None], grad_A * A, mask=is_state)
         row += N * D_IN
-        tl.store(row + oc, grad_bias, mask=is_channel)
-        tl.store(row + D_IN + oc, grad_skip, mask=is_channel)
-        tl.store(row + 2 * D_IN + oc, grad_norm_w, mask=is_channel)
-        tl.store(row + 3 * D_IN + oc, grad_norm_b, mask=is_channel)
+        tl.store(row + oc, tl.sum(grad_bias, 0), mask=is_channel)
+        tl.store(row + D_IN + oc, tl.sum(grad_skip, 0), mask=is_channel)
+        tl.store(row + 2 * D_IN + oc, tl.sum(grad_norm_w, 0), mask=is_channel)
+        tl.store(row + 3 * D_IN + oc, tl.sum(grad_norm_b, 0), mask=is_channel)

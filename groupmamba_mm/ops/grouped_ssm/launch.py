@@ -74,9 +74,7 @@ class Scan:
         return max(SHORTEST_SIDE, triton.next_power_of_2(self.stored))
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
-        """Tokens of a chunk and warps of a program.
-
-        Measured on an H100 (docs/speed.md) for groups of 16, 32, 87, 112 and 184 channels.
+        """Tokens of a chunk and warps of a program, for an H100 (docs/speed.md).
 
         The chunk is the same in both passes of a training step: the backward pass takes up the
         states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
@@ -86,6 +84,8 @@ class Scan:
             return SHORTEST_SIDE, 1
         if self.block <= 16:
             return (32, 2) if training else (64, 2)
+        if self.block <= 32:
+            return 16, 2
         if self.block <= 64:
             return (32, 2) if training else (16, 1)
         if self.block <= 128:
@@ -113,8 +113,8 @@ class Scan:
         return dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=triton.next_power_of_2(self.d_state), CHUNK=chunk,
-            DOT=dot, RELOAD=is_large, num_warps=warps,
-            num_stages=1 if is_large else 3)  # loading ahead takes shared memory
+            # the next chunk is loaded ahead, which takes shared memory
+            STAGES=1 if is_large else 2, DOT=dot, RELOAD=is_large, num_warps=warps)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
