@@ -51,6 +51,9 @@ class GroupMamba(BaseModule):
             no gradient and stay in eval mode.
         norm_eval: Keep the stem's BatchNorms in eval mode during training.
         with_cp: Recompute each layer's activations in the backward pass, to save memory.
+        residual_in_fp32: Whether the tokens between the layers stay in fp32 under autocast, as in
+            PyTorch's own behaviour. False: they are in autocast's precision, which takes less
+            memory and time, and rounds each layer's result.
         scan_backend: ``'torch'``, ``'reference'`` (slow), ``'triton'``, ``'mamba_ssm'``, or
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
@@ -79,6 +82,7 @@ class GroupMamba(BaseModule):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 residual_in_fp32: bool = True,
                  scan_backend: str = 'auto',
                  compile_mode: Optional[str] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
@@ -106,6 +110,7 @@ class GroupMamba(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
+        self.residual_in_fp32 = residual_in_fp32
 
         dims = self.arch.embed_dims
         if self.out_indices is not None:
@@ -153,6 +158,8 @@ class GroupMamba(BaseModule):
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x, grid = self.downsamples[i - 1](x, grid)
+            if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
+                x = x.to(torch.get_autocast_dtype(x.device.type))
             for block in stage:
                 is_last = block is stage[-1]
                 if self.with_cp and torch.is_grad_enabled():

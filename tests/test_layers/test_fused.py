@@ -77,6 +77,23 @@ def test_without_channel_affinity_and_shared_directions(family):
     compare(build(TINY[family], share_directions=True, out_indices=(0, )), image, 1e-4)
 
 
+@pytest.mark.parametrize('backend', ['torch', 'triton'])
+def test_residual_in_the_precision_of_autocast(backend):
+    image, kept, rounded = torch.randn(1, 3, 8, 8, device=DEVICE), [], []
+    arch = dict(TINY['official'], depths=(2, ))
+    for seen, options in ((kept, {}), (rounded, dict(residual_in_fp32=False))):
+        model = build(arch, backend, **options).eval()
+        exact = model(image)[0]
+        model.stages[0][0].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            seen.append(model(image)[0])
+        assert (seen[1].float() - exact).norm() < 0.05 * exact.norm()
+    assert rounded[0] == torch.bfloat16
+    if DEVICE == 'cuda':  # the CPU's autocast does not keep LayerNorms in fp32
+        assert kept[0] == torch.float32
+        assert not torch.equal(kept[1].float(), rounded[1].float())
+
+
 def test_drop_path_drops_whole_samples():
     arch = dict(TINY['official'], depths=(2, ))
     block = build(arch, 'triton', drop_path_rate=0.5).stages[0][1].train()
