@@ -29,8 +29,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU.
 PROGRAMS = 4224
-#: Warps wanted of the gradient's kernel on the grid, which are those that run at once.
-GRADIENT_WARPS = 16 * 132
 #: Rows that a program keeps when an image is split; the two halo rows are read twice.
 MIN_ROWS = 8
 
@@ -97,7 +95,8 @@ def _load_taps9(weight, COUNT: tl.constexpr, channel, exists):
     """The rows of a (9, COUNT) weight, each (BC, ) in fp32."""
     taps = ()
     for k in tl.static_range(9):
-        taps = taps + (tl.load(weight + k * COUNT + channel, mask=exists, other=0.).to(tl.float32), )
+        tap = tl.load(weight + k * COUNT + channel, mask=exists, other=0.)
+        taps = taps + (tap.to(tl.float32), )
     return taps
 
 
@@ -292,10 +291,10 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
         x_here = _to_fp32(_load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN), TW)
         for r in range(first_row, end_row):
             dp_row += token * DP_TOKEN
-            x_row += token * X_TOKEN
+            # at the end the same row again, for nobody: cheaper than a mask
+            x_row += tl.where(r + 1 < end_row, token * X_TOKEN, 0)
             far = _load_row(dp_row, first, width, exists & (r + 2 < end), DP_TOKEN, TW, EVEN)
-            x_below = _load_columns(x_row, first, width, exists & (r + 1 < end_row), X_TOKEN, TW,
-                                    EVEN)
+            x_below = _load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN)
             for j in tl.static_range(TW):
                 done = _add_taps(zeros, above, j, w[8], w[7], w[6])
                 done = _add_taps(done, here, j, w[5], w[4], w[3])
@@ -481,6 +480,31 @@ def _causal_gradient(x, dp, dx, weight, partial, batch, height, width, rows, ima
     tl.store(share + TAPS * CHANNELS, tl.sum(gb, 0), mask=exists)
 
 
+@triton.jit(do_not_specialize=['programs'])
+def _add_shares(partial, dweight, dbias, dx_sum, programs, TAPS: tl.constexpr, SUMS: tl.constexpr,
+                GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr, P: tl.constexpr,
+                BC: tl.constexpr):
+    """The sums of (programs, SUMS, C') shares: one program for each sum and block of channels."""
+    row = tl.program_id(1)
+    channel = tl.program_id(0) * BC + tl.arange(0, BC)
+    exists = channel < GROUPS * LANES
+    lane = channel % LANES
+    true_channel = channel // LANES * TRUE + lane
+    total = tl.zeros([P, BC], tl.float32)
+    for first in range(0, programs, P):
+        place = first + tl.arange(0, P)
+        at = (place.to(tl.int64) * SUMS + row)[:, None] * (GROUPS * LANES) + channel[None, :]
+        total += tl.load(partial + at, mask=(place < programs)[:, None] & exists[None, :], other=0.)
+    value = tl.sum(total, 0)
+    mask = exists & (lane < TRUE)
+    if row < TAPS:
+        tl.store(dweight + true_channel * TAPS + row, value, mask=mask)
+    elif row == TAPS:
+        tl.store(dbias + true_channel, value, mask=mask)
+    else:
+        tl.store(dx_sum + true_channel, value, mask=mask)
+
+
 @triton.jit(do_not_specialize=['tokens', 'tiles'])
 def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.constexpr,
                    T: tl.constexpr, BC: tl.constexpr):
@@ -506,8 +530,11 @@ def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.const
 _GELU_TOKENS, _GELU_CHANNELS = 32, 64
 
 
-#: Of a thread of the grid's kernels: 16 warps then run on a multiprocessor.
-_MAX_REGISTERS = 128
+#: Channels of a tile of :func:`_add_shares`.
+_SUM_CHANNELS = 32
+#: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 16 warps then run
+#: on a multiprocessor.
+_MAX_REGISTERS = dict(forward=96, backward=128, gradient=128)
 
 
 class _Tiles(NamedTuple):
@@ -557,21 +584,26 @@ def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
 def _choose_grid_tiles(is_gradient: bool, batch: int, height: int, width: int,
                        channels: int) -> _Tiles:
     """The same for the kernels of the grid, whose threads own two channels of a strip."""
-    # Strips of seven columns suit the maps of 224 pixels; each strip reads two columns too many,
-    # and one that sticks out of the map computes some for nothing.
-    strip = min((7, 8, 4), key=lambda size: -(-width // size) * (size + 2))
-    block = min((128, 64, 32), key=lambda size: (-(-channels // size) * size, -size))
+    # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
+    # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
+    strip = min((7, 8, 4), key=lambda size: -(-width // size) * size)
+    padded = {size: -(-channels // size) * size for size in (128, 64, 32)}
+    block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
     warps = max(1, block // 64)
-    # Sums want few programs, as many as run at once: their partial sums cost memory traffic. The
-    # others want several for each that runs, so that the last to finish are waited for less.
-    wanted = (GRADIENT_WARPS if is_gradient else 4 * GRADIENT_WARPS) // warps
+    # 16 warps run at once on a multiprocessor. Sums want no more programs, since the share of each
+    # costs memory traffic; the others want up to four times as many, to wait less for the last to
+    # finish, and twice as many where that takes halo rows.
+    at_once = max(1, PROGRAMS // (2 * warps))
     strips = -(-width // strip)
     programs = max(1, batch * strips * -(-channels // block))
     images, rows = 1, height
-    if programs > wanted:
-        images = min(batch, -(-programs // wanted) if is_gradient else programs // wanted)
+    if is_gradient and programs > at_once:
+        images = min(batch, -(-programs // at_once))
+    elif programs > 4 * at_once:
+        images = min(batch, programs // (4 * at_once))
     else:
-        rows = -(-height // min(wanted // programs, -(-height // MIN_ROWS)))
+        parts = max(1, (1 if is_gradient else 2) * at_once // programs)
+        rows = -(-height // min(parts, -(-height // MIN_ROWS)))
     return _Tiles(1, strip, block, warps, rows, images,
                   -(-batch // images) * -(-height // rows) * strips)
 
@@ -671,8 +703,9 @@ def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, in
     with torch.cuda.device_of(x):
         if directions is None:
             _grid_activation[launch](*arguments, X_TOKEN=x.stride(1), DY_TOKEN=gradient.stride(1),
-                                     OUT_TOKEN=out.stride(1), ACT=act, maxnreg=_MAX_REGISTERS,
-                                     **constants)
+                                     OUT_TOKEN=out.stride(1), ACT=act, **constants,
+                                     maxnreg=_MAX_REGISTERS['forward' if dy is None
+                                                            else 'backward'])
         else:
             _causal_activation[launch](*arguments, *_direction_bits(directions),
                                        TAPS=taps.shape[0], **constants)
@@ -691,24 +724,31 @@ def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple
     taps = _by_tap(weight)
     dx = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
           else _writable('dx', dx, x))
-    rows = taps.shape[0] + (2 if directions is None else 1)
+    taps_count = taps.shape[0]
+    # three tensors: autograd may keep the one without the others
+    dweight = torch.empty(count, taps_count, dtype=torch.float32, device=x.device)
+    sums = tuple(torch.empty(count, dtype=torch.float32, device=x.device)
+                 for _ in range(2 if directions is None else 1))
+    rows = taps_count + len(sums)
     partial = torch.empty(tiles.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
     align, strides = _strides(x, dp, dx, count=1 if directions is None else 2)
-    if launch[0]:
-        arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
-                     *strides)
-        with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):
+        if launch[0]:
+            arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
+                         *strides)
             if directions is None:
                 _grid_gradient[launch](*arguments, X_TOKEN=x.stride(1), DP_TOKEN=dp.stride(1),
                                        DX_TOKEN=dx.stride(1), ALIGN=align,
-                                       maxnreg=_MAX_REGISTERS, **constants)
+                                       maxnreg=_MAX_REGISTERS['gradient'], **constants)
             else:
                 _causal_gradient[launch](*arguments, *_direction_bits(directions),
-                                         TAPS=taps.shape[0], ALIGN=align, **constants)
-    sums = partial.sum(0).unflatten(1, (groups, -1))[..., :count // groups].flatten(1)
-    # copies: autograd may keep the one without the other
-    return (dx, sums[:taps.shape[0]].t().clone(memory_format=torch.contiguous_format),
-            tuple(row.clone() for row in sums[taps.shape[0]:]))
+                                         TAPS=taps_count, ALIGN=align, **constants)
+        _add_shares[-(-x.shape[2] // _SUM_CHANNELS), rows](
+            partial, dweight, sums[0], sums[-1], tiles.programs, TAPS=taps_count, SUMS=rows,
+            GROUPS=groups, LANES=x.shape[2] // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
+            # many shares come with few channels, hence with few programs
+            **(dict(P=64, num_warps=4) if tiles.programs <= 512 else dict(P=512, num_warps=8)))
+    return dx, dweight, sums
 
 
 def _backward_activation(x, dy, weight, bias, grid, groups, act, directions, want_activation,
