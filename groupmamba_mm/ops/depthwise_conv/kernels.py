@@ -3,6 +3,9 @@
 All tensors are channels-last tokens, (B, L, C'), read once from memory and written once. A program
 owns a strip of columns and a block of channels, and walks down the rows of one image or of several,
 so that what neighbouring taps share comes out of registers and the L1 cache. Arithmetic is in fp32.
+On the grid a thread owns all columns of its strip, each a tensor of channels in a tuple: a value is
+then loaded and converted once for the three columns that see it, the taps are held once for the
+whole strip, and sums over tokens stay within a thread.
 
 Backward passes take two kernels: the first recomputes the convolution and turns the gradient
 ``dy`` of the activation's output into ``dp``, that of its input; the second computes the gradients
@@ -27,7 +30,8 @@ ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
-#: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU.
+#: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
+#: half as many warps are what runs at once.
 PROGRAMS = 4224
 #: Rows that a program keeps when an image is split; the two halo rows are read twice.
 MIN_ROWS = 8
