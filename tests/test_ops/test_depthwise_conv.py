@@ -164,6 +164,8 @@ def check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, 
     (torch.bfloat16, 1, (2, 4), 1, 87, 87, False, 'gelu'),
     (torch.bfloat16, 1, (3, 7), 2, 29, 32, True, 'silu'),
     (torch.float16, 1, (4, 3), 1, 12, 12, False, 'silu'),
+    (torch.float32, 1, (3, 14), 1, 64, 64, False, 'gelu'),  # strips that divide the map evenly
+    (torch.float32, 1, (2, 5), 3, 23, 24, True, 'gelu'),  # a block of channels across groups
 ])
 def test_grid_conv_matches_pytorch(kernels, device, dtype, batch, grid, groups, width, lanes, view,
                                    act):

@@ -3,6 +3,9 @@
 All tensors are channels-last tokens, (B, L, C'), read once from memory and written once. A program
 owns a strip of columns and a block of channels, and walks down the rows of one image or of several,
 so that what neighbouring taps share comes out of registers and the L1 cache. Arithmetic is in fp32.
+On the grid a thread owns all columns of its strip, each a tensor of channels in a tuple: a value is
+then loaded and converted once for the three columns that see it, the taps are held once for the
+whole strip, and sums over tokens stay within a thread.
 
 Backward passes take two kernels: the first recomputes the convolution and turns the gradient
 ``dy`` of the activation's output into ``dp``, that of its input; the second computes the gradients
@@ -27,7 +30,8 @@ ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
-#: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU.
+#: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
+#: half as many warps are what runs at once.
 PROGRAMS = 4224
 #: Rows that a program keeps when an image is split; the two halo rows are read twice.
 MIN_ROWS = 8
@@ -37,6 +41,10 @@ MIN_ROWS = 8
 _INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'x_token', 'dy_batch',
              'dy_token', 'out_batch', 'out_token', 'dp_batch', 'dp_token', 'dx_batch', 'dx_token',
              'column_major', 'backwards')
+# Of the grid's kernels. Strides of a token, which a layer fixes, are compiled in: columns are then
+# constant offsets to one pointer for each row.
+_GRID_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'dy_batch', 'out_batch',
+                  'dp_batch', 'dx_batch')
 
 
 @triton.jit
@@ -71,11 +79,71 @@ def _load_tap(weight, k, COUNT: tl.constexpr, channel, exists):
 
 
 @triton.jit
-def _load_sides(pointers, token, left_mask, right_mask, exists):
-    """The left and right neighbours of a row of tokens; zeros where there are none."""
-    left = tl.load(pointers - token, mask=left_mask & exists, other=0.)
-    right = tl.load(pointers + token, mask=right_mask & exists, other=0.)
-    return left, right
+def _grid_channels(block, GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                   BC: tl.constexpr):
+    """Channel of the tokens, whether it exists, true channel, whether that exists.
+
+    Blocks run across groups: the taps are the only thing that a group's place decides.
+    """
+    channel = block * BC + tl.arange(0, BC)
+    if GROUPS * LANES % BC == 0:
+        exists = tl.full([BC], True, tl.int1)  # known when compiled: masks of columns vanish
+    else:
+        exists = channel < GROUPS * LANES
+    lane = channel % LANES
+    return channel, exists, channel // LANES * TRUE + lane, exists & (lane < TRUE)
+
+
+@triton.jit
+def _load_taps9(weight, COUNT: tl.constexpr, channel, exists):
+    """The rows of a (9, COUNT) weight, each (BC, ) in fp32."""
+    taps = ()
+    for k in tl.static_range(9):
+        tap = tl.load(weight + k * COUNT + channel, mask=exists, other=0.)
+        taps = taps + (tap.to(tl.float32), )
+    return taps
+
+
+@triton.jit
+def _is_inside(column, width, exists, EVEN: tl.constexpr):
+    """Whether an own column lies on the map; no question if strips divide it evenly."""
+    return exists if EVEN else exists & (column < width)
+
+
+@triton.jit
+def _load_columns(row, first, width, exists, TOKEN: tl.constexpr, COLUMNS: tl.constexpr,
+                  EVEN: tl.constexpr):
+    """The strip's own columns of a row, as they are; zeros off the map."""
+    values = ()
+    for j in tl.static_range(COLUMNS):
+        values = values + (tl.load(row + j * TOKEN, mask=_is_inside(first + j, width, exists, EVEN),
+                                   other=0.), )
+    return values
+
+
+@triton.jit
+def _load_row(row, first, width, exists, TOKEN: tl.constexpr, COLUMNS: tl.constexpr,
+              EVEN: tl.constexpr):
+    """The same with the column on either side."""
+    left = tl.load(row - TOKEN, mask=exists & (first > 0), other=0.)
+    own = _load_columns(row, first, width, exists, TOKEN, COLUMNS, EVEN)
+    right = tl.load(row + COLUMNS * TOKEN, mask=exists & (first + COLUMNS < width), other=0.)
+    return (left, ) + own + (right, )
+
+
+@triton.jit
+def _to_fp32(row, COUNT: tl.constexpr):
+    """A tuple of columns in fp32."""
+    values = ()
+    for j in tl.static_range(COUNT):
+        values = values + (row[j].to(tl.float32), )
+    return values
+
+
+@triton.jit
+def _add_taps(value, row, j: tl.constexpr, left, middle, right):
+    """``value`` and what column ``j`` and its neighbours in ``row`` add to it."""
+    return value + row[j] * left + row[j + 1] * middle + row[j + 2] * right
 
 
 @triton.jit
@@ -125,226 +193,137 @@ def _emit(p, dy, out, activation, mask, is_true, ACT: tl.constexpr, BACKWARD: tl
         tl.store(out, value.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=_INTEGERS[:11])
+@triton.jit(do_not_specialize=_GRID_INTEGERS)
 def _grid_activation(x, dy, out, activation, weight, bias, batch, height, width, rows, images,
-                     x_batch, x_token, dy_batch, dy_token, out_batch, out_token,
-                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
-                     ACT: tl.constexpr, BACKWARD: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
-                     ALIGN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+                     x_batch, dy_batch, out_batch, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
+                     OUT_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+                     TRUE: tl.constexpr, ACT: tl.constexpr, BACKWARD: tl.constexpr,
+                     WANT_ACTIVATION: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr,
+                     TW: tl.constexpr, BC: tl.constexpr):
     """out = act(conv(x) + bias), or out = dy * act'(conv(x) + bias).
 
-    A row of the input is loaded once (in three shifts) and added to the three rows of the output
-    that see it, of which two are kept for the next rows. Loads run ahead, to keep the memory busy:
-    two rows for the tile itself, and one for its shifts, which the first has brought into L1.
+    A row of the input is loaded and converted once and added to the three rows of the output that
+    see it, of which two are kept for the next rows. Loads run a row ahead.
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     CHANNELS: tl.constexpr = GROUPS * LANES
-    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
-    IS_PADDED: tl.constexpr = LANES != TRUE
-    block, _, first_column, first_row, end_row, first_image, end_image = _place(
-        batch, height, width, rows, images, BLOCKS, TW)
-    _, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
-    w00 = _load_tap(weight, 0, COUNT, true_channel, is_true)
-    w01 = _load_tap(weight, 1, COUNT, true_channel, is_true)
-    w02 = _load_tap(weight, 2, COUNT, true_channel, is_true)
-    w10 = _load_tap(weight, 3, COUNT, true_channel, is_true)
-    w11 = _load_tap(weight, 4, COUNT, true_channel, is_true)
-    w12 = _load_tap(weight, 5, COUNT, true_channel, is_true)
-    w20 = _load_tap(weight, 6, COUNT, true_channel, is_true)
-    w21 = _load_tap(weight, 7, COUNT, true_channel, is_true)
-    w22 = _load_tap(weight, 8, COUNT, true_channel, is_true)
-    start_value = _load_tap(bias, 0, COUNT, true_channel, is_true) + tl.zeros([TW, BC], tl.float32)
-
-    column = first_column + tl.arange(0, TW)[:, None]
-    mask = (column < width) & exists[None, :]
-    left_mask = mask & (column > 0)
-    right_mask = mask & (column + 1 < width)
-    x_batch = x_batch.to(tl.int64) * ALIGN
-    x_token = x_token.to(tl.int64) * ALIGN
-    dy_batch = dy_batch.to(tl.int64) * ALIGN
-    dy_token = dy_token.to(tl.int64) * ALIGN
-    out_batch = out_batch.to(tl.int64) * ALIGN
-    out_token = out_token.to(tl.int64) * ALIGN
+    block, _, first, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, (CHANNELS + BC - 1) // BC, TW)
+    channel, exists, true_channel, is_true = _grid_channels(block, GROUPS, LANES, TRUE, BC)
+    w = _load_taps9(weight, COUNT, true_channel, is_true)
+    b = tl.load(bias + true_channel, mask=is_true, other=0.).to(tl.float32)
     token = width.to(tl.int64)  # of a row, so that products with a stride are in 64 bits
-    x_offset = column * x_token + channel[None, :]
-    dy_offset = column * dy_token + channel[None, :]
-    out_offset = column * out_token + channel[None, :]
-    activation_offset = column * CHANNELS + channel[None, :]
-    start = tl.maximum(first_row - 1, 0)
+    start = first_row * token + first
     end = tl.minimum(end_row + 1, height)
 
     for image in range(first_image, end_image):
-        x_image = x + image * x_batch
-        dy_image = dy + image * dy_batch
-        out_image = out + image * out_batch
-        activation_image = activation + image * (token * height) * CHANNELS
-        x_row = x_image + start * (token * x_token) + x_offset
-        left, right = _load_sides(x_row, x_token, left_mask, right_mask, True)
-        middle = tl.load(x_row, mask=mask, other=0.)
-        next_middle = tl.load(x_row + token * x_token, mask=mask & (start + 1 < end), other=0.)
-        dy_row = tl.zeros([TW, BC], dy.dtype.element_ty)
-        above = start_value  # the unfinished output row above the one at hand
-        here = start_value
-        for row in range(start, end):
-            x_row += token * x_token
-            far_middle = tl.load(x_row + token * x_token, mask=mask & (row + 2 < end), other=0.)
-            next_left, next_right = _load_sides(x_row, x_token, left_mask, right_mask,
-                                                row + 1 < end)
-            next_dy = dy_row
+        x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
+        dy_row = dy + image * (dy_batch.to(tl.int64) * ALIGN) + start * DY_TOKEN + channel
+        out_row = out + image * (out_batch.to(tl.int64) * ALIGN) + start * OUT_TOKEN + channel
+        activation_row = activation + (image * (token * height) + start) * CHANNELS + channel
+        over = _to_fp32(_load_row(x_row - token * X_TOKEN, first, width, exists & (first_row > 0),
+                                  X_TOKEN, TW, EVEN), TW + 2)
+        row = _to_fp32(_load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN), TW + 2)
+        x_row += token * X_TOKEN
+        above = ()  # the output row at hand, and the next: what the rows so far have added
+        here = ()
+        for j in tl.static_range(TW):
+            above = above + (_add_taps(_add_taps(b, over, j, w[0], w[1], w[2]), row, j, w[3], w[4],
+                                       w[5]), )
+            here = here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
+        row = _to_fp32(_load_row(x_row, first, width, exists & (first_row + 1 < end), X_TOKEN, TW,
+                                 EVEN), TW + 2)
+        for r in range(first_row, end_row):  # ``row`` is row r + 1 of the input
+            x_row += token * X_TOKEN
+            far = _load_row(x_row, first, width, exists & (r + 2 < end), X_TOKEN, TW, EVEN)
+            gradient = row
             if BACKWARD:
-                next_dy = tl.load(dy_image + row * (token * dy_token) + dy_offset,
-                                  mask=mask & (row >= first_row) & (row < end_row), other=0.)
-            l32 = left.to(tl.float32)
-            m32 = middle.to(tl.float32)
-            r32 = right.to(tl.float32)
-            done = above + l32 * w20 + m32 * w21 + r32 * w22
-            above = here + l32 * w10 + m32 * w11 + r32 * w12
-            here = start_value + l32 * w00 + m32 * w01 + r32 * w02
-            if row > first_row:
-                _emit(done, dy_row, out_image + (row - 1) * (token * out_token) + out_offset,
-                      activation_image + (row - 1) * (token * CHANNELS) + activation_offset, mask,
-                      is_true[None, :], ACT, BACKWARD, WANT_ACTIVATION, IS_PADDED)
-            left = next_left
-            middle = next_middle
-            next_middle = far_middle
-            right = next_right
-            dy_row = next_dy
-        if end_row == height:  # nothing lies below the last row
-            _emit(above, dy_row, out_image + (height - 1) * (token * out_token) + out_offset,
-                  activation_image + (height - 1) * (token * CHANNELS) + activation_offset, mask,
-                  is_true[None, :], ACT, BACKWARD, WANT_ACTIVATION, IS_PADDED)
+                gradient = _load_columns(dy_row, first, width, exists, DY_TOKEN, TW, EVEN)
+            next_above = ()
+            next_here = ()
+            for j in tl.static_range(TW):
+                done = _add_taps(above[j], row, j, w[6], w[7], w[8])
+                next_above = next_above + (_add_taps(here[j], row, j, w[3], w[4], w[5]), )
+                next_here = next_here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
+                _emit(done, gradient[j], out_row + j * OUT_TOKEN, activation_row + j * CHANNELS,
+                      _is_inside(first + j, width, exists, EVEN), is_true, ACT, BACKWARD,
+                      WANT_ACTIVATION, LANES != TRUE)
+            dy_row += token * DY_TOKEN
+            out_row += token * OUT_TOKEN
+            activation_row += token * CHANNELS
+            above = next_above
+            here = next_here
+            row = _to_fp32(far, TW + 2)
 
 
-@triton.jit(do_not_specialize=_INTEGERS[:7] + _INTEGERS[11:15])
-def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch, x_token,
-                   dp_batch, dp_token, dx_batch, dx_token, GROUPS: tl.constexpr,
-                   LANES: tl.constexpr, TRUE: tl.constexpr, ALIGN: tl.constexpr, TW: tl.constexpr,
+@triton.jit(do_not_specialize=_GRID_INTEGERS)
+def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch,
+                   dp_batch, dx_batch, X_TOKEN: tl.constexpr, DP_TOKEN: tl.constexpr,
+                   DX_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+                   TRUE: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr, TW: tl.constexpr,
                    BC: tl.constexpr):
     """dx, and this program's share of the sums: gradients of weight and bias, and dx itself.
 
-    The walk of :func:`_grid_activation` over ``dp``, with the taps mirrored. The program counts for
-    the weight what its own tokens of ``x`` contribute, so that nothing is counted twice.
+    The walk of :func:`_grid_activation` over ``dp`` with the taps mirrored, but with three rows
+    kept: each token of ``x`` meets the nine of ``dp`` that it contributes to. The program counts
+    for the weight its own tokens of ``x``, so that nothing is counted twice.
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     CHANNELS: tl.constexpr = GROUPS * LANES
-    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
-    IS_PADDED: tl.constexpr = LANES != TRUE
-    block, place, first_column, first_row, end_row, first_image, end_image = _place(
-        batch, height, width, rows, images, BLOCKS, TW)
-    _, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
-    w00 = _load_tap(weight, 0, COUNT, true_channel, is_true)
-    w01 = _load_tap(weight, 1, COUNT, true_channel, is_true)
-    w02 = _load_tap(weight, 2, COUNT, true_channel, is_true)
-    w10 = _load_tap(weight, 3, COUNT, true_channel, is_true)
-    w11 = _load_tap(weight, 4, COUNT, true_channel, is_true)
-    w12 = _load_tap(weight, 5, COUNT, true_channel, is_true)
-    w20 = _load_tap(weight, 6, COUNT, true_channel, is_true)
-    w21 = _load_tap(weight, 7, COUNT, true_channel, is_true)
-    w22 = _load_tap(weight, 8, COUNT, true_channel, is_true)
-
-    column = first_column + tl.arange(0, TW)[:, None]
-    mask = (column < width) & exists[None, :]
-    left_mask = mask & (column > 0)
-    right_mask = mask & (column + 1 < width)
-    x_batch = x_batch.to(tl.int64) * ALIGN
-    x_token = x_token.to(tl.int64) * ALIGN
-    dp_batch = dp_batch.to(tl.int64) * ALIGN
-    dp_token = dp_token.to(tl.int64) * ALIGN
-    dx_batch = dx_batch.to(tl.int64) * ALIGN
-    dx_token = dx_token.to(tl.int64) * ALIGN
+    block, place, first, first_row, end_row, first_image, end_image = _place(
+        batch, height, width, rows, images, (CHANNELS + BC - 1) // BC, TW)
+    channel, exists, true_channel, is_true = _grid_channels(block, GROUPS, LANES, TRUE, BC)
+    w = _load_taps9(weight, COUNT, true_channel, is_true)
     token = width.to(tl.int64)
-    x_offset = column * x_token + channel[None, :]
-    dp_offset = column * dp_token + channel[None, :]
-    dx_offset = column * dx_token + channel[None, :]
-    start = tl.maximum(first_row - 1, 0)
+    start = first_row * token + first
     end = tl.minimum(end_row + 1, height)
 
-    zeros = tl.zeros([TW, BC], tl.float32)
-    g00 = zeros
-    g01 = zeros
-    g02 = zeros
-    g10 = zeros
-    g11 = zeros
-    g12 = zeros
-    g20 = zeros
-    g21 = zeros
-    g22 = zeros
-    gb = zeros
+    zeros = tl.zeros([BC], tl.float32)
+    g = (zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros)
+    dp_sum = zeros
     dx_sum = zeros
     for image in range(first_image, end_image):
-        x_image = x + image * x_batch
-        dp_image = dp + image * dp_batch
-        dx_image = dx + image * dx_batch
-        dp_row = dp_image + start * (token * dp_token) + dp_offset
-        left, right = _load_sides(dp_row, dp_token, left_mask, right_mask, True)
-        middle = tl.load(dp_row, mask=mask, other=0.)
-        next_middle = tl.load(dp_row + token * dp_token, mask=mask & (start + 1 < end), other=0.)
-        x_above = tl.zeros([TW, BC], x.dtype.element_ty)
-        x_here = tl.load(x_image + start * (token * x_token) + x_offset,
-                         mask=mask & (start >= first_row), other=0.)
-        x_below = tl.load(x_image + (start + 1) * (token * x_token) + x_offset,
-                          mask=mask & (start + 1 < end_row), other=0.)
-        above = zeros
-        here = zeros
-        for row in range(start, end):
-            dp_row += token * dp_token
-            far_middle = tl.load(dp_row + token * dp_token, mask=mask & (row + 2 < end), other=0.)
-            next_left, next_right = _load_sides(dp_row, dp_token, left_mask, right_mask,
-                                                row + 1 < end)
-            next_x = tl.load(x_image + (row + 2) * (token * x_token) + x_offset,
-                             mask=mask & (row + 2 < end_row), other=0.)
-            l32 = left.to(tl.float32)
-            m32 = middle.to(tl.float32)
-            r32 = right.to(tl.float32)
-            # tap (i, j) takes the row at hand to row - 1 + i, and its column c to c - 1 + j
-            done = above + r32 * w00 + m32 * w01 + l32 * w02
-            above = here + r32 * w10 + m32 * w11 + l32 * w12
-            here = r32 * w20 + m32 * w21 + l32 * w22
-            x32 = x_above.to(tl.float32)
-            g00 += x32 * r32
-            g01 += x32 * m32
-            g02 += x32 * l32
-            x32 = x_here.to(tl.float32)
-            g10 += x32 * r32
-            g11 += x32 * m32
-            g12 += x32 * l32
-            x32 = x_below.to(tl.float32)
-            g20 += x32 * r32
-            g21 += x32 * m32
-            g22 += x32 * l32
-            gb += tl.where((row >= first_row) & (row < end_row), m32, 0.)
-            if row > first_row:
-                if IS_PADDED:
-                    done = tl.where(is_true[None, :], done, 0.)
-                dx_sum += tl.where(mask, done, 0.)
-                tl.store(dx_image + (row - 1) * (token * dx_token) + dx_offset,
-                         done.to(dx.dtype.element_ty), mask=mask)
-            left = next_left
-            middle = next_middle
-            next_middle = far_middle
-            right = next_right
-            x_above = x_here
-            x_here = x_below
-            x_below = next_x
-        if end_row == height:
-            if IS_PADDED:
-                above = tl.where(is_true[None, :], above, 0.)
-            dx_sum += tl.where(mask, above, 0.)
-            tl.store(dx_image + (height - 1) * (token * dx_token) + dx_offset,
-                     above.to(dx.dtype.element_ty), mask=mask)
+        x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
+        dp_row = dp + image * (dp_batch.to(tl.int64) * ALIGN) + start * DP_TOKEN + channel
+        dx_row = dx + image * (dx_batch.to(tl.int64) * ALIGN) + start * DX_TOKEN + channel
+        above = _to_fp32(_load_row(dp_row - token * DP_TOKEN, first, width,
+                                   exists & (first_row > 0), DP_TOKEN, TW, EVEN), TW + 2)
+        here = _to_fp32(_load_row(dp_row, first, width, exists, DP_TOKEN, TW, EVEN), TW + 2)
+        dp_row += token * DP_TOKEN
+        below = _to_fp32(_load_row(dp_row, first, width, exists & (first_row + 1 < end), DP_TOKEN,
+                                   TW, EVEN), TW + 2)
+        x_here = _to_fp32(_load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN), TW)
+        for r in range(first_row, end_row):
+            dp_row += token * DP_TOKEN
+            # at the end the same row again, for nobody: cheaper than a mask
+            x_row += tl.where(r + 1 < end_row, token * X_TOKEN, 0)
+            far = _load_row(dp_row, first, width, exists & (r + 2 < end), DP_TOKEN, TW, EVEN)
+            x_below = _load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN)
+            for j in tl.static_range(TW):
+                done = _add_taps(zeros, above, j, w[8], w[7], w[6])
+                done = _add_taps(done, here, j, w[5], w[4], w[3])
+                done = _add_taps(done, below, j, w[2], w[1], w[0])
+                v = x_here[j]
+                g = (g[0] + v * below[j + 2], g[1] + v * below[j + 1], g[2] + v * below[j],
+                     g[3] + v * here[j + 2], g[4] + v * here[j + 1], g[5] + v * here[j],
+                     g[6] + v * above[j + 2], g[7] + v * above[j + 1], g[8] + v * above[j])
+                mask = _is_inside(first + j, width, exists, EVEN)
+                if LANES != TRUE:
+                    done = tl.where(is_true, done, 0.)
+                dp_sum += here[j + 1]
+                dx_sum += done if EVEN else tl.where(mask, done, 0.)
+                tl.store(dx_row + j * DX_TOKEN, done.to(dx.dtype.element_ty), mask=mask)
+            dx_row += token * DX_TOKEN
+            above = here
+            here = below
+            below = _to_fp32(far, TW + 2)
+            x_here = _to_fp32(x_below, TW)
 
     share = partial + place.to(tl.int64) * (11 * CHANNELS) + channel
-    tl.store(share, tl.sum(g00, 0), mask=exists)
-    tl.store(share + CHANNELS, tl.sum(g01, 0), mask=exists)
-    tl.store(share + 2 * CHANNELS, tl.sum(g02, 0), mask=exists)
-    tl.store(share + 3 * CHANNELS, tl.sum(g10, 0), mask=exists)
-    tl.store(share + 4 * CHANNELS, tl.sum(g11, 0), mask=exists)
-    tl.store(share + 5 * CHANNELS, tl.sum(g12, 0), mask=exists)
-    tl.store(share + 6 * CHANNELS, tl.sum(g20, 0), mask=exists)
-    tl.store(share + 7 * CHANNELS, tl.sum(g21, 0), mask=exists)
-    tl.store(share + 8 * CHANNELS, tl.sum(g22, 0), mask=exists)
-    tl.store(share + 9 * CHANNELS, tl.sum(gb, 0), mask=exists)
-    tl.store(share + 10 * CHANNELS, tl.sum(dx_sum, 0), mask=exists)
+    for k in tl.static_range(9):
+        tl.store(share + k * CHANNELS, g[k], mask=exists)
+    tl.store(share + 9 * CHANNELS, dp_sum, mask=exists)
+    tl.store(share + 10 * CHANNELS, dx_sum, mask=exists)
 
 
 @triton.jit
@@ -505,6 +484,31 @@ def _causal_gradient(x, dp, dx, weight, partial, batch, height, width, rows, ima
     tl.store(share + TAPS * CHANNELS, tl.sum(gb, 0), mask=exists)
 
 
+@triton.jit(do_not_specialize=['programs'])
+def _add_shares(partial, dweight, dbias, dx_sum, programs, TAPS: tl.constexpr, SUMS: tl.constexpr,
+                GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr, P: tl.constexpr,
+                BC: tl.constexpr):
+    """The sums of (programs, SUMS, C') shares: one program for each sum and block of channels."""
+    row = tl.program_id(1)
+    channel = tl.program_id(0) * BC + tl.arange(0, BC)
+    exists = channel < GROUPS * LANES
+    lane = channel % LANES
+    true_channel = channel // LANES * TRUE + lane
+    total = tl.zeros([P, BC], tl.float32)
+    for first in range(0, programs, P):
+        place = first + tl.arange(0, P)
+        at = (place.to(tl.int64) * SUMS + row)[:, None] * (GROUPS * LANES) + channel[None, :]
+        total += tl.load(partial + at, mask=(place < programs)[:, None] & exists[None, :], other=0.)
+    value = tl.sum(total, 0)
+    mask = exists & (lane < TRUE)
+    if row < TAPS:
+        tl.store(dweight + true_channel * TAPS + row, value, mask=mask)
+    elif row == TAPS:
+        tl.store(dbias + true_channel, value, mask=mask)
+    else:
+        tl.store(dx_sum + true_channel, value, mask=mask)
+
+
 @triton.jit(do_not_specialize=['tokens', 'tiles'])
 def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.constexpr,
                    T: tl.constexpr, BC: tl.constexpr):
@@ -530,6 +534,13 @@ def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.const
 _GELU_TOKENS, _GELU_CHANNELS = 32, 64
 
 
+#: Channels of a tile of :func:`_add_shares`.
+_SUM_CHANNELS = 32
+#: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 16 warps then run
+#: on a multiprocessor.
+_MAX_REGISTERS = dict(forward=96, backward=128, gradient=128)
+
+
 class _Tiles(NamedTuple):
     """How a kernel is cut up; the numbers to tune."""
     tile_height: int  # tokens of a tile, down
@@ -550,19 +561,15 @@ def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
         batch, height, width: Of the tokens.
         groups, lanes: Groups of channels, and channels of each with padding.
     """
-    # Elements of a thread, as measured on an H100 (docs/speed.md): few leave registers for more
-    # warps. The gradient on large maps gains by 16-byte loads, on small ones by many programs.
-    per_thread = 4 if kernel.startswith('grid') else 8
-    if kernel == 'grid gradient':
-        per_thread = 8 if height * width >= 400 else 2
+    if kernel.startswith('grid'):
+        return _choose_grid_tiles(kernel == 'grid gradient', batch, height, width, groups * lanes)
     # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
     padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
     channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
                     min(padded, key=lambda size: (padded[size], -size)))
-    tile_height, tile_width = (4, 8) if kernel.startswith('causal') else (1, 8)
-    if width <= 4 or kernel.startswith('grid') and width == 28:
-        tile_width = 4  # 8 would leave an eighth of the lanes idle
-    warps = max(1, tile_height * tile_width * channels // (32 * per_thread))
+    tile_height, tile_width = 4, 4 if width <= 4 else 8
+    # eight elements of a thread, as measured on an H100: fewer leave registers for more warps
+    warps = max(1, tile_height * tile_width * channels // 256)
 
     strips = -(-width // tile_width)
     blocks = groups * -(-lanes // channels)
@@ -576,6 +583,33 @@ def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
         rows = -(-rows // tile_height) * tile_height
     programs = -(-batch // images) * -(-height // rows) * strips
     return _Tiles(tile_height, tile_width, channels, warps, rows, images, programs)
+
+
+def _choose_grid_tiles(is_gradient: bool, batch: int, height: int, width: int,
+                       channels: int) -> _Tiles:
+    """The same for the kernels of the grid, whose threads own two channels of a strip."""
+    # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
+    # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
+    strip = min((7, 8, 4), key=lambda size: -(-width // size) * size)
+    padded = {size: -(-channels // size) * size for size in (128, 64, 32)}
+    block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
+    warps = max(1, block // 64)
+    # 16 warps run at once on a multiprocessor. Sums want no more programs, since the share of each
+    # costs memory traffic; the others want up to four times as many, to wait less for the last to
+    # finish, and twice as many where that takes halo rows.
+    at_once = max(1, PROGRAMS // (2 * warps))
+    strips = -(-width // strip)
+    programs = max(1, batch * strips * -(-channels // block))
+    images, rows = 1, height
+    if is_gradient and programs > at_once:
+        images = min(batch, -(-programs // at_once))
+    elif programs > 4 * at_once:
+        images = min(batch, programs // (4 * at_once))
+    else:
+        parts = max(1, (1 if is_gradient else 2) * at_once // programs)
+        rows = -(-height // min(parts, -(-height // MIN_ROWS)))
+    return _Tiles(1, strip, block, warps, rows, images,
+                  -(-batch // images) * -(-height // rows) * strips)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int) -> None:
@@ -618,9 +652,12 @@ def _by_tap(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], -1).t().contiguous()
 
 
-def _strides(*tensors: Tensor) -> Tuple[int, Tuple[int, ...]]:
-    """What divides all strides, up to 16, and the strides of batch and token divided by it."""
-    strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
+def _strides(*tensors: Tensor, count: int = 2) -> Tuple[int, Tuple[int, ...]]:
+    """What divides the strides of batch and token, up to 16, and the strides divided by it.
+
+    With ``count=1`` those of the batch only.
+    """
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:count]]
     align = math.gcd(16, *strides)
     return align, tuple(stride // align for stride in strides)
 
@@ -642,11 +679,14 @@ def _split(kernel: str, x: Tensor, grid: Tuple[int, int], groups: int, count: in
     else:
         kernel_groups = groups
     tiles = _choose_tiles(kernel, x.shape[0], *grid, kernel_groups, lanes)
-    blocks = kernel_groups * -(-lanes // tiles.channels)
     constants = dict(GROUPS=kernel_groups, LANES=lanes, TRUE=count // kernel_groups,
                      TW=tiles.tile_width, BC=tiles.channels, num_warps=tiles.warps)
     if kernel.startswith('causal'):
+        blocks = kernel_groups * -(-lanes // tiles.channels)
         constants['TH'] = tiles.tile_height
+    else:
+        blocks = -(-x.shape[2] // tiles.channels)
+        constants['EVEN'] = grid[1] % tiles.tile_width == 0
     return tiles, (tiles.programs * blocks, ), constants
 
 
@@ -659,13 +699,17 @@ def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, in
     if not launch[0]:
         return
     taps = _by_tap(weight)
-    align, strides = _strides(x, x if dy is None else dy, out)
-    arguments = (x, x if dy is None else dy, out, out if activation is None else activation, taps,
-                 bias, x.shape[0], *grid, tiles.rows, tiles.images, *strides)
+    gradient = x if dy is None else dy
+    align, strides = _strides(x, gradient, out, count=1 if directions is None else 2)
+    arguments = (x, gradient, out, out if activation is None else activation, taps, bias,
+                 x.shape[0], *grid, tiles.rows, tiles.images, *strides)
     constants.update(ALIGN=align, BACKWARD=dy is not None, WANT_ACTIVATION=activation is not None)
     with torch.cuda.device_of(x):
         if directions is None:
-            _grid_activation[launch](*arguments, ACT=act, **constants)
+            _grid_activation[launch](*arguments, X_TOKEN=x.stride(1), DY_TOKEN=gradient.stride(1),
+                                     OUT_TOKEN=out.stride(1), ACT=act, **constants,
+                                     maxnreg=_MAX_REGISTERS['forward' if dy is None
+                                                            else 'backward'])
         else:
             _causal_activation[launch](*arguments, *_direction_bits(directions),
                                        TAPS=taps.shape[0], **constants)
@@ -684,22 +728,31 @@ def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple
     taps = _by_tap(weight)
     dx = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
           else _writable('dx', dx, x))
-    rows = taps.shape[0] + (2 if directions is None else 1)
+    taps_count = taps.shape[0]
+    # three tensors: autograd may keep the one without the others
+    dweight = torch.empty(count, taps_count, dtype=torch.float32, device=x.device)
+    sums = tuple(torch.empty(count, dtype=torch.float32, device=x.device)
+                 for _ in range(2 if directions is None else 1))
+    rows = taps_count + len(sums)
     partial = torch.empty(tiles.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
-    align, strides = _strides(x, dp, dx)
-    if launch[0]:
-        arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
-                     *strides)
-        with torch.cuda.device_of(x):
+    align, strides = _strides(x, dp, dx, count=1 if directions is None else 2)
+    with torch.cuda.device_of(x):
+        if launch[0]:
+            arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
+                         *strides)
             if directions is None:
-                _grid_gradient[launch](*arguments, ALIGN=align, **constants)
+                _grid_gradient[launch](*arguments, X_TOKEN=x.stride(1), DP_TOKEN=dp.stride(1),
+                                       DX_TOKEN=dx.stride(1), ALIGN=align,
+                                       maxnreg=_MAX_REGISTERS['gradient'], **constants)
             else:
                 _causal_gradient[launch](*arguments, *_direction_bits(directions),
-                                         TAPS=taps.shape[0], ALIGN=align, **constants)
-    sums = partial.sum(0).unflatten(1, (groups, -1))[..., :count // groups].flatten(1)
-    # copies: autograd may keep the one without the other
-    return (dx, sums[:taps.shape[0]].t().clone(memory_format=torch.contiguous_format),
-            tuple(row.clone() for row in sums[taps.shape[0]:]))
+                                         TAPS=taps_count, ALIGN=align, **constants)
+        _add_shares[-(-x.shape[2] // _SUM_CHANNELS), rows](
+            partial, dweight, sums[0], sums[-1], tiles.programs, TAPS=taps_count, SUMS=rows,
+            GROUPS=groups, LANES=x.shape[2] // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
+            # many shares come with few channels, hence with few programs
+            **(dict(P=64, num_warps=4) if tiles.programs <= 512 else dict(P=512, num_warps=8)))
+    return dx, dweight, sums
 
 
 def _backward_activation(x, dy, weight, bias, grid, groups, act, directions, want_activation,

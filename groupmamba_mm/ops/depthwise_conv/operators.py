@@ -58,13 +58,13 @@ def _conv_gelu_linear_backward(
     """Gradients of h, h_bias, conv_weight, conv_bias, weight and bias."""
     from .kernels import grid_conv_backward_activation, grid_conv_backward_input
     grid = (height, width)
+    taps = conv_weight.reshape(-1, 9).t().contiguous().t()  # as both kernels want it, made once
     gradient, activation = grid_conv_backward_activation(
-        h, linear_input_gradient(dy, weight), conv_weight, conv_bias, grid, 'gelu',
-        want_activation=True, overwrite_dy=True)
+        h, linear_input_gradient(dy, weight), taps, conv_bias, grid, 'gelu', want_activation=True,
+        overwrite_dy=True)
     dweight, dbias = linear_gradients(dy, activation)
     del activation  # before dh is made
-    dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, conv_weight,
-                                                                     grid)
+    dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, taps, grid)
     return (dh, dh_bias.to(h.dtype), dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
             dconv_bias.to(conv_bias.dtype), dweight, dbias)
 
