@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
+from groupmamba_mm.ops.sums import sum_parts
 
 ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -922,7 +923,7 @@ def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         with torch.cuda.device_of(h):
             _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
                                              T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
-    return dy, activation, partial.sum(0)
+    return dy, activation, sum_parts(partial)
 
 
 def _check_grid(x, weight, bias, grid, act, groups) -> None:
