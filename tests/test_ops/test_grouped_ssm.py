@@ -78,9 +78,13 @@ def assert_near(results, truth, tolerance, floor=1e-6):
 def check(grid, directions=DIRECTIONS, **options):
     tensors = make_inputs(options.pop('batch', 1), grid, groups=len(directions), **options)
     scan = dict(grid=grid, directions=directions, gated=options.get('gated', True))
-    dtype = options.get('dtype', torch.float32)
+    tolerance = TOLERANCE[options.get('dtype', torch.float32)]
+    if 'conv_weight' in tensors and options.get('dtype') == torch.bfloat16:
+        # its output is stored in bf16: rounding that, and nothing else, of the fp64 reference moves
+        # the gradient of dt_proj by up to 7.6e-3 at these sizes
+        tolerance = max(tolerance, 1e-2)
     assert_near(run(tensors, 'triton', **scan), run(tensors, 'torch', torch.float64, **scan),
-                TOLERANCE[dtype])
+                tolerance)
 
 
 @pytest.mark.parametrize('grid, options', [
@@ -222,7 +226,8 @@ def test_errors_name_the_argument(change, message):
     ]
 ], ids=str)
 def test_full_sizes(grid, options, dtype):
-    check(grid, dtype=dtype, **options)
+    for conv in {'none', options.get('conv', 'none')}:
+        check(grid, dtype=dtype, **dict(options, conv=conv))
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
