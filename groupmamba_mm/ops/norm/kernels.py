@@ -52,15 +52,15 @@ def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
         groups: Number of groups G.
     """
     block = triton.next_power_of_2(width)
-    if block > 128:
-        # A row for each tile, and up to 512 channels for each warp, so that sums over a row need
-        # no other warp. Columns past the last multiple of 128 of WIDTH cost next to nothing: the
-        # compiler sees that nobody needs them.
-        tokens, warps = 1, max(1, min(8, block // 512))
-    else:
-        # Eight values for each thread; fewer warps where the whole image is a small tile.
-        tokens = max(1, min(1024 // block, triton.next_power_of_2(length)))
-        warps = max(1, tokens * block // 256)
+    # Warps own whole rows, up to 512 channels wide, so that sums over a row need no other warp. A
+    # program has one warp for such rows, and four for narrow ones, of which a warp owns several.
+    # Columns past the last multiple of 128 in WIDTH cost next to nothing: the compiler sees that
+    # they are not needed.
+    warps = 4 if block <= 128 else max(1, min(8, block // 512))
+    # Eight values for each thread (sixteen in rows of 512), fewer warps for a tile that is small
+    # because the whole image is.
+    tokens = max(1, min(256 * warps // block, triton.next_power_of_2(length)))
+    warps = max(1, min(warps, tokens * block // 256))
     per_image = triton.cdiv(length, tokens)
     # Eight tokens at least, so that the partial sums of weight and bias (8 bytes for each channel
     # of a program) stay small beside the tokens' own traffic.
@@ -520,6 +520,50 @@ def _affinity_backward(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_sc
     tl.store(grad_mean + first + columns, grad_x, mask=exists)
 
 
+@triton.jit
+def _affinity_weights(mean, units, grad_units, grad_logits, grad_skip, fc1_weight, fc1_bias,
+                      fc2_weight, fc2_bias, skip_scale, batch, CHANNELS: tl.constexpr,
+                      HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+                      IMAGES: tl.constexpr):
+    """The parameters' gradients, sums over the images: of these channels and hidden units."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    exists = columns < CHANNELS
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    real = rows < HIDDEN
+    first = tl.zeros((ROWS, COLUMNS), tl.float32)
+    second = tl.zeros((ROWS, COLUMNS), tl.float32)
+    first_bias = tl.zeros((IMAGES, ROWS), tl.float32)
+    second_bias = tl.zeros((IMAGES, COLUMNS), tl.float32)
+    skip = tl.zeros((IMAGES, ), tl.float32)
+    for start in range(0, batch, IMAGES):
+        images = start + tl.arange(0, IMAGES)
+        inside = images < batch
+        if skip_scale is not None:
+            skip += tl.load(grad_skip + images, mask=inside, other=0.0)
+        at_columns = images[:, None] * CHANNELS + columns[None, :]
+        column_mask = inside[:, None] & exists[None, :]
+        x = tl.load(mean + at_columns, mask=column_mask, other=0.0)
+        grad = tl.load(grad_logits + at_columns, mask=column_mask, other=0.0)
+        at_rows = images[:, None] * HIDDEN + rows[None, :]
+        row_mask = inside[:, None] & real[None, :]
+        hidden = tl.load(units + at_rows, mask=row_mask, other=0.0)
+        grad_hidden = tl.load(grad_units + at_rows, mask=row_mask, other=0.0)
+        first = tl.dot(tl.trans(grad_hidden), x, first, input_precision='ieee')
+        second = tl.dot(tl.trans(hidden), grad, second, input_precision='ieee')
+        first_bias += grad_hidden
+        second_bias += grad
+    mask = real[:, None] & exists[None, :]
+    tl.store(fc1_weight + rows[:, None] * CHANNELS + columns[None, :], first, mask=mask)
+    tl.store(fc2_weight + columns[None, :] * HIDDEN + rows[:, None], second, mask=mask)
+    # what does not depend on the channels, or on the hidden units, is one program's to write
+    tl.store(fc1_bias + rows, tl.sum(first_bias, axis=0), mask=real & (tl.program_id(0) == 0))
+    tl.store(fc2_bias + columns, tl.sum(second_bias, axis=0),
+             mask=exists & (tl.program_id(1) == 0))
+    if skip_scale is not None:
+        if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+            tl.store(skip_scale, tl.sum(skip, axis=0))
+
+
 def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
                      fc2_bias: Tensor, skip_scale: Optional[Tensor]) -> Tensor:
     """sigmoid(fc2(relu(fc1(mean)))) * skip_scale, (B, C) fp32; one program for each image."""
@@ -534,8 +578,8 @@ def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_wei
 
 def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
                       fc2_bias: Tensor, skip_scale: Optional[Tensor],
-                      grad: Tensor) -> Tuple[Tensor, ...]:
-    """Hidden units, gradients before ReLU and sigmoid, of mean, and each image's of skip_scale."""
+                      grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of all arguments before the last, in their precisions."""
     hidden, channels = fc1_weight.shape
     batch = mean.shape[0]
 
@@ -543,14 +587,19 @@ def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_we
         return torch.empty(*shape, dtype=torch.float32, device=mean.device)
 
     units, grad_units = empty(batch, hidden), empty(batch, hidden)
-    grad_logits, grad_mean = empty(batch, channels), empty(batch, channels)
-    grad_skip = empty(0 if skip_scale is None else batch)
+    grad_logits, grad_skip = empty(batch, channels), empty(0 if skip_scale is None else batch)
+    inputs = (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale)
+    grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device=mean.device)
+             for t in inputs]
+    grad_mean, *grad_parameters = grads
     with torch.cuda.device_of(mean):
         _affinity_backward[(batch, )](
-            *map(_dense, (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad)),
-            units, grad_units, grad_logits, grad_mean, grad_skip,
+            *map(_dense, (*inputs, grad)), units, grad_units, grad_logits, grad_mean, grad_skip,
             CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
-    return units, grad_units, grad_logits, grad_mean, grad_skip
+        _affinity_weights[(triton.cdiv(channels, 32), triton.cdiv(hidden, 16))](
+            _dense(mean), units, grad_units, grad_logits, grad_skip, *grad_parameters, batch,
+            CHANNELS=channels, HIDDEN=hidden, COLUMNS=32, ROWS=16, IMAGES=32, num_warps=4)
+    return tuple(grads)
 
 
 def _affinity_tile(hidden: int, channels: int) -> dict:

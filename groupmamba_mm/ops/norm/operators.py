@@ -392,14 +392,8 @@ def _channel_affinity_setup(ctx, inputs, output):
 
 
 def _channel_affinity_backward(ctx, grad):
-    mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale = ctx.saved_tensors
-    units, grad_units, grad_logits, grad_mean, grad_skip = _affinity_backward(
-        mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad)
-    return (grad_mean, (grad_units.t() @ mean).to(fc1_weight.dtype),
-            grad_units.sum(0).to(fc1_bias.dtype),
-            (grad_logits.t() @ units).to(fc2_weight.dtype),
-            grad_logits.sum(0).to(fc2_bias.dtype),
-            None if skip_scale is None else grad_skip.sum(0, keepdim=True).to(skip_scale.dtype))
+    *grads, grad_skip = _affinity_backward(*ctx.saved_tensors, grad)
+    return (*grads, None if ctx.saved_tensors[-1] is None else grad_skip)
 
 
 channel_affinity.register_autograd(_channel_affinity_backward,
@@ -408,18 +402,17 @@ channel_affinity.register_autograd(_channel_affinity_backward,
 
 @custom_op('groupmamba_mm::channel_affinity_backward', mutates_args=())
 def _affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
-                       fc2_bias: Tensor, skip_scale: Optional[Tensor],
-                       grad: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _kernels('channel_affinity', mean).affinity_backward(
+                       fc2_bias: Tensor, skip_scale: Optional[Tensor], grad: Tensor
+                       ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *grads, grad_skip = _kernels('channel_affinity', mean).affinity_backward(
         mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad)
+    return (*grads, _or_empty(grad_skip, mean))
 
 
 @_affinity_backward.register_fake
 def _(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale, grad):
-    batch, hidden = mean.shape[0], fc1_weight.shape[0]
-    units = mean.new_empty(batch, hidden)
-    return (units, torch.empty_like(units), mean.new_empty(mean.shape), mean.new_empty(mean.shape),
-            mean.new_empty(0 if skip_scale is None else batch))
+    return tuple(mean.new_empty(0) if t is None else t.new_empty(t.shape)
+                 for t in (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale))
 
 
 # --- shared ---------------------------------------------------------------------------------------
