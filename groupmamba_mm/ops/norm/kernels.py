@@ -5,6 +5,10 @@ values; the group's WIDTH channels are padded to the power of two BLOCK. A backw
 its share of the parameters' gradients and writes it as one row of partial sums, which are added
 up in a fixed order: no atomics, so gradients are bitwise repeatable.
 
+The kernels wait for memory, so a program loads its next tile, asynchronously into shared memory,
+while it works on one. All loads of a tile come before all else in the loop: a load behind a sum
+over a row would wait for the sum, and what follows for the load.
+
 Statistics and arithmetic are fp32. Backward kernels load the row anyway, so they compute its
 statistics again instead of loading them.
 
@@ -19,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..sums import sum_parts
-
 
 #: Tiles that are on their way from memory or in work: the next one is always loaded ahead.
 _STAGES = 2

@@ -392,8 +392,9 @@ def _channel_affinity_setup(ctx, inputs, output):
 
 
 def _channel_affinity_backward(ctx, grad):
-    *grads, grad_skip = _affinity_backward(*ctx.saved_tensors, grad)
-    return (*grads, None if ctx.saved_tensors[-1] is None else grad_skip)
+    arguments = ctx.saved_tensors  # to be read once, for activation checkpointing
+    *grads, grad_skip = _affinity_backward(*arguments, grad)
+    return (*grads, None if arguments[-1] is None else grad_skip)
 
 
 channel_affinity.register_autograd(_channel_affinity_backward,
