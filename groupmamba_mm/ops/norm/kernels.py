@@ -11,6 +11,7 @@ statistics again instead of loading them.
 Each tensor is rows of a constant distance (its ``_ROW``), of which the first CHANNELS values
 count. Outputs that are wider end in zeros.
 """
+import functools
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..integers import cdiv, next_power_of_2
 from ..sums import sum_parts
 
 
@@ -30,6 +32,7 @@ class Plan(NamedTuple):
     warps: int
 
 
+@functools.lru_cache(maxsize=None)
 def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool) -> Plan:
     """Choose tile and grid by rules, without timing anything: equal shapes, equal results.
 
@@ -40,21 +43,21 @@ def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool
         groups: Number of groups G.
         backward: Whether it is for a backward kernel.
     """
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     # Values of a tile for each thread: enough for wide loads, several of them in flight. A forward
     # kernel needs about 90 registers then; a backward kernel holds more tiles, and with 16 values
     # would need up to 240, which leaves too few warps on a multiprocessor.
     values = 8 if backward else 16
     # Four warps; fewer where the whole image is a small tile.
-    tokens = max(1, min(128 * values // block, triton.next_power_of_2(length)))
+    tokens = max(1, min(128 * values // block, next_power_of_2(length)))
     warps = max(1, min(4, tokens * block // (32 * values)))
-    per_image = triton.cdiv(length, tokens)
+    per_image = cdiv(length, tokens)
     # About four waves of 132 multiprocessors with eight programs each, so that the last, partly
     # filled wave costs little; but 16 tokens at least, so that the partial sums of weight and
     # bias (8 bytes for each channel of a program) stay small beside the tokens' own traffic.
-    tiles = max(batch * groups * per_image // 4224, triton.cdiv(16, tokens))
-    chunks = triton.cdiv(per_image, min(tiles, per_image))
-    return Plan(tokens, block, triton.cdiv(per_image, chunks), chunks, warps)
+    tiles = max(batch * groups * per_image // 4224, cdiv(16, tokens))
+    chunks = cdiv(per_image, min(tiles, per_image))
+    return Plan(tokens, block, cdiv(per_image, chunks), chunks, warps)
 
 
 def runs_on(device: torch.device) -> bool:
@@ -522,8 +525,8 @@ def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_we
 
 def _affinity_tile(hidden: int, channels: int) -> dict:
     # At most 64 weights for each thread; 16 hidden units fill the sectors of fc2's rows.
-    block = triton.next_power_of_2(channels)
-    return dict(BLOCK=block, ROWS=min(16, triton.next_power_of_2(hidden)),
+    block = next_power_of_2(channels)
+    return dict(BLOCK=block, ROWS=min(16, next_power_of_2(hidden)),
                 num_warps=8 if block > 256 else 4)
 
 
