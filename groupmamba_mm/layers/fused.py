@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from groupmamba_mm.ops.depthwise_conv import conv_gelu_linear, gelu_linear
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
-from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm, round_up,
+from groupmamba_mm.ops.integers import round_up
+from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,
                                     scaled_norm_linear)
 from .channel_affinity import ChannelAffinity
 
@@ -142,9 +143,15 @@ def _by_tap(weight: Tensor) -> Tensor:
     return weight.movedim(0, -1).contiguous().movedim(-1, 0)
 
 
+def _pad(tensor: Tensor, *amounts: int) -> Tensor:
+    """Zeros behind the last dimension, the one before and so on; F.pad copies for none, too."""
+    if not any(amounts):
+        return tensor
+    return F.pad(tensor, [side for amount in amounts for side in (0, amount)])
+
+
 def _padded_rows(weight: Tensor, rows: int) -> Tensor:
-    missing = rows - weight.shape[0]
-    return F.pad(weight, (0, 0) * (weight.dim() - 1) + (0, missing)) if missing else weight
+    return _pad(weight, *[0] * (weight.dim() - 1), rows - weight.shape[0])
 
 
 def _padded_linear(linear: nn.Linear, in_channels: int, dtype: torch.dtype,
@@ -152,10 +159,7 @@ def _padded_linear(linear: nn.Linear, in_channels: int, dtype: torch.dtype,
     """Weight and bias for padded rows, (Op, in_channels) and (Op,), zero where padded."""
     weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
     out, missing = round_up(weight.shape[0], multiple), in_channels - weight.shape[1]
-    if missing or out != weight.shape[0]:
-        weight = F.pad(weight, (0, missing, 0, out - weight.shape[0]))
-        bias = F.pad(bias, (0, out - bias.shape[0]))
-    return weight, bias
+    return _pad(weight, missing, out - weight.shape[0]), _pad(bias, out - bias.shape[0])
 
 
 def _block_diagonal(weight: Tensor) -> Tensor:
@@ -174,14 +178,13 @@ def _packed_in_proj(linear: nn.Module, parts: int, in_channels: int, dtype: torc
     weight = _block_diagonal(weight.view(groups, parts, out // parts, width).transpose(0, 1))
     weight = weight.flatten(-2)  # (parts, G, d, G * I)
     out = weight.shape[2]
-    weight = F.pad(weight, (0, in_channels - weight.shape[-1], 0, round_up(out) - out))
-    return weight.flatten(0, 2)
+    return _pad(weight, in_channels - weight.shape[-1], round_up(out) - out).flatten(0, 2)
 
 
 def _packed_out_proj(linear: nn.Module, stored: int, dtype: torch.dtype) -> Tensor:
     """Weight of a grouped projection from groups padded to ``stored`` channels, (Cp, G * dp)."""
     weight = _block_diagonal(linear.weight.to(dtype))
-    weight = F.pad(weight, (0, stored - weight.shape[-1])).flatten(2).flatten(0, 1)
+    weight = _pad(weight, stored - weight.shape[-1]).flatten(2).flatten(0, 1)
     return _padded_rows(weight, round_up(weight.shape[0]))
 
 
@@ -190,5 +193,5 @@ def _packed_linear(linear: nn.Module, in_channels: int, dtype: torch.dtype,
     """Weight and bias of a grouped linear layer, groups not padded, (Op, in_channels), (Op,)."""
     weight = _block_diagonal(linear.weight.to(dtype)).flatten(2).flatten(0, 1)
     rows = round_up(weight.shape[0], multiple)
-    weight = F.pad(weight, (0, in_channels - weight.shape[1], 0, rows - weight.shape[0]))
+    weight = _pad(weight, in_channels - weight.shape[1], rows - weight.shape[0])
     return weight, _padded_rows(linear.bias.to(dtype).flatten(), rows)

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .integers import cdiv, next_power_of_2
+
 #: Rows and columns of a tile of partial sums: few columns, so that a narrow sum is not left to one
 #: program.
 _ROWS, _COLUMNS = 256, 16
@@ -45,10 +47,10 @@ def sum_parts(parts: Tensor, dim: int = 0, dtype: Optional[torch.dtype] = None) 
     batch, width = parts.shape[:dim].numel(), parts.shape[dim + 1:].numel()
     out = torch.empty(parts.shape[:dim] + parts.shape[dim + 1:], dtype=dtype or parts.dtype,
                       device=parts.device)
-    rows = min(_ROWS, triton.next_power_of_2(max(1, parts.shape[dim])))
+    rows = min(_ROWS, next_power_of_2(max(1, parts.shape[dim])))
     if out.numel():
         with torch.cuda.device_of(parts):
-            _sum_parts[batch, triton.cdiv(width, _COLUMNS)](
+            _sum_parts[batch, cdiv(width, _COLUMNS)](
                 parts, out, parts.shape[dim], width, ROWS=rows, COLUMNS=_COLUMNS,
                 num_warps=8 if rows == _ROWS else 1)
     return out
@@ -76,9 +78,9 @@ def column_sums(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     if x.stride(1) != 1:
         x = x.contiguous()
     tokens, channels = x.shape
-    blocks = triton.cdiv(channels, _CHANNELS)
-    tiles = max(1, triton.cdiv(tokens * blocks, _PROGRAMS * _TOKENS))
-    programs = triton.cdiv(tokens, tiles * _TOKENS)
+    blocks = cdiv(channels, _CHANNELS)
+    tiles = max(1, cdiv(tokens * blocks, _PROGRAMS * _TOKENS))
+    programs = cdiv(tokens, tiles * _TOKENS)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=x.device)
     if tokens:
         with torch.cuda.device_of(x):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 pytest.importorskip('triton')
 
 from groupmamba_mm.ops import norm  # noqa: E402
+from groupmamba_mm.ops.integers import round_up  # noqa: E402
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,  # noqa: E402
-                                    round_up, scaled_layer_norm,
-                                    scaled_norm_linear)
+                                    scaled_layer_norm, scaled_norm_linear)
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16

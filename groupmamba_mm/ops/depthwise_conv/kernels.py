@@ -16,6 +16,7 @@ Channels may be padded in groups: C' = G * wp channels hold G groups of d <= wp 
 weight and bias have the G * d true ones only. What is in the padded lanes of an input does not
 matter, those of an output are zeros.
 """
+import functools
 import math
 from typing import NamedTuple, Optional, Sequence, Tuple
 
@@ -24,6 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groupmamba_mm.ops.integers import cdiv
 from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
 from groupmamba_mm.ops.sums import sum_parts
 
@@ -553,6 +555,7 @@ class _Tiles(NamedTuple):
     programs: int  # for each channel block
 
 
+@functools.lru_cache(maxsize=None)
 def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
                   lanes: int) -> _Tiles:
     """Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
@@ -915,9 +918,9 @@ def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """
     tokens, channels = h.shape[0] * h.shape[1], h.shape[2]
     activation = torch.empty_like(h)
-    blocks = triton.cdiv(channels, _GELU_CHANNELS)
-    tiles = max(1, triton.cdiv(tokens * blocks, PROGRAMS * _GELU_TOKENS))
-    programs = triton.cdiv(tokens, tiles * _GELU_TOKENS)
+    blocks = cdiv(channels, _GELU_CHANNELS)
+    tiles = max(1, cdiv(tokens * blocks, PROGRAMS * _GELU_TOKENS))
+    programs = cdiv(tokens, tiles * _GELU_TOKENS)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=h.device)
     if tokens:
         with torch.cuda.device_of(h):

@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..integers import cdiv, next_power_of_2
 from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
 from ..sums import sum_parts
 from . import kernels
@@ -71,7 +72,7 @@ class Scan:
     @property
     def block(self) -> int:
         """Channels of a program's tiles."""
-        return max(SHORTEST_SIDE, triton.next_power_of_2(self.stored))
+        return max(SHORTEST_SIDE, next_power_of_2(self.stored))
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Tokens of a chunk and warps of a program.
@@ -95,26 +96,26 @@ class Scan:
         return 16, min(16, self.block // (32 if backward else 64))
 
     def chunks(self, training: bool) -> int:
-        return triton.cdiv(self.height * self.width, self.tile(training)[0])
+        return cdiv(self.height * self.width, self.tile(training)[0])
 
     def segments(self, batch: int, training: bool) -> Tuple[int, int]:
         """Chunks of a segment, and number of segments."""
         chunks, chunk = self.chunks(training), self.tile(training)[0]
         programs = max(1, batch * self.groups)  # an empty batch has none
-        wanted = 1 if programs >= ENOUGH_PROGRAMS else triton.cdiv(2 * ENOUGH_PROGRAMS, programs)
+        wanted = 1 if programs >= ENOUGH_PROGRAMS else cdiv(2 * ENOUGH_PROGRAMS, programs)
         most = max(1, chunks * chunk // SHORTEST_SEGMENT)
-        chunks_of_segment = triton.cdiv(chunks, min(wanted, most))
-        return chunks_of_segment, triton.cdiv(chunks, chunks_of_segment)
+        chunks_of_segment = cdiv(chunks, min(wanted, most))
+        return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
     def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
-        columns = max(SHORTEST_SIDE, triton.next_power_of_2(self.dt_rank + 2 * self.d_state))
+        columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         is_large = self.block * columns >= LARGE_WEIGHTS
         # other products than these and bf16's take the weights' shared memory two or four times
         dot = DOT_TF32X3 if is_large and _DOT[dtype] != DOT_BF16 else _DOT[dtype]
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
-            BD=self.block, BP=columns, BN=triton.next_power_of_2(self.d_state), CHUNK=chunk,
+            BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
             # chunks are loaded ahead, which takes shared memory
             STAGES=1 if is_large else 3 if backward and self.block > 32 else 2,
             DOT=dot, RELOAD=is_large, num_warps=warps)

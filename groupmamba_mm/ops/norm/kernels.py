@@ -15,6 +15,7 @@ statistics again instead of loading them.
 Each tensor is rows of a constant distance (its ``_ROW``), of which the first CHANNELS values
 count. Outputs that are wider end in zeros.
 """
+import functools
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -22,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..integers import cdiv, next_power_of_2
 from ..sums import sum_parts
 
 #: Tiles that are on their way from memory or in work: the next one is always loaded ahead.
@@ -45,6 +47,7 @@ class Plan(NamedTuple):
         return dict(TOKENS=self.tokens, BLOCK=self.block, STAGES=_STAGES, num_warps=self.warps)
 
 
+@functools.lru_cache(maxsize=None)
 def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
     """Choose tile and grid by rules, without timing anything: equal shapes, equal results.
 
@@ -54,7 +57,7 @@ def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
         width: Number of channels of a group.
         groups: Number of groups G.
     """
-    block = triton.next_power_of_2(width)
+    block = next_power_of_2(width)
     # Warps own whole rows, up to 512 channels wide, so that sums over a row need no other warp. A
     # program has one warp for such rows, and four for narrow ones, of which a warp owns several.
     # Columns past the last multiple of 128 in WIDTH cost next to nothing: the compiler sees that
@@ -62,14 +65,14 @@ def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
     warps = 4 if block <= 128 else max(1, min(8, block // 512))
     # Eight values for each thread (sixteen in rows of 512), fewer warps for a tile that is small
     # because the whole image is.
-    tokens = max(1, min(256 * warps // block, triton.next_power_of_2(length)))
+    tokens = max(1, min(256 * warps // block, next_power_of_2(length)))
     warps = max(1, min(warps, tokens * block // 256))
-    per_image = triton.cdiv(length, tokens)
+    per_image = cdiv(length, tokens)
     # Eight tokens at least, so that the partial sums of weight and bias (8 bytes for each channel
     # of a program) stay small beside the tokens' own traffic.
-    tiles = max(batch * groups * per_image // _PROGRAMS, triton.cdiv(8, tokens))
-    chunks = triton.cdiv(per_image, min(tiles, per_image))
-    return Plan(tokens, block, triton.cdiv(per_image, chunks), chunks, warps)
+    tiles = max(batch * groups * per_image // _PROGRAMS, cdiv(8, tokens))
+    chunks = cdiv(per_image, min(tiles, per_image))
+    return Plan(tokens, block, cdiv(per_image, chunks), chunks, warps)
 
 
 def runs_on(device: torch.device) -> bool:
@@ -599,7 +602,7 @@ def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_we
         _affinity_backward[(batch, )](
             *map(_dense, (*inputs, grad)), units, grad_units, grad_logits, grad_mean, grad_skip,
             CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
-        _affinity_weights[(triton.cdiv(channels, 32), triton.cdiv(hidden, 16))](
+        _affinity_weights[(cdiv(channels, 32), cdiv(hidden, 16))](
             _dense(mean), units, grad_units, grad_logits, grad_skip, *grad_parameters, batch,
             CHANNELS=channels, HIDDEN=hidden, COLUMNS=32, ROWS=16, IMAGES=32, num_warps=4)
     return tuple(grads)
@@ -607,8 +610,8 @@ def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_we
 
 def _affinity_tile(hidden: int, channels: int) -> dict:
     # At most 64 weights for each thread; 16 hidden units fill the sectors of fc2's rows.
-    block = triton.next_power_of_2(channels)
-    return dict(BLOCK=block, ROWS=min(16, triton.next_power_of_2(hidden)),
+    block = next_power_of_2(channels)
+    return dict(BLOCK=block, ROWS=min(16, next_power_of_2(hidden)),
                 num_warps=8 if block > 256 else 4)
 
 

@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from ..integers import round_up
 from ..linear import linear, linear_gradients, linear_input_gradient
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def round_up(channels: int, multiple: int = 8) -> int:
-    """The next multiple; of 8, where rows of 16-bit values are aligned to 16 bytes."""
-    return -(-channels // multiple) * multiple
 
 
 # --- LayerNorm ------------------------------------------------------------------------------------
