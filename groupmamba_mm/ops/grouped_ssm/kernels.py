@@ -14,13 +14,17 @@ the products with the projections' few columns are row sums and outer products: 
 pad them to 16 columns, and every tile for them takes a trip through shared memory. Small tiles also
 leave registers for sums over the tokens that are reduced only once, at the end.
 
+In the backward pass of wider groups a thread owns a channel and all tokens of a chunk (see
+``_with_channels``); sums over channels, which are dear then, are products with ones, or taken over
+from the forward pass.
+
 Names: d channels of a group, dp the same padded for aligned rows, N = ``d_state``, R = ``dt_rank``,
 P = R + 2 N columns of the projection to (dt's low rank, B, C).
 """
 import triton
 import triton.language as tl
 
-from ..kernel_functions import log1p_of_fraction, scan_position
+from ..kernel_functions import exp, log1p_of_fraction, reciprocal, scan_position
 
 
 @triton.jit
@@ -51,14 +55,36 @@ def _combine_backward(a_right, p_right, g_right, a_left, p_left, g_left):
 
 @triton.jit
 def _softplus(v):
-    return tl.maximum(v, 0.) + log1p_of_fraction(tl.exp(-tl.abs(v)))
+    return tl.maximum(v, 0.) + log1p_of_fraction(exp(-tl.abs(v)))
 
 
 @triton.jit
 def _softplus_and_slope(v):
     """softplus(v) and its derivative sigmoid(v), from one exponential."""
-    e = tl.exp(-tl.abs(v))
-    return tl.maximum(v, 0.) + log1p_of_fraction(e), tl.where(v < 0., e, 1.) / (1. + e)
+    e = exp(-tl.abs(v))
+    return tl.maximum(v, 0.) + log1p_of_fraction(e), tl.where(v < 0., e, 1.) * reciprocal(1. + e)
+
+
+@triton.jit
+def _add_pairs(a1, b1, a2, b2):
+    return a1 + a2, b1 + b2
+
+
+@triton.jit
+def _later(a, b):
+    return b
+
+
+@triton.jit
+def _with_channels(tile):
+    """The tile itself, behind a scan that does nothing but keep out the layout of a product.
+
+    The compiler spreads the layout of a product's result over all that is computed from it. There a
+    channel's tokens are in eight lanes, and scans and sums over them have to move data. Behind a
+    scan, even one that does nothing, it takes the default layout, in which (with a warp for each 32
+    channels) a thread owns a channel: scans and sums over tokens stay in its registers.
+    """
+    return tl.associative_scan(tile, 0, _later)
 
 
 @triton.jit
@@ -77,25 +103,33 @@ def _column(tile, index, n, FIRST: tl.constexpr, FEW: tl.constexpr):
 
 
 @triton.jit
-def _step_size(x_tile, x, to_low, to_dt, dt_bias, R: tl.constexpr, P: tl.constexpr,
-               FEW: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
-    """The low rank, B and C of each token, and its step sizes before softplus."""
+def _project(x_tile, x, to_low, P: tl.constexpr, FEW: tl.constexpr, DOT: tl.constexpr,
+             RELOAD: tl.constexpr):
+    """The low rank, B and C of each token: a tile, or, if FEW, a tuple of columns."""
     if FEW:
         low = _row_sums(x, to_low, P)
-        dt_raw = tl.broadcast_to(dt_bias[None, :], x.shape)
+    elif DOT == 0 and not RELOAD:  # bf16 tokens and fp32 weights, in two parts of bf16
+        coarse = to_low.to(tl.bfloat16)
+        rest = (to_low - coarse.to(tl.float32)).to(tl.bfloat16)
+        low = tl.dot(x_tile, coarse, tl.dot(x_tile, rest))
+    else:
+        low = _dot(x_tile, to_low, DOT)
+    return low
+
+
+@triton.jit
+def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, FEW: tl.constexpr,
+               DOT: tl.constexpr):
+    """The step sizes before softplus, a tile of the shape of ``shape_of``."""
+    if FEW:
+        dt_raw = tl.broadcast_to(dt_bias[None, :], shape_of.shape)
         for k in tl.static_range(R):
             dt_raw += low[k][:, None] * to_dt[k][None, :]
     else:
         FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
-        if DOT == 0 and not RELOAD:  # bf16 tokens and fp32 weights, in two parts of bf16
-            coarse = to_low.to(tl.bfloat16)
-            rest = (to_low - coarse.to(tl.float32)).to(tl.bfloat16)
-            low = tl.dot(x_tile, coarse, tl.dot(x_tile, rest))
-        else:
-            low = _dot(x_tile, to_low, DOT)
         # low is fp32: bf16 is too coarse for what dt is made of
-        dt_raw = _dot(low, to_dt, FINE_DOT) + dt_bias[None, :]
-    return low, dt_raw
+        dt_raw = _with_channels(_dot(low, to_dt, FINE_DOT)) + dt_bias[None, :]
+    return dt_raw
 
 
 @triton.jit
@@ -106,6 +140,23 @@ def _over_tokens(tile, FEW: tl.constexpr):
         return tile
     else:
         return tl.sum(tile, 0)[None, :]
+
+
+@triton.jit
+def _sums_over_channels(a, b, first, second, oc, op, DOT: tl.constexpr, SCARCE: tl.constexpr):
+    """A (CHUNK, BP) tile with the sums over the channels of two tiles in its columns first, second.
+
+    By products with ones, unless shared memory is SCARCE: where a thread has all tokens of its
+    channels, a sum over the channels is five shuffles for each token, twice as many instructions.
+    """
+    if DOT == 2 or SCARCE:
+        sum_a, sum_b = tl.reduce((a, b), 1, _add_pairs)
+        return tl.where(op[None, :] == first, sum_a[:, None],
+                        tl.where(op[None, :] == second, sum_b[:, None], 0.))
+    else:
+        column = op[None, :] + 0 * oc[:, None]
+        return (_dot(a, tl.where(column == first, 1., 0.), DOT)
+                + _dot(b, tl.where(column == second, 1., 0.), DOT))
 
 
 @triton.jit
@@ -179,11 +230,10 @@ def _matrix_A(A_log_ptr, g, oc, on, D_IN: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _states_of_chunk(n, dt, dt_x, low, A, h, op, on, FIRST: tl.constexpr, FEW: tl.constexpr,
-                     REVERSE: tl.constexpr):
+def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, REVERSE: tl.constexpr):
     """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start."""
-    decay = tl.exp(dt * _row(A, on, n)[None, :])
-    update = dt_x * _column(low, op, n, FIRST, FEW)[:, None]
+    decay = exp(dt * _row(A, on, n)[None, :])
+    update = dt_x * B_n[:, None]
     prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
     return decay, update, state + prefix * _row(h, on, n)[None, :]
 
@@ -191,12 +241,12 @@ def _states_of_chunk(n, dt, dt_x, low, A, h, op, on, FIRST: tl.constexpr, FEW: t
 @triton.jit
 def scan_forward_kernel(
         x_ptr, z_ptr, y_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr, A_log_ptr, D_ptr, norm_w_ptr,
-        norm_b_ptr, states_ptr, sums_ptr, ends_ptr,
+        norm_b_ptr, kept_ptr, sums_ptr, ends_ptr,
         L, H, W, x_batch, x_token, z_batch, z_token, y_batch, y_token, columns, reverses,
         chunks, chunks_of_segment, segments, eps,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
-        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, SAVE_STATES: tl.constexpr,
+        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, KEEP: tl.constexpr, KEPT_ROW: tl.constexpr,
         ENDS_ONLY: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
@@ -217,6 +267,9 @@ def scan_forward_kernel(
     column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
+    # in what is kept of a chunk: the states' first element and the length of their rows
+    FIRST_STATE: tl.constexpr = (P + 2 * HAS_NORM) * CHUNK
+    STATE_ROW: tl.constexpr = (KEPT_ROW - FIRST_STATE) // N
 
     h = tl.zeros([BN, BD], tl.float32)
     dt_sum = tl.zeros([BD], tl.float32)
@@ -225,15 +278,16 @@ def scan_forward_kernel(
             at = (program * segments + before).to(tl.int64)
             total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
             end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
-            h = tl.exp(A * total[None, :]) * h + end
+            h = exp(A * total[None, :]) * h + end
 
     first = segment * chunks_of_segment
     in_group = g * DP + oc[None, :]
     behind = tl.minimum(first + chunks_of_segment, chunks)
     for chunk in tl.range(first, behind, num_stages=STAGES):
-        if SAVE_STATES:
-            at = (program * chunks + chunk).to(tl.int64)
-            tl.store(states_ptr + at * N * D_IN + in_state, h, mask=is_state)
+        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * KEPT_ROW
+        if KEEP:
+            tl.store(kept + FIRST_STATE + on[:, None] * STATE_ROW + oc[None, :], h,
+                     mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :])
         t = chunk * CHUNK + ot
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
@@ -243,28 +297,38 @@ def scan_forward_kernel(
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
-        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
-        dt = _softplus(dt_raw)
-        dt = tl.where(is_token[:, None] & is_channel[None, :], dt, 0.)
+        low = _project(x_tile, x, to_low, P, FEW, DOT, RELOAD)
+        if KEEP:
+            if FEW:
+                for k in tl.static_range(P):
+                    tl.store(kept + k * CHUNK + ot, low[k])
+            else:
+                tl.store(kept + op[None, :] * CHUNK + ot[:, None], low, mask=(op < P)[None, :])
+        dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT))
         dt_x = dt * x
         if ENDS_ONLY:
             dt_sum += tl.sum(dt, 0)
         else:
             y = skip[None, :] * x
         for n in range(N):  # not unrolled: 16 states would take minutes to compile
-            _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, False)
+            B_n = _column(low, op, n, R, FEW)
+            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, False)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
             if not ENDS_ONLY:
                 y += state * _column(low, op, n, R + N, FEW)[:, None]
         if not ENDS_ONLY:
             if HAS_NORM:
-                centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
-                variance = tl.sum(centred * centred, 1) / D_IN
-                y = centred * tl.rsqrt(variance + eps)[:, None] * norm_w[None, :] + norm_b[None, :]
+                mean = tl.sum(y, 1) * (1. / D_IN)
+                centred = tl.where(is_channel[None, :], y - mean[:, None], 0.)
+                inverse_std = tl.rsqrt(tl.sum(centred * centred, 1) * (1. / D_IN) + eps)
+                y = centred * inverse_std[:, None] * norm_w[None, :] + norm_b[None, :]
+                if KEEP:
+                    tl.store(kept + P * CHUNK + ot, mean)
+                    tl.store(kept + (P + 1) * CHUNK + ot, inverse_std)
             if HAS_GATE:
                 z = tl.load(z_ptr + b * z_batch + position[:, None] * z_token + in_group,
                             mask=valid, other=0.).to(tl.float32)
-                y = y * z * tl.sigmoid(z)
+                y = y * z * reciprocal(1. + exp(-z))
             tl.store(y_ptr + b * y_batch + position[:, None] * y_token + in_group,
                      y.to(y_ptr.dtype.element_ty), mask=valid)
     if ENDS_ONLY:
@@ -276,17 +340,18 @@ def scan_forward_kernel(
 @triton.jit
 def scan_backward_kernel(
         x_ptr, z_ptr, grad_y_ptr, grad_x_ptr, grad_z_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr,
-        A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, states_ptr, sums_ptr, ends_ptr, partial_ptr,
+        A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, kept_ptr, sums_ptr, ends_ptr, partial_ptr,
         L, H, W, x_batch, x_token, z_batch, z_token, grad_y_batch, grad_y_token, grad_x_batch,
         grad_x_token, grad_z_batch, grad_z_token, columns, reverses,
         chunks, chunks_of_segment, segments, eps,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
-        STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
+        KEPT_ROW: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
     """The gradients of one segment, its chunks from the last to the first.
 
-    The states are computed again from those that the forward pass kept at the chunks' starts. The
+    The states are computed again from those that the forward pass kept at the chunks' starts; what
+    it kept of each token (low rank, B, C, statistics of the norm) saves sums over channels. The
     gradient g of the state obeys g_t = C_t dy_t + a_{t+1} g_{t+1}, a recurrence from the end;
     q = a g of a chunk's first token is what is carried to the chunk before. With ENDS_ONLY: what
     leaves the segment on its left if nothing enters on its right.
@@ -295,13 +360,14 @@ def scan_backward_kernel(
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32
-    KEPT: tl.constexpr = CHUNK if FEW else 1
+    SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
-    oc, op, on = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN)
-    # a chunk's tokens lie in its tiles from the last to the first: a reverse scan is the dearer
-    # one, as it moves all its operands across the lanes, and the states' has fewer of them
-    ot = CHUNK - 1 - tl.arange(0, CHUNK)
+    oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
+    if FEW:
+        # here a chunk's tokens lie in its tiles from the last to the first: a reverse scan is the
+        # dearer one, as it moves all its operands across the lanes, and the states' has fewer
+        ot = CHUNK - 1 - ot
     is_channel, is_stored = oc < D_IN, oc < DP
     if FEW:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
@@ -315,11 +381,17 @@ def scan_backward_kernel(
     column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
+    FIRST_STATE: tl.constexpr = (P + 2 * HAS_NORM) * CHUNK
+    STATE_ROW: tl.constexpr = (KEPT_ROW - FIRST_STATE) // N
     in_group = g * DP + oc[None, :]
     if FEW:
         # at most four channels a thread: with the eight that it could load at once, the vectors of
         # a group and the sums over lanes would take too many registers
         in_group = tl.max_contiguous(in_group, [1, 4])
+    elif STAGES == 1:
+        # loaded, not copied to shared memory ahead: one channel a thread from the start, or the
+        # compiler does half of the work twice, in the loads' layout and in the scans'
+        in_group = tl.multiple_of(tl.max_contiguous(in_group, [1, 2]), [1, 1])
     x_ptr += b * x_batch
     grad_y_ptr += b * grad_y_batch
     z_ptr += b * z_batch
@@ -330,18 +402,18 @@ def scan_backward_kernel(
             at = (program * segments + segments - 1 - i).to(tl.int64)
             total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
             end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
-            q = tl.exp(A * total[None, :]) * q + end
-    dt_sum = tl.zeros([KEPT, BD], tl.float32)
+            q = exp(A * total[None, :]) * q + end
+    dt_sum = tl.zeros([SUM_ROWS, BD], tl.float32)
     if FEW:
         grad_to_low, grad_to_dt = _zeros(P, CHUNK, BD), _zeros(R, CHUNK, BD)
     else:
-        grad_to_low = tl.zeros([BD, BP], tl.float32)
+        grad_to_low = tl.zeros([BP, BD], tl.float32)
         grad_to_dt = tl.zeros([BP, BD], tl.float32)
     grad_A = tl.zeros([CHUNK if FEW else BN, BD], tl.float32)
-    grad_bias = tl.zeros([KEPT, BD], tl.float32)
-    grad_skip = tl.zeros([KEPT, BD], tl.float32)
-    grad_norm_w = tl.zeros([KEPT, BD], tl.float32)
-    grad_norm_b = tl.zeros([KEPT, BD], tl.float32)
+    grad_bias = tl.zeros([SUM_ROWS, BD], tl.float32)
+    grad_skip = tl.zeros([SUM_ROWS, BD], tl.float32)
+    grad_norm_w = tl.zeros([SUM_ROWS, BD], tl.float32)
+    grad_norm_b = tl.zeros([SUM_ROWS, BD], tl.float32)
 
     first = segment * chunks_of_segment
     behind = tl.minimum(first + chunks_of_segment, chunks)
@@ -353,20 +425,29 @@ def scan_backward_kernel(
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
-        real = is_token[:, None] & is_channel[None, :]
         x_tile = tl.load(x_ptr + position[:, None] * x_token + in_group, mask=valid, other=0.)
         grad_y = tl.load(grad_y_ptr + position[:, None] * grad_y_token + in_group, mask=valid,
                          other=0.)
         z_tile = x_tile
         if HAS_GATE:
             z_tile = tl.load(z_ptr + position[:, None] * z_token + in_group, mask=valid, other=0.)
-        at = (program * chunks + chunk).to(tl.int64)
-        h = tl.load(states_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
+        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * KEPT_ROW
+        h = tl.load(kept + FIRST_STATE + on[:, None] * STATE_ROW + oc[None, :],
+                    mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :], other=0.)
+        if FEW:
+            low = ()
+            for k in tl.static_range(R):
+                low = low + (tl.load(kept + k * CHUNK + ot), )
+        else:
+            low = tl.load(kept + op[None, :] * CHUNK + ot[:, None], mask=(op < P)[None, :],
+                          other=0.)
+        B_n, C_n = tl.load(kept + R * CHUNK + ot), tl.load(kept + (R + N) * CHUNK + ot)
+        if HAS_NORM:
+            mean = tl.load(kept + P * CHUNK + ot)
+            inverse_std = tl.load(kept + (P + 1) * CHUNK + ot)[:, None]
         grad_y = grad_y.to(tl.float32)
         x = x_tile.to(tl.float32)
-        low, dt_raw = _step_size(x_tile, x, to_low, to_dt, dt_bias, R, P, FEW, DOT, RELOAD)
-        dt, slope = _softplus_and_slope(dt_raw)
-        dt = tl.where(real, dt, 0.)
+        dt, slope = _softplus_and_slope(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT))
         dt_x = dt * x
 
         if ENDS_ONLY:
@@ -375,30 +456,37 @@ def scan_backward_kernel(
         if NEEDS_Y:
             y = skip[None, :] * x
             for n in range(N):
-                _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, True)
-                y += state * _column(low, op, n, R + N, FEW)[:, None]
+                if N > 1:
+                    B_n = tl.load(kept + (R + n) * CHUNK + ot)
+                    C_n = tl.load(kept + (R + N + n) * CHUNK + ot)
+                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
+                y += state * C_n[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
-            centred = tl.where(is_channel[None, :], y - (tl.sum(y, 1) / D_IN)[:, None], 0.)
-            inverse_std = tl.rsqrt(tl.sum(centred * centred, 1) / D_IN + eps)[:, None]
-            normed = centred * inverse_std
+            normed = (y - mean[:, None]) * inverse_std
             y = normed * norm_w[None, :] + norm_b[None, :]
         if HAS_GATE:
             z = z_tile.to(tl.float32)
-            sigmoid = tl.sigmoid(z)
+            sigmoid = reciprocal(1. + exp(-z))
             if not ENDS_ONLY:
                 grad_z = grad_y * y * sigmoid * (1. + z * (1. - sigmoid))
                 tl.store(grad_z_ptr + b * grad_z_batch + position[:, None] * grad_z_token
                          + in_group, grad_z.to(grad_z_ptr.dtype.element_ty), mask=valid)
             grad_y = grad_y * z * sigmoid
         if HAS_NORM:
-            grad_norm_w += _over_tokens(grad_y * normed, FEW)
-            grad_norm_b += _over_tokens(grad_y, FEW)
+            if FEW:
+                grad_norm_w += grad_y * normed
+                grad_norm_b += grad_y
+            else:  # one reduction, so that the compiler leaves both in the scans' layout
+                of_w, of_b = tl.reduce((grad_y * normed, grad_y), 0, _add_pairs)
+                grad_norm_w += of_w[None, :]
+                grad_norm_b += of_b[None, :]
             grad_y = grad_y * norm_w[None, :]
-            mean = tl.sum(grad_y, 1) / D_IN
-            mean_normed = tl.sum(grad_y * normed, 1) / D_IN
-            grad_y = inverse_std * (grad_y - mean[:, None] - normed * mean_normed[:, None])
-            grad_y = tl.where(real, grad_y, 0.)
+            total, total_normed = tl.reduce((grad_y, grad_y * normed), 1, _add_pairs)
+            grad_y = inverse_std * (grad_y - (total * (1. / D_IN))[:, None]
+                                    - normed * (total_normed * (1. / D_IN))[:, None])
+        # all gradients below vanish with this one, and with x, whose padding is zero
+        grad_y = tl.where(is_channel[None, :], grad_y, 0.)
 
         grad_dt = tl.zeros([CHUNK, BD], tl.float32)
         grad_dt_x = tl.zeros([CHUNK, BD], tl.float32)
@@ -406,29 +494,35 @@ def scan_backward_kernel(
         grad_B, grad_C = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK], tl.float32)
         for n in range(N):
             A_n = _row(A, on, n)[None, :]
-            B_n = _column(low, op, n, R, FEW)[:, None]
-            C_n = _column(low, op, n, R + N, FEW)[:, None]
-            decay, update = tl.exp(dt * A_n), dt_x * B_n
-            passed, grad_h = decay * 0. + 1., grad_y * C_n
-            _, passed, grad_h = tl.associative_scan((decay, passed, grad_h), 0, _combine_backward)
+            if N > 1:
+                B_n = tl.load(kept + (R + n) * CHUNK + ot)
+                C_n = tl.load(kept + (R + N + n) * CHUNK + ot)
+            decay, update = exp(dt * A_n), dt_x * B_n[:, None]
+            flipped, grad_h = decay, grad_y * C_n[:, None]
+            if not FEW:  # in registers, which is for free
+                flipped, grad_h = tl.flip(decay, 0), tl.flip(grad_h, 0)
+            _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
+                                                    _combine_backward)
             grad_h += passed * _row(q, on, n)[None, :]
+            if not FEW:
+                grad_h = tl.flip(grad_h, 0)
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
             if not ENDS_ONLY:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    _, _, state = _states_of_chunk(n, dt, dt_x, low, A, h, op, on, R, FEW, True)
+                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
-                grad_dt_x += grad_h * B_n
-                grad_B, grad_C = tl.sum(grad_h * dt_x, 1), tl.sum(grad_y * state, 1)
+                grad_dt_x += grad_h * B_n[:, None]
                 if FEW:
+                    grad_B, grad_C = tl.reduce((grad_h * dt_x, grad_y * state), 1, _add_pairs)
                     grad_A += grad_log_decay * dt
                 else:
+                    grad_low += _sums_over_channels(grad_h * dt_x, grad_y * state, R + n, R + N + n,
+                                                    oc, op, DOT, STAGES == 1)
                     grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :],
                                        0.)
-                    grad_low += tl.where(op[None, :] == R + n, grad_B[:, None], 0.)
-                    grad_low += tl.where(op[None, :] == R + N + n, grad_C[:, None], 0.)
         if not ENDS_ONLY:
-            grad_raw = tl.where(real, (grad_dt + grad_dt_x * x) * slope, 0.)
+            grad_raw = (grad_dt + grad_dt_x * x) * slope
             grad_bias += _over_tokens(grad_raw, FEW)
             grad_skip += _over_tokens(grad_y * x, FEW)
             grad_x = grad_y * skip[None, :] + grad_dt_x * dt
@@ -441,8 +535,8 @@ def scan_backward_kernel(
             else:
                 grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
                 grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
-                grad_to_low += _dot(tl.trans(x_tile), grad_low, DOT)
-                grad_x += _dot(grad_low, tl.trans(to_low), DOT)
+                grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
+                grad_x += _with_channels(_dot(grad_low, tl.trans(to_low), DOT))
             tl.store(grad_x_ptr + b * grad_x_batch + position[:, None] * grad_x_token + in_group,
                      grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
 
@@ -463,8 +557,8 @@ def scan_backward_kernel(
             row += R * D_IN
             grad_A = tl.sum(grad_A, 0)[None, :]
         else:
-            tl.store(row + op[None, :] * D_IN + oc[:, None], grad_to_low,
-                     mask=is_channel[:, None] & (op < P)[None, :])
+            tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,
+                     mask=is_channel[None, :] & (op < P)[:, None])
             row += P * D_IN
             tl.store(row + oc[None, :] * R + op[:, None], grad_to_dt,
                      mask=is_channel[None, :] & (op < R)[:, None])

@@ -89,14 +89,24 @@ class Scan:
             return 32, 2 if backward else 4 if training else 1
         if self.block <= 32:
             return (16, 2 if backward else 4) if training else (32, 2)
+        if backward:
+            return 16, self.block // 32  # a thread has all tokens of a chunk: see _with_channels
         if self.block <= 64:
-            return (16, 4 if backward else 2) if training else (32, 2)
+            return (16, 2) if training else (32, 2)
         if self.block <= 128:
             return 16, 4
-        return 16, min(16, self.block // (32 if backward else 64))
+        return 16, self.block // 64
 
     def chunks(self, training: bool) -> int:
         return cdiv(self.height * self.width, self.tile(training)[0])
+
+    def kept_row(self, has_norm: bool) -> int:
+        """What the forward pass keeps of a chunk: of each token the outputs of x_proj and the
+        norm's mean and inverse deviation, then the states at the chunk's start."""
+        of_token = self.dt_rank + 2 * self.d_state + (2 if has_norm else 0)
+        # rows that are aligned are copied four numbers at a time
+        state = min(self.block, cdiv(self.channels, 16) * 16)
+        return of_token * self.tile(True)[0] + self.d_state * state
 
     def segments(self, batch: int, training: bool) -> Tuple[int, int]:
         """Chunks of a segment, and number of segments."""
@@ -110,23 +120,33 @@ class Scan:
     def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
-        is_large = self.block * columns >= LARGE_WEIGHTS
+        # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
+        # them and by loading chunks ahead
+        is_bf16 = _DOT[dtype] == DOT_BF16
+        weights = self.block * columns
+        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 else 1)
+        if is_large or self.block > 256:
+            stages = 1
+        else:
+            stages = 3 if backward and self.block == 64 and weights < LARGE_WEIGHTS else 2
         # other products than these and bf16's take the weights' shared memory two or four times
-        dot = DOT_TF32X3 if is_large and _DOT[dtype] != DOT_BF16 else _DOT[dtype]
+        dot = DOT_TF32X3 if is_large and not is_bf16 else _DOT[dtype]
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
             # chunks are loaded ahead, which takes shared memory
-            STAGES=1 if is_large else 3 if backward and self.block > 32 else 2,
+            STAGES=stages,
             DOT=dot, RELOAD=is_large, num_warps=warps)
         if warps == 4 and self.block <= 128 and self.d_state == 1 and not backward:
             constants['maxnreg'] = 128  # four programs on a multiprocessor; a third faster
+        if backward and is_bf16 and self.d_state == 1 and 128 <= self.block <= 256:
+            constants['maxnreg'] = 128  # twice as many programs at once for a few spills more
         return constants
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
                  dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
-                 norm_bias: Optional[Tensor], save_states: bool) -> Tuple[Tensor, Tensor]:
+                 norm_bias: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
     """Run the scan.
 
     Args:
@@ -135,39 +155,41 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
         z: The gate before SiLU, like ``x``, or None.
         x_proj, dt_proj, dt_bias, A_log, D: As in ``GroupedSSM``.
         norm_weight, norm_bias: (G * d,) or None.
-        save_states: Whether the states at the chunks' starts are kept for the backward pass.
+        keep: Whether what the backward pass takes up is written.
 
     Returns:
-        y (B, L, G * dp) in the dtype of ``x``, and the states, (B, G, chunks, N, d) fp32, or empty.
+        y (B, L, G * dp) in the dtype of ``x``, and what is kept, (B, G, chunks, kept_row) fp32, or
+        empty.
     """
     batch, length, _ = x.shape
     y = torch.empty(batch, length, scan.groups * scan.stored, dtype=x.dtype, device=x.device)
-    chunks = scan.chunks(save_states)
-    chunks_of_segment, segments = scan.segments(batch, save_states)
-    shape = (batch, scan.groups, chunks, scan.d_state, scan.channels) if save_states else (0, )
-    states = torch.empty(shape, dtype=torch.float32, device=x.device)
+    chunks = scan.chunks(keep)
+    chunks_of_segment, segments = scan.segments(batch, keep)
+    shape = (batch, scan.groups, chunks, scan.kept_row(norm_weight is not None)) if keep else (0, )
+    kept = torch.empty(shape, dtype=torch.float32, device=x.device)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
     gate = x if z is None else z
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
         kernels.scan_forward_kernel[(batch * scan.groups, segments)](
-            x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, states, sums, ends,
+            x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
             HAS_NORM=norm_weight is not None, HAS_GATE=z is not None,
-            SAVE_STATES=save_states and not ends_only, ENDS_ONLY=ends_only,
-            **scan.constants(x.dtype, training=save_states))
+            KEEP=keep and not ends_only, ENDS_ONLY=ends_only,
+            KEPT_ROW=scan.kept_row(norm_weight is not None),
+            **scan.constants(x.dtype, training=keep))
 
     with torch.cuda.device_of(x):
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
-    return y, states
+    return y, kept
 
 
-def scan_backward(scan: Scan, grad_y: Tensor, states: Tensor, x: Tensor, z: Optional[Tensor],
+def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Optional[Tensor],
                   x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
                   norm_weight: Optional[Tensor], norm_bias: Optional[Tensor], grad_x: Tensor,
                   grad_z: Optional[Tensor]) -> Tensor:
@@ -187,13 +209,14 @@ def scan_backward(scan: Scan, grad_y: Tensor, states: Tensor, x: Tensor, z: Opti
 
     def run(ends_only: bool) -> None:
         kernels.scan_backward_kernel[(batch * scan.groups, segments)](
-            x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, states,
+            x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept,
             sums, ends, partial,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), grad_y.stride(0), grad_y.stride(1), grad_x.stride(0), grad_x.stride(1),
             grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
             HAS_NORM=norm_weight is not None, HAS_GATE=z is not None, ENDS_ONLY=ends_only,
+            KEPT_ROW=scan.kept_row(norm_weight is not None),
             **scan.constants(x.dtype, training=True, backward=True))
 
     with torch.cuda.device_of(x):

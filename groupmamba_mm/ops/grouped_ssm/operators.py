@@ -46,9 +46,9 @@ def _(xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weigh
       columns, reverses, height, width, gated, eps, save_states):
     scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
     batch, length, _ = xz.shape
-    states = (batch, scan.groups, scan.chunks(True), scan.d_state, scan.channels)
+    kept = (batch, scan.groups, scan.chunks(True), scan.kept_row(norm_weight is not None))
     return (xz.new_empty(batch, length, scan.groups * scan.stored),
-            xz.new_empty(states if save_states else (0, ), dtype=torch.float32))
+            xz.new_empty(kept if save_states else (0, ), dtype=torch.float32))
 
 
 @torch.library.custom_op('groupmamba_mm::grouped_ssm_backward', mutates_args=())
