@@ -52,8 +52,8 @@ class GroupMamba(BaseModule):
         norm_eval: Keep the stem's BatchNorms in eval mode during training.
         with_cp: Recompute each layer's activations in the backward pass, to save memory.
         residual_in_fp32: Whether the tokens between the layers stay in fp32 under autocast, as in
-            PyTorch's own behaviour. False: they are in autocast's precision, which takes less
-            memory and time, and rounds each layer's result.
+            PyTorch's own behaviour. False: they are in autocast's precision, half the bytes, and
+            each layer's result is rounded.
         scan_backend: ``'torch'``, ``'reference'`` (slow), ``'triton'``, ``'mamba_ssm'``, or
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See

@@ -259,11 +259,12 @@ def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:
         ConfigError: If both are asked for.
     """
     count = optim_wrapper.get('accumulative_counts', 1)
-    modes = {getattr(module, 'compile_mode', None) for module in model.modules()}
-    for mode in modes & set(CUDA_GRAPH_MODES) if count > 1 else ():
+    modes = [getattr(module, 'compile_mode', None) for module in model.modules()]
+    replayed = [mode for mode in modes if mode in CUDA_GRAPH_MODES]
+    if count > 1 and replayed:
         raise ConfigError(
-            f'compile_mode={mode!r} with optim_wrapper.accumulative_counts={count}: CUDA graphs '
-            "write each step's gradients over those of the step before; take "
+            f'compile_mode={replayed[0]!r} with optim_wrapper.accumulative_counts={count}: CUDA '
+            "graphs write each step's gradients over those of the step before; take "
             "compile_mode='default'")
 
 

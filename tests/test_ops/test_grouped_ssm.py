@@ -121,9 +121,9 @@ def test_extreme_parameters(change):
     else:
         tensors['dt_proj_bias'] += 30 if change == 'large dt' else -9
     options = dict(grid=(4, 9), directions=('top-bottom', ))
-    # 144 numbers of size one are added, each rounded at 6e-8
+    # large dt: 144 numbers of size one, each rounded at 6e-8, add up to next to nothing
     assert_near(run(tensors, 'triton', **options), run(tensors, 'torch', torch.float64, **options),
-                1e-5, floor=1e-5)
+                1e-5, floor=1e-5 if change == 'large dt' else 1e-6)
 
 
 def test_large_weights(monkeypatch):

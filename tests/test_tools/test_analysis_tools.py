@@ -390,7 +390,8 @@ class TestCompareRuns:
         out = str(tmp_path / 'curves.png')
         with pytest.raises(DataError, match=r'nowhere has no log .*scalars\.json'):
             tool.main(['--group', 'a', str(tmp_path / 'nowhere'), '--out', out])
-        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, epoch"):
+        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, epoch, "
+                                            'iter, loss'):
             tool.main(['--group', 'a', run, '--keys', 'lr', '--out', out])
         with pytest.raises(SystemExit):
             tool.main(['--group', 'a', '--out', out])
