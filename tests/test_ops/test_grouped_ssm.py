@@ -130,7 +130,7 @@ def test_large_weights(monkeypatch):
     """The branches that they take, at a size that the interpreter can do."""
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
-    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True)
+    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True, True)
     assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
 

@@ -119,8 +119,11 @@ def _project(x_tile, x, to_low, P: tl.constexpr, FEW: tl.constexpr, DOT: tl.cons
 
 @triton.jit
 def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, FEW: tl.constexpr,
-               DOT: tl.constexpr):
-    """The step sizes before softplus, a tile of the shape of ``shape_of``."""
+               DOT: tl.constexpr, OWN_CHANNELS: tl.constexpr):
+    """The step sizes before softplus, a tile of the shape of ``shape_of``.
+
+    With OWN_CHANNELS a thread has a channel's tokens, in them and in all that is made of them.
+    """
     if FEW:
         dt_raw = tl.broadcast_to(dt_bias[None, :], shape_of.shape)
         for k in tl.static_range(R):
@@ -128,7 +131,10 @@ def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, FEW: tl.constexpr
     else:
         FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
         # low is fp32: bf16 is too coarse for what dt is made of
-        dt_raw = _with_channels(_dot(low, to_dt, FINE_DOT)) + dt_bias[None, :]
+        dt_raw = _dot(low, to_dt, FINE_DOT)
+        if OWN_CHANNELS:
+            dt_raw = _with_channels(dt_raw)
+        dt_raw += dt_bias[None, :]
     return dt_raw
 
 
@@ -304,7 +310,8 @@ def scan_forward_kernel(
                     tl.store(kept + k * CHUNK + ot, low[k])
             else:
                 tl.store(kept + op[None, :] * CHUNK + ot[:, None], low, mask=(op < P)[None, :])
-        dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT))
+        # the norm's sums over channels cost more there than the scan gains
+        dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT, not HAS_NORM))
         dt_x = dt * x
         if ENDS_ONLY:
             dt_sum += tl.sum(dt, 0)
@@ -447,7 +454,7 @@ def scan_backward_kernel(
             inverse_std = tl.load(kept + (P + 1) * CHUNK + ot)[:, None]
         grad_y = grad_y.to(tl.float32)
         x = x_tile.to(tl.float32)
-        dt, slope = _softplus_and_slope(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT))
+        dt, slope = _softplus_and_slope(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT, True))
         dt_x = dt * x
 
         if ENDS_ONLY:

@@ -117,7 +117,8 @@ class Scan:
         chunks_of_segment = cdiv(chunks, min(wanted, most))
         return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
-    def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
+    def constants(self, dtype: torch.dtype, has_norm: bool, training: bool,
+                  backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
@@ -125,23 +126,21 @@ class Scan:
         is_bf16 = _DOT[dtype] == DOT_BF16
         weights = self.block * columns
         is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 else 1)
+        # chunks are loaded ahead, which takes shared memory
         if is_large or self.block > 256:
             stages = 1
         else:
-            stages = 3 if backward and self.block == 64 and weights < LARGE_WEIGHTS else 2
+            stages = 3 if backward and self.block <= 64 and weights < LARGE_WEIGHTS else 2
         # other products than these and bf16's take the weights' shared memory two or four times
         dot = DOT_TF32X3 if is_large and not is_bf16 else _DOT[dtype]
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
-            # chunks are loaded ahead, which takes shared memory
-            STAGES=stages,
-            DOT=dot, RELOAD=is_large, num_warps=warps)
-        if warps == 4 and self.block <= 128 and self.d_state == 1 and not backward:
+            HAS_NORM=has_norm, KEPT_ROW=self.kept_row(has_norm), STAGES=stages, DOT=dot,
+            RELOAD=is_large, num_warps=warps)
+        if warps == 4 and self.block <= 128 and self.d_state == 1 and has_norm and not backward:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
-        if backward and is_bf16 and self.d_state == 1 and 128 <= self.block <= 256:
-            constants['maxnreg'] = 128  # twice as many programs at once for a few spills more
         return constants
 
 
@@ -178,10 +177,8 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
-            HAS_NORM=norm_weight is not None, HAS_GATE=z is not None,
-            KEEP=keep and not ends_only, ENDS_ONLY=ends_only,
-            KEPT_ROW=scan.kept_row(norm_weight is not None),
-            **scan.constants(x.dtype, training=keep))
+            HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only,
+            **scan.constants(x.dtype, norm_weight is not None, training=keep))
 
     with torch.cuda.device_of(x):
         if segments > 1:
@@ -216,9 +213,8 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
             gate.stride(1), grad_y.stride(0), grad_y.stride(1), grad_x.stride(0), grad_x.stride(1),
             grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
-            HAS_NORM=norm_weight is not None, HAS_GATE=z is not None, ENDS_ONLY=ends_only,
-            KEPT_ROW=scan.kept_row(norm_weight is not None),
-            **scan.constants(x.dtype, training=True, backward=True))
+            HAS_GATE=z is not None, ENDS_ONLY=ends_only,
+            **scan.constants(x.dtype, norm_weight is not None, training=True, backward=True))
 
     with torch.cuda.device_of(x):
         if segments > 1:

@@ -26,12 +26,14 @@ from torch import Tensor
 from ..integers import cdiv, next_power_of_2
 from ..sums import sum_parts
 
-#: Tiles that are on their way from memory or in work: the next one is always loaded ahead.
-_STAGES = 2
-#: Programs wanted: ten for each multiprocessor of an H100. All programs of wide rows then run at
-#: once (the backward kernel of the scaled norm has registers for twelve), and those of narrow rows
-#: have tiles enough to load ahead, and few partial sums.
-_PROGRAMS = 1320
+#: Tiles that are on their way from memory or in work: two are always loaded ahead, except of rows
+#: so wide that shared memory would not do.
+_STAGES, _WIDEST_AHEAD = 3, 2048
+#: Programs wanted of backward kernels: ten for each multiprocessor of an H100. All programs of wide
+#: rows then run at once (the scaled norm's has registers for twelve), and those of narrow rows have
+#: tiles enough to load ahead, and few partial sums. Forward kernels have none or few of those.
+_PROGRAMS_BACKWARD = 1320
+_PROGRAMS_FORWARD = 4 * _PROGRAMS_BACKWARD
 
 
 class Plan(NamedTuple):
@@ -44,11 +46,12 @@ class Plan(NamedTuple):
 
     def constants(self) -> dict:
         """What kernels must know when they are compiled."""
-        return dict(TOKENS=self.tokens, BLOCK=self.block, STAGES=_STAGES, num_warps=self.warps)
+        return dict(TOKENS=self.tokens, BLOCK=self.block, num_warps=self.warps,
+                    STAGES=_STAGES if self.block <= _WIDEST_AHEAD else 1)
 
 
 @functools.lru_cache(maxsize=None)
-def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
+def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool) -> Plan:
     """Choose tile and grid by rules, without timing anything: equal shapes, equal results.
 
     Args:
@@ -56,6 +59,7 @@ def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
         length: Number of tokens L.
         width: Number of channels of a group.
         groups: Number of groups G.
+        backward: Whether it is for a backward kernel.
     """
     block = next_power_of_2(width)
     # Warps own whole rows, up to 512 channels wide, so that sums over a row need no other warp. A
@@ -70,7 +74,8 @@ def plan_launch(batch: int, length: int, width: int, groups: int) -> Plan:
     per_image = cdiv(length, tokens)
     # Eight tokens at least, so that the partial sums of weight and bias (8 bytes for each channel
     # of a program) stay small beside the tokens' own traffic.
-    tiles = max(batch * groups * per_image // _PROGRAMS, cdiv(8, tokens))
+    wanted = _PROGRAMS_BACKWARD if backward else _PROGRAMS_FORWARD
+    tiles = max(batch * groups * per_image // wanted, cdiv(8, tokens))
     chunks = cdiv(per_image, min(tiles, per_image))
     return Plan(tokens, block, cdiv(per_image, chunks), chunks, warps)
 
@@ -268,7 +273,7 @@ def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional
     """Stream (None without a branch), normed and mean (empty for ``mean_of`` 0)."""
     batch, length, _ = x.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels // groups, groups)
+    plan = plan_launch(batch, length, channels // groups, groups, backward=False)
     stream = None
     if branch is not None:
         stream = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
@@ -294,7 +299,7 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
     """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias."""
     batch, length, _ = stream.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels // groups, groups)
+    plan = plan_launch(batch, length, channels // groups, groups, backward=True)
     grad_x = torch.empty(batch, length, x_width, dtype=stream.dtype, device=stream.device)
     grad_branch = None
     if branch_width:
@@ -406,7 +411,7 @@ def scaled_norm_forward(y: Tensor, residual: Optional[Tensor], multiplier: Optio
     """Normed, (B, L, ``normed_width``)."""
     batch, length, _ = y.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels, 1)
+    plan = plan_launch(batch, length, channels, 1, backward=False)
     normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=y.device)
     y, y_row = _rows(y)
     residual, residual_row = _rows(residual)
@@ -426,7 +431,7 @@ def scaled_norm_backward(y: Tensor, residual: Optional[Tensor], multiplier: Opti
     """Gradients of y, residual, multiplier (None where absent), scale; (2, C) of weight, bias."""
     batch, length, _ = y.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels, 1)
+    plan = plan_launch(batch, length, channels, 1, backward=True)
     grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device)
              for t in (y, residual, multiplier)]
     grad_rows = [0 if g is None else g.shape[2] for g in grads]
