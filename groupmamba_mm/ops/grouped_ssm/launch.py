@@ -138,7 +138,7 @@ class Scan:
             BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
             HAS_NORM=has_norm, KEPT_ROW=self.kept_row(has_norm), STAGES=stages, DOT=dot,
             RELOAD=is_large, num_warps=warps)
-        if warps == 4 and self.block <= 128 and self.d_state == 1 and has_norm and not backward:
+        if warps == 4 and self.block <= 128 and self.d_state == 1 and not backward:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
         return constants
