@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import conv_gelu_linear, gelu_linear
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, gelu_linear
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,
@@ -24,6 +24,11 @@ from .channel_affinity import ChannelAffinity
 #: Hidden channels of an FFN are padded to multiples of this: torch.compile pads wide rows to it by
 #: itself, and would copy them back for the operators.
 HIDDEN_MULTIPLE = 64
+
+#: From so many times the channels on, the hidden tensor of an FFN with a convolution is made again
+#: in the backward pass: in the released family's first two stages (eight times) those are a quarter
+#: of what a training step would keep.
+WIDE_EXPANSION = 6
 
 #: What ``mean_of`` of the norms stands for.
 NO_MEAN, MEAN_OF_INPUT, MEAN_OF_NORMED = range(3)
@@ -69,11 +74,12 @@ def official_block(block: nn.Module, x: Union[Tensor, Residual],
     x, v, _ = add_layer_norm(x, y, _drop_path_scale(block.drop_path, x), block.norm2.weight,
                              block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
-    weight, h_bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
-    y = conv_gelu_linear(h, h_bias, _by_tap(_padded_rows(ffn.dwconv.weight, h.shape[-1])),
-                         _padded_rows(ffn.dwconv.bias, h.shape[-1]),
-                         *_padded_linear(ffn.fc2, h.shape[-1], dtype), *grid)
+    weight, bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    hidden = weight.shape[0]
+    y, _ = conv_ffn(v, weight, bias, _by_tap(_padded_rows(ffn.dwconv.weight, hidden)),
+                    _padded_rows(ffn.dwconv.bias, hidden),
+                    *_padded_linear(ffn.fc2, hidden, dtype), *grid,
+                    keep_hidden=hidden < WIDE_EXPANSION * v.shape[-1])
     # mixer and FFN are dropped independently of each other
     return Residual(x, y, _drop_path_scale(block.drop_path, x))
 
@@ -93,7 +99,7 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
                                   groups, dtype, NO_MEAN)
     weight, h_bias = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    h = F.linear(v, weight, h_bias.detach())  # as in the released family's FFN
+    h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
     y = gelu_linear(h, h_bias, *_packed_linear(vsss.ffn.fc2, h.shape[-1], dtype))
     scale = _affinity(layer.affinity, mean, None, x)
     weight, h_bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)

@@ -63,21 +63,22 @@ def _grouped_ssm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
                          functools.partial(scan, backend='torch'), 'scan', inputs)
 
 
-def _conv_gelu_linear(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
-    """The released family's FFN behind its first layer."""
-    from .depthwise_conv import conv_gelu_linear
+def _conv_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The released family's FFN."""
+    from .depthwise_conv import conv_ffn
 
-    def kernel(x, conv_weight, conv_bias, weight, bias):
-        h_bias = x.new_zeros(x.shape[-1])
-        return conv_gelu_linear(x, h_bias, conv_weight, conv_bias, weight.to(x.dtype),
-                                bias.to(x.dtype), 9, 7)
+    def kernel(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias):
+        y, _ = conv_ffn(x, in_weight.to(x.dtype), in_bias.to(x.dtype), conv_weight, conv_bias,
+                        weight.to(x.dtype), bias.to(x.dtype), 9, 7, keep_hidden=False)
+        return y
 
-    def reference(x, conv_weight, conv_bias, weight, bias):
-        y = x.transpose(1, 2).unflatten(-1, (9, 7))
-        y = F.gelu(F.conv2d(y, conv_weight, conv_bias, padding=1, groups=x.shape[-1]))
+    def reference(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias):
+        y = F.linear(x, in_weight, in_bias).transpose(1, 2).unflatten(-1, (9, 7))
+        y = F.gelu(F.conv2d(y, conv_weight, conv_bias, padding=1, groups=y.shape[1]))
         return F.linear(y.flatten(2).transpose(1, 2), weight, bias)
 
-    inputs = _draw(device, dict(x=(2, 63, 64), conv_weight=(64, 1, 3, 3), conv_bias=(64, ),
+    inputs = _draw(device, dict(x=(2, 63, 16), in_weight=(64, 16), in_bias=(64, ),
+                                conv_weight=(64, 1, 3, 3), conv_bias=(64, ),
                                 weight=(16, 64), bias=(16, )), torch.bfloat16)
     yield from _run_both(kernel, reference, 'convolution', inputs)
 
@@ -99,7 +100,7 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
 
 
 #: What is tested: one case for each kind of kernel.
-CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_gelu_linear, _scaled_layer_norm)
+CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_ffn, _scaled_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.depthwise_conv import conv_gelu_linear, gelu_linear
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, gelu_linear
 from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 
@@ -235,21 +235,18 @@ def test_errors_of_gradients_and_scans(kernels, device):
         kernels.causal_conv_forward(x, weight, bias, (2, 3), DIRECTIONS)
 
 
-def operator_inputs(device, dtype, batch, grid, channels, outputs):
-    """h without its bias, that bias, the convolution's two and the linear layer's two."""
-    length = grid[0] * grid[1]
-    h = randn(0, device, dtype, batch, length, channels)
-    conv_weight = randn(1, device, torch.float32, channels, 1, 3, 3)
-    conv_bias = randn(2, device, torch.float32, channels)
-    weight = randn(3, device, dtype, outputs, channels)
-    bias = randn(4, device, dtype, outputs)
-    h_bias = randn(5, device, dtype, channels)
-    return [t.requires_grad_() for t in (h, h_bias, conv_weight, conv_bias, weight, bias)]
+def ffn_inputs(device, dtype, batch, grid, channels, outputs):
+    """Tokens, then weight and bias of the first layer, the convolution and the last layer."""
+    shapes = ((batch, grid[0] * grid[1], outputs), (channels, outputs), (channels, ),
+              (channels, 1, 3, 3), (channels, ), (outputs, channels), (outputs, ))
+    return [randn(i, device, torch.float32 if i in (3, 4) else dtype, *shape).requires_grad_()
+            for i, shape in enumerate(shapes)]
 
 
-def behind_linear(operator):
-    """The operator behind the sum of h and its bias, as its callers make it."""
-    return lambda h, h_bias, *rest: operator(h + h_bias.detach(), h_bias, *rest)
+def gelu_linear_inputs(device, dtype, batch, length, channels, outputs):
+    """h without its bias, that bias, and the linear layer's weight and bias."""
+    shapes = (batch, length, channels), (channels, ), (outputs, channels), (outputs, )
+    return [randn(i, device, dtype, *shape).requires_grad_() for i, shape in enumerate(shapes)]
 
 
 def check_operator(operator, reference, inputs, dtype):
@@ -266,56 +263,65 @@ def check_operator(operator, reference, inputs, dtype):
 
 
 @needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
 @pytest.mark.parametrize('dtype, batch, grid, channels, outputs', [
     (torch.float32, 2, (3, 5), 12, 3),
     (torch.float32, 1, (1, 1), 1, 1),
     (torch.bfloat16, 2, (4, 3), 32, 8),
 ])
-def test_conv_gelu_linear(device, dtype, batch, grid, channels, outputs):
-    def reference(h, h_bias, conv_weight, conv_bias, weight, bias):
-        y = grid_reference(h + h_bias, conv_weight, conv_bias, grid, 'gelu')
-        return F.linear(y, weight, bias)
+def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
+    def reference(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias):
+        h = F.linear(x, in_weight, in_bias)
+        return F.linear(grid_reference(h, conv_weight, conv_bias, grid, 'gelu'), weight, bias)
 
-    inputs = operator_inputs(device, dtype, batch, grid, channels, outputs)
-    check_operator(behind_linear(lambda *args: conv_gelu_linear(*args, *grid)), reference, inputs,
-                   dtype)
+    check_operator(lambda *args: conv_ffn(*args, *grid, keep_hidden)[0], reference,
+                   ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
 
 
 @needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_gelu_linear(device, dtype):
-    h, h_bias, _, _, weight, bias = operator_inputs(device, dtype, 2, (7, 9), 72, 4)
-    check_operator(behind_linear(gelu_linear),
+    check_operator(lambda h, h_bias, *rest: gelu_linear(h + h_bias.detach(), h_bias, *rest),
                    lambda h, h_bias, w, b: F.linear(F.gelu(h + h_bias), w, b),
-                   [h, h_bias, weight, bias], dtype)
+                   gelu_linear_inputs(device, dtype, 2, 63, 72, 4), dtype)
 
 
 @needs_triton
 def test_operators_keep_only_their_inputs(device):
-    inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
-    h, h_bias, _, _, weight, bias = inputs
+    ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    last = gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        conv_gelu_linear(*inputs, 2, 3)
-        gelu_linear(h, h_bias, weight, bias)
-    pointers = {t.data_ptr() for t in inputs}
+        conv_ffn(*ffn, 2, 3, keep_hidden=False)
+        gelu_linear(*last)
+    pointers = {t.data_ptr() for t in ffn + last}
+    kept = [t for t in kept if t.numel()]
     assert kept and all(t.data_ptr() in pointers for t in kept)
 
 
 @needs_triton
+def test_hidden_tensor_is_kept_where_asked_for(device):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conv_ffn(*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden=True)
+    assert (1, 6, 6) in [tuple(t.shape) for t in kept]
+
+
+@needs_triton
 def test_operators_only_differentiate_what_is_asked_for(device):
-    h, *parameters = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    x, *parameters = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
     frozen = [t.detach() for t in parameters]
-    conv_gelu_linear(h, *frozen, 2, 3).sum().backward()
-    assert h.grad is not None
+    conv_ffn(x, *frozen, 2, 3, keep_hidden=False)[0].sum().backward()
+    assert x.grad is not None
     assert all(t.grad is None for t in frozen)
 
 
 @needs_triton
-def test_operators_pass_opcheck(device):
-    inputs = operator_inputs(device, torch.float32, 1, (2, 3), 6, 4)
-    torch.library.opcheck(conv_gelu_linear, (*inputs, 2, 3))
-    torch.library.opcheck(gelu_linear, (*inputs[:2], *inputs[4:]))
+@pytest.mark.parametrize('keep_hidden', [False, True])
+def test_operators_pass_opcheck(device, keep_hidden):
+    torch.library.opcheck(
+        conv_ffn, (*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden))
+    torch.library.opcheck(gelu_linear, gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4))
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

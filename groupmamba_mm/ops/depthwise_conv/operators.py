@@ -1,7 +1,8 @@
-"""Linear layers behind a GELU, as ``torch.library`` operators that keep their inputs only.
+"""FFNs, or their second halves, as ``torch.library`` operators.
 
-The tensor between the two is a network's largest, so it is recomputed in the backward pass instead
-of kept. The convolution before it runs in Triton, which is imported when it is first called.
+What is between GELU and the last layer is as large as a network's tensors get, so it is computed
+again in the backward pass instead of kept. The convolution runs in Triton, which is imported when
+it is first called.
 """
 from typing import Tuple
 
@@ -18,75 +19,92 @@ def _kept(ctx, gradients) -> Tuple:
     return tuple(g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad))
 
 
-@torch.library.custom_op('groupmamba_mm::conv_gelu_linear', mutates_args=())
-def conv_gelu_linear(h: Tensor, h_bias: Tensor, conv_weight: Tensor, conv_bias: Tensor,
-                     weight: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """GELU(3x3 depthwise convolution of h + conv_bias) weight^T + bias: the second half of an FFN.
+@torch.library.custom_op('groupmamba_mm::conv_ffn', mutates_args=())
+def conv_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, conv_weight: Tensor, conv_bias: Tensor,
+             weight: Tensor, bias: Tensor, height: int, width: int,
+             keep_hidden: bool) -> Tuple[Tensor, Tensor]:
+    """An FFN with a convolution: GELU(conv(x in_weight^T + in_bias) + conv_bias) weight^T + bias.
+
+    One operator for all of it because the bias of the first layer gets its gradient from the
+    convolution's kernel, and because the hidden tensor between those two, the largest of the
+    network, may then be made again in the backward pass.
 
     Args:
-        h: (B, L, C) tokens, row-major, L = height * width; fp32, bf16 or fp16.
-        h_bias: (C,) in the dtype of ``h``, the bias that ``h`` has in it already, added without a
-            gradient: its gradient is the sum of that of ``h``, which costs nothing here and a pass
-            over memory elsewhere.
-        conv_weight: (C, 1, 3, 3) or (C, 9), any float dtype.
+        x: (B, L, I) tokens, row-major, L = height * width; fp32, bf16 or fp16.
+        in_weight: (C, I) in the dtype of ``x``.
+        in_bias: (C,) in the dtype of ``x``.
+        conv_weight: (C, 1, 3, 3) or (C, 9), depthwise, any float dtype.
         conv_bias: (C,), any float dtype.
-        weight: (O, C) in the dtype of ``h``.
-        bias: (O,) in the dtype of ``h``.
+        weight: (O, C) in the dtype of ``x``.
+        bias: (O,) in the dtype of ``x``.
         height: Rows of the grid.
         width: Columns of the grid.
+        keep_hidden: Whether the hidden tensor is kept for the backward pass, or made again there.
 
     Returns:
-        (B, L, O) in the dtype of ``h``.
+        (B, L, O) in the dtype of ``x``; and what is kept, (B, L, C) or nothing.
 
     Raises:
         ValueError: Shapes or dtypes of the convolution do not fit; the message names which.
     """
     from .kernels import grid_conv_forward
-    activation = grid_conv_forward(h, conv_weight, conv_bias, (height, width), 'gelu')
-    return linear(activation, weight, bias)
+    hidden = linear(x, in_weight, in_bias)
+    activation = grid_conv_forward(hidden, conv_weight, conv_bias, (height, width), 'gelu')
+    return linear(activation, weight, bias), hidden if keep_hidden else x.new_empty(0)
 
 
-@conv_gelu_linear.register_fake
-def _(h, h_bias, conv_weight, conv_bias, weight, bias, height, width):
-    return h.new_empty(*h.shape[:2], weight.shape[0])
+@conv_ffn.register_fake
+def _(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias, height, width, keep_hidden):
+    hidden = (*x.shape[:2], in_weight.shape[0]) if keep_hidden else (0, )
+    return x.new_empty(*x.shape[:2], weight.shape[0]), x.new_empty(hidden)
 
 
-@torch.library.custom_op('groupmamba_mm::conv_gelu_linear_backward', mutates_args=())
-def _conv_gelu_linear_backward(
-        dy: Tensor, h: Tensor, conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int,
-        width: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, h_bias, conv_weight, conv_bias, weight and bias."""
+@torch.library.custom_op('groupmamba_mm::conv_ffn_backward', mutates_args=())
+def _conv_ffn_backward(
+        dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor, in_bias: Tensor,
+        conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int, width: int,
+        keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, in_weight, in_bias, conv_weight, conv_bias, weight and bias."""
     from .kernels import grid_conv_backward_activation, grid_conv_backward_input
     grid = (height, width)
     taps = conv_weight.reshape(-1, 9).t().contiguous().t()  # as both kernels want it, made once
+    if not keep_hidden:
+        hidden = linear(x, in_weight, in_bias)
     gradient, activation = grid_conv_backward_activation(
-        h, linear_input_gradient(dy, weight), taps, conv_bias, grid, 'gelu', want_activation=True,
-        overwrite_dy=True)
+        hidden, linear_input_gradient(dy, weight), taps, conv_bias, grid, 'gelu',
+        want_activation=True, overwrite_dy=True)
     dweight, dbias = linear_gradients(dy, activation)
-    del activation  # before dh is made
-    dh, dconv_weight, dconv_bias, dh_bias = grid_conv_backward_input(h, gradient, taps, grid)
-    return (dh, dh_bias.to(h.dtype), dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
+    del activation  # before the next tensor of its size is made
+    dhidden, dconv_weight, dconv_bias, din_bias = grid_conv_backward_input(hidden, gradient, taps,
+                                                                           grid)
+    del hidden, gradient
+    din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)
+    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.to(in_bias.dtype),
+            dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
             dconv_bias.to(conv_bias.dtype), dweight, dbias)
 
 
-@_conv_gelu_linear_backward.register_fake
-def _(dy, h, conv_weight, conv_bias, weight, height, width):
-    return (h.new_empty(h.shape), h.new_empty(h.shape[2]), conv_weight.new_empty(conv_weight.shape),
+@_conv_ffn_backward.register_fake
+def _(dy, hidden, x, in_weight, in_bias, conv_weight, conv_bias, weight, height, width,
+      keep_hidden):
+    return (x.new_empty(x.shape), in_weight.new_empty(in_weight.shape),
+            in_bias.new_empty(in_bias.shape), conv_weight.new_empty(conv_weight.shape),
             conv_bias.new_empty(conv_bias.shape), weight.new_empty(weight.shape),
             weight.new_empty(weight.shape[0]))
 
 
-def _keep_conv_gelu_linear(ctx, inputs, output) -> None:
-    h, _, conv_weight, conv_bias, weight, _, ctx.height, ctx.width = inputs
-    ctx.save_for_backward(h, conv_weight, conv_bias, weight)
+def _keep_conv_ffn(ctx, inputs, output) -> None:
+    *tensors, _, ctx.height, ctx.width, ctx.keep_hidden = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate_conv_gelu_linear(ctx, dy: Tensor) -> Tuple:
-    return _kept(ctx, _conv_gelu_linear_backward(dy, *ctx.saved_tensors, ctx.height, ctx.width))
+def _differentiate_conv_ffn(ctx, dy: Tensor, _) -> Tuple:
+    return _kept(ctx, _conv_ffn_backward(dy, *ctx.saved_tensors, ctx.height, ctx.width,
+                                         ctx.keep_hidden))
 
 
-conv_gelu_linear.register_autograd(_differentiate_conv_gelu_linear,
-                                   setup_context=_keep_conv_gelu_linear)
+conv_ffn.register_autograd(_differentiate_conv_ffn, setup_context=_keep_conv_ffn)
 
 
 @torch.library.custom_op('groupmamba_mm::gelu_linear', mutates_args=())
@@ -95,7 +113,9 @@ def gelu_linear(h: Tensor, h_bias: Tensor, weight: Tensor, bias: Tensor) -> Tens
 
     Args:
         h: (B, L, C) tokens; fp32, bf16 or fp16.
-        h_bias: (C,), as in :func:`conv_gelu_linear`.
+        h_bias: (C,) in the dtype of ``h``, the bias that ``h`` has in it already, added without a
+            gradient: its gradient is the sum of that of ``h``, which costs nothing here and a pass
+            over memory elsewhere.
         weight: (O, C) in the dtype of ``h``.
         bias: (O,) in the dtype of ``h``.
 
