@@ -211,6 +211,12 @@ def test_scaled_layer_norm(length, channels):
     check_scaled(2, length, channels)
 
 
+@pytest.mark.parametrize('channels', [2200, pytest.param(9000, marks=gpu)])
+def test_rows_too_wide_to_load_ahead(channels):
+    check_add((1, 3, channels, 1), mean_of=1, scaled=True, padded=True)
+    check_scaled(1, 3, channels)
+
+
 @pytest.mark.parametrize('residual, multiplier, padded',
                          itertools.product([False, True], repeat=3))
 def test_scaled_layer_norm_variants(residual, multiplier, padded):
