@@ -58,10 +58,9 @@ class GroupMamba(BaseModule):
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
             :func:`groupmamba_mm.ops.explain_backend`.
-        compile_mode: None, or a mode of ``torch.compile`` for the whole backbone: ``'default'``
-            (compiled for the first image size, and once more for all others), ``'reduce-overhead'``
-            (CUDA graphs: the fastest, for images of one size, as each size is compiled by itself,
-            and with no ``accumulative_counts``) or ``'max-autotune'`` (graphs too).
+        compile_mode: None, or a mode of ``torch.compile`` for the whole backbone, for images of one
+            size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'`` (CUDA
+            graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs too).
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -139,9 +138,7 @@ class GroupMamba(BaseModule):
         self._freeze()
         self.compile_mode = compile_mode
         if compile_mode is not None:
-            # None: symbolic sizes from the second image size on; graphs are of one size each
-            self.compile(mode=compile_mode,
-                         dynamic=False if compile_mode in CUDA_GRAPH_MODES else None)
+            self.compile(mode=compile_mode, dynamic=False)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.
