@@ -256,12 +256,23 @@ def _kept_column(kept, k, ot, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, REVERSE: tl.constexpr):
-    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start."""
+def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
+                     IN_THREADS: tl.constexpr):
+    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start.
+
+    IN_THREADS: a thread has all tokens of its channels. Then h had better go into the first update:
+    the prefixes, products of the decays, are not needed, and the compiler leaves them out.
+    """
     decay = exp(dt * _row(A, on, n)[None, :])
     update = dt_x * B_n[:, None]
-    prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
-    return decay, update, state + prefix * _row(h, on, n)[None, :]
+    start = _row(h, on, n)[None, :]
+    if IN_THREADS:
+        started = tl.where(ot[:, None] == 0, update + decay * start, update)
+        _, state = tl.associative_scan((decay, started), 0, _combine)
+    else:
+        prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
+        state += prefix * start
+    return decay, update, state
 
 
 @triton.jit
@@ -278,6 +289,7 @@ def scan_forward_kernel(
     """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
+    IN_THREADS: tl.constexpr = TILES > 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
@@ -354,7 +366,7 @@ def scan_forward_kernel(
             elif N > 1:
                 B_n = _kept_column(kept, R + n, ot, CHUNK)
                 C_n = _kept_column(kept, R + N + n, ot, CHUNK)
-            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, False)
+            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, False, IN_THREADS)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
             if not ENDS_ONLY:
                 if TILES == 1:
@@ -407,6 +419,7 @@ def scan_backward_kernel(
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
+    IN_THREADS: tl.constexpr = TILES > 1
     SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
@@ -511,7 +524,7 @@ def scan_backward_kernel(
                 if N > 1:
                     B_n = _kept_column(kept, R + n, ot, CHUNK)
                     C_n = _kept_column(kept, R + N + n, ot, CHUNK)
-                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
+                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
                 y += state * C_n[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
@@ -553,15 +566,20 @@ def scan_backward_kernel(
             flipped, grad_h = decay, grad_y * C_n[:, None]
             if not FEW:  # in registers, which is for free
                 flipped, grad_h = tl.flip(decay, 0), tl.flip(grad_h, 0)
-            _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
-                                                    _combine_backward)
-            grad_h += passed * _row(q, on, n)[None, :]
+            if IN_THREADS:  # what enters goes into the last token, as the state into the first one
+                grad_h = tl.where(ot[:, None] == 0, grad_h + _row(q, on, n)[None, :], grad_h)
+                ones = tl.full([CHUNK, BD], 1., tl.float32)
+                _, _, grad_h = tl.associative_scan((flipped, ones, grad_h), 0, _combine_backward)
+            else:
+                _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
+                                                        _combine_backward)
+                grad_h += passed * _row(q, on, n)[None, :]
             if not FEW:
                 grad_h = tl.flip(grad_h, 0)
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
             if not ENDS_ONLY:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
+                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
                 grad_dt_x += grad_h * B_n[:, None]
@@ -575,8 +593,13 @@ def scan_backward_kernel(
                                        0.)
         if not ENDS_ONLY:
             grad_raw = (grad_dt + grad_dt_x * x) * slope
-            grad_bias += _over_tokens(grad_raw, FEW)
-            grad_skip += _over_tokens(grad_y * x, FEW)
+            if IN_THREADS:  # one reduction: see the norm's
+                of_bias, of_skip = tl.reduce((grad_raw, grad_y * x), 0, _add_pairs)
+                grad_bias += of_bias[None, :]
+                grad_skip += of_skip[None, :]
+            else:
+                grad_bias += _over_tokens(grad_raw, FEW)
+                grad_skip += _over_tokens(grad_y * x, FEW)
             grad_x = grad_y * skip[None, :] + grad_dt_x * dt
             if FEW:
                 columns_of_grad = _row_sums(grad_raw, to_dt, R) + (grad_B, grad_C)
@@ -660,7 +683,7 @@ def project_backward_kernel(
         grad_x_batch, grad_x_token, columns, reverses, chunks, chunks_of_segment, segments,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, ROW: tl.constexpr,
-        DOT: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr):
+        DOT: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr):
     """One tile of one segment: add the projection's share to ``grad_x``; the gradient of x_proj.
 
     What the tiles' scans have left of the gradient of low rank, B and C is added up in their order.
@@ -674,24 +697,26 @@ def project_backward_kernel(
     x_ptr += b * x_batch + g * DP
     grad_x_ptr += b * grad_x_batch + g * DP
     grad_low_ptr += program.to(tl.int64) * TILES * P * chunks * CHUNK
+    part = tl.arange(0, PARTS)[:, None, None]
+    row_of_part = part * P + op[None, :, None]
+    is_part = (part < TILES) & (op < P)[None, :, None]
 
     grad_to_low = tl.zeros([BP, BD], tl.float32)
     begin = segment * chunks_of_segment * CHUNK
     end = tl.minimum(begin + chunks_of_segment * CHUNK, L)
-    for first in range(begin, end, TOKENS):
+    # many programs on a multiprocessor, not tiles ahead, hide the loads: those take shared memory
+    for first in tl.range(begin, end, TOKENS, num_stages=1):
         t = first + tl.arange(0, TOKENS)
         position = scan_position(t, L, H, W, column, reverse)
         valid = (t < end)[:, None] & (oc < DP)[None, :]
         x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :], mask=valid, other=0.)
         at = grad_x_ptr + position[:, None] * grad_x_token + oc[None, :]
         grad_x = tl.load(at, mask=valid, other=0.).to(tl.float32)
-        grad_low = tl.zeros([TOKENS, BP], tl.float32)
-        for tile in tl.static_range(TILES):
-            of_tile = grad_low_ptr + (tile * P + op[None, :]) * (chunks * CHUNK)
-            grad_low += tl.load(of_tile + t[:, None], mask=(t < end)[:, None] & (op < P)[None, :],
-                                other=0.)
-        grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
-        grad_x += _dot(grad_low, tl.trans(to_low), DOT)
+        parts = tl.load(grad_low_ptr + row_of_part * (chunks * CHUNK) + t[None, None, :],
+                        mask=is_part & (t < end)[None, None, :], other=0.)
+        grad_low = tl.sum(parts, 0)
+        grad_to_low += _dot(grad_low, x_tile, DOT)
+        grad_x += _dot(tl.trans(grad_low), tl.trans(to_low), DOT)
         tl.store(at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
     row = partial_ptr + ((b * segments + segment) * G + g) * ROW
     tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,

@@ -26,11 +26,11 @@ SHORTEST_SEGMENT = 256
 LARGE_WEIGHTS = 4096
 
 #: Widest group that a program owns as a whole where no norm follows, and the channels of a program
-#: in those that are wider.
-WIDEST_WHOLE, TILE_CHANNELS = 64, 64
-
-#: Tokens of a program of the projection that split groups have for themselves.
-PROJECTED_TOKENS = 4 * SHORTEST_SIDE
+#: in wider ones: as many as a warp has threads, each of which owns one.
+WIDEST_WHOLE, TILE_CHANNELS = 64, 32
+#: Tiles of the kernels for the projection of those, forward and backward.
+PROJECT_TILE = dict(TOKENS=64, BD=64, num_warps=4)
+PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=128, num_warps=8)
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -106,6 +106,8 @@ class Scan:
         """
         if INTERPRETED:
             return SHORTEST_SIDE, 1
+        if self.is_split:
+            return 16, 1
         if self.block <= 16:
             return 32, 2 if backward else 4 if training else 1
         if self.block <= 32:
@@ -208,10 +210,11 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
 
     with torch.cuda.device_of(x):
         if scan.is_split:
-            tokens = cdiv(chunks * constants['CHUNK'], PROJECTED_TOKENS)
-            kernels.project_kernel[(batch * scan.groups, tokens)](
+            tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
+            kernels.project_kernel[(batch * scan.groups, tiles)](
                 x, x_proj, kept, length, scan.height, scan.width, x.stride(0), x.stride(1),
-                scan.columns, scan.reverses, chunks, **_of_projection(constants, 'KEPT_ROW'))
+                scan.columns, scan.reverses, chunks,
+                **_of_projection(constants, 'KEPT_ROW'), **PROJECT_TILE)
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
@@ -256,17 +259,20 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
             run(ends_only=True)
         run(ends_only=False)
         if scan.is_split:
-            kernels.project_backward_kernel[(batch * scan.groups, segments, scan.tiles)](
+            tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
+            kernels.project_backward_kernel[(batch * scan.groups, segments, tiles)](
                 x, grad_x, x_proj, grad_low, partial, length, scan.height, scan.width, x.stride(0),
                 x.stride(1), grad_x.stride(0), grad_x.stride(1), scan.columns, scan.reverses,
-                chunks, chunks_of_segment, segments, **_of_projection(constants, 'ROW', 'TILES'))
+                chunks, chunks_of_segment, segments,
+                **_of_projection(constants, 'ROW', 'TILES'), **PROJECT_BACKWARD_TILE,
+                PARTS=next_power_of_2(scan.tiles))
     return sum_parts(partial)
 
 
-def _of_projection(constants: dict, *others: str) -> dict:
-    """Constants of the kernels for split groups' projection, out of the scan's."""
-    names = ('G', 'D_IN', 'DP', 'R', 'N', 'BD', 'BP', 'CHUNK', 'DOT', *others)
-    return dict({name: constants[name] for name in names}, TOKENS=PROJECTED_TOKENS, num_warps=4)
+def _of_projection(constants: dict, *names: str) -> dict:
+    """Those of the scan's constants that the kernels for split groups' projection take, too."""
+    names = ('G', 'D_IN', 'DP', 'R', 'N', 'BP', 'CHUNK', 'DOT', *names)
+    return {name: constants[name] for name in names}
 
 
 def _segment_buffers(scan: Scan, batch: int, segments: int,
