@@ -265,13 +265,12 @@ def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
     """
     decay = exp(dt * _row(A, on, n)[None, :])
     update = dt_x * B_n[:, None]
-    start = _row(h, on, n)[None, :]
     if IN_THREADS:
-        started = tl.where(ot[:, None] == 0, update + decay * start, update)
+        started = tl.where(ot[:, None] == 0, update + decay * _row(h, on, n)[None, :], update)
         _, state = tl.associative_scan((decay, started), 0, _combine)
     else:
         prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
-        state += prefix * start
+        state += prefix * _row(h, on, n)[None, :]
     return decay, update, state
 
 

@@ -157,6 +157,8 @@ class Scan:
             stages = 3 if backward and self.block <= 64 and weights < LARGE_WEIGHTS else 2
         # other products than these and bf16's take the weights' shared memory two or four times
         dot = DOT_TF32X3 if is_large and not is_bf16 else _DOT[dtype]
+        if self.is_split and dot == DOT_IEEE:
+            dot = DOT_TF32X3  # a warp has no registers for products without tensor cores
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
