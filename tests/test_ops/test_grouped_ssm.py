@@ -97,6 +97,7 @@ def check(grid, directions=DIRECTIONS, **options):
     ((2, 3), dict(channels=20, dtype=torch.bfloat16)),
     ((2, 3), dict(channels=4, dtype=torch.float16)),
     ((4, 3), dict(channels=4, directions=('bottom-top', 'left-right'))),
+    ((3, 2), dict(channels=133, stored=136, norm=False, directions=('top-bottom', ))),
 ], ids=str)
 def test_agrees_with_plain_pytorch(grid, options):
     check(grid, **options)
