@@ -97,6 +97,7 @@ def check(grid, directions=DIRECTIONS, **options):
     ((2, 3), dict(channels=20, dtype=torch.bfloat16)),
     ((2, 3), dict(channels=4, dtype=torch.float16)),
     ((4, 3), dict(channels=4, directions=('bottom-top', 'left-right'))),
+    ((3, 2), dict(channels=133, stored=136, norm=False, directions=('top-bottom', ))),
 ], ids=str)
 def test_agrees_with_plain_pytorch(grid, options):
     check(grid, **options)
@@ -106,7 +107,7 @@ def test_sequence_cut_into_segments(monkeypatch):
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 20)
     tensors = make_inputs(1, (11, 7), 4, d_state=2, groups=1)
-    scan = launch.Scan(11, 7, 1, 4, 4, 1, 2, 0, 0, 1e-5)
+    scan = launch.Scan(11, 7, 1, 4, 4, 1, 2, 0, 0, 1e-5, True)
     assert scan.segments(1, training=True)[1] > 2
     options = dict(grid=(11, 7), directions=('right-left', ))
     assert_near(run(tensors, 'triton', **options), run(tensors, 'torch', torch.float64, **options),
@@ -130,9 +131,60 @@ def test_large_weights(monkeypatch):
     """The branches that they take, at a size that the interpreter can do."""
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
-    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True, True)
+    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True).constants(torch.float32, True)
     assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
+
+
+@pytest.fixture
+def split_groups(monkeypatch):
+    """Groups as narrow as the interpreter can do take the way of wide ones, in tiles of 4."""
+    from groupmamba_mm.ops.grouped_ssm import launch
+    narrow = launch.SHORTEST_SIDE
+    monkeypatch.setattr(launch, 'WIDEST_WHOLE', narrow)
+    monkeypatch.setattr(launch, 'TILE_CHANNELS', narrow)
+    return narrow
+
+
+@pytest.mark.parametrize('grid, options', [
+    ((3, 5), dict(more=1, conv='causal')),
+    ((3, 2), dict(more=4, gated=False, batch=2)),
+    ((2, 3), dict(more=1, d_state=3, directions=('bottom-top', 'left-right'))),
+    ((2, 5), dict(more=13, dtype=torch.bfloat16, directions=('right-left', ))),
+    ((2, 3), dict(more=2, dtype=torch.float16, d_state=3, directions=('top-bottom', ))),
+    ((1, 1), dict(more=1)),
+], ids=str)
+def test_split_groups(split_groups, grid, options):
+    from groupmamba_mm.ops.grouped_ssm import launch
+    channels = split_groups + options['more']
+    stored = launch.round_up(channels)
+    assert launch.Scan(*grid, 4, channels, stored, 1, 1, 0, 0, 1e-5, False).tiles > 1
+    options = {name: value for name, value in options.items() if name != 'more'}
+    check(grid, channels=channels, stored=stored, norm=False, **options)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_split_groups_cut_into_segments(split_groups, monkeypatch, dtype):
+    from groupmamba_mm.ops.grouped_ssm import launch
+    monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 8)
+    channels = split_groups + 1
+    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 0, 1e-5, False)
+    assert scan.segments(1, training=True)[1] > 2
+    check((5, 7), ('right-left', ), channels=channels, d_state=2, norm=False, dtype=dtype)
+
+
+def test_split_groups_write_every_element_the_same_twice(split_groups, monkeypatch):
+    tensors = make_inputs(1, (2, 3), split_groups + 1, stored=2 * split_groups, norm=False,
+                          dtype=torch.bfloat16)
+    options = dict(grid=(2, 3), directions=DIRECTIONS)
+    poison_buffers(monkeypatch)
+    first, second = (run(tensors, 'triton', **options) for _ in range(2))
+    monkeypatch.undo()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_near(first, run(tensors, 'torch', torch.float64, **options), TOLERANCE[torch.bfloat16])
+    for name, groups in dict(y=(4, ), xz=(2, 4)).items():
+        padding = first[name].unflatten(-1, (*groups, -1))[..., split_groups + 1:]
+        assert padding.eq(0).all()
 
 
 def test_channels_that_do_not_lie_side_by_side():
@@ -166,18 +218,23 @@ def test_same_bits_twice():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_every_element_is_written(monkeypatch):
+def poison_buffers(monkeypatch):
+    """New buffers are full of NaN."""
     def poisoned(make):
         def fill(*args, **kwargs):
             tensor = make(*args, **kwargs)
             return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
         return fill
 
+    monkeypatch.setattr(torch, 'empty', poisoned(torch.empty))
+    monkeypatch.setattr(torch, 'empty_like', poisoned(torch.empty_like))
+
+
+def test_every_element_is_written(monkeypatch):
     tensors = make_inputs(1, (3, 5), 5, stored=8, conv='grid')
     options = dict(grid=(3, 5), directions=DIRECTIONS)
     truth = run(tensors, 'torch', torch.float64, **options)
-    monkeypatch.setattr(torch, 'empty', poisoned(torch.empty))
-    monkeypatch.setattr(torch, 'empty_like', poisoned(torch.empty_like))
+    poison_buffers(monkeypatch)
     results = run(tensors, 'triton', **options)
     monkeypatch.undo()
     assert_near(results, truth, 1e-5)
@@ -191,6 +248,15 @@ def test_operator_passes_opcheck():
          for name, tensor in make_inputs(1, (2, 2), 4, groups=1, conv='grid').items()}
     args = (t['xz'], t['x_proj_weight'], t['dt_proj_weight'], t['dt_proj_bias'], t['A_log'],
             t['D'], t['norm_weight'], t['norm_bias'], t['conv_weight'], t['conv_bias'])
+    torch.library.opcheck(grouped_ssm_op, (*args, 0, 0, 2, 2, True, 1e-5, True))
+
+
+def test_operator_of_split_groups_passes_opcheck(split_groups):
+    from groupmamba_mm.ops.grouped_ssm.operators import grouped_ssm_op
+    t = {name: tensor.requires_grad_() for name, tensor in make_inputs(
+        1, (2, 2), split_groups + 1, groups=1, norm=False).items()}
+    args = (t['xz'], t['x_proj_weight'], t['dt_proj_weight'], t['dt_proj_bias'], t['A_log'],
+            t['D'], None, None, None, None)
     torch.library.opcheck(grouped_ssm_op, (*args, 0, 0, 2, 2, True, 1e-5, True))
 
 
@@ -219,10 +285,12 @@ def test_errors_name_the_argument(change, message):
         ((14, 14), dict(batch=2, channels=106, stored=112, conv='grid')),
         ((7, 7), dict(batch=3, channels=112, conv='grid')),
         ((56, 57), dict(batch=2, channels=48, conv='causal', norm=False)),
+        ((28, 29), dict(batch=2, channels=92, stored=96, conv='causal', norm=False)),
         ((14, 15), dict(batch=2, channels=184, conv='causal', norm=False)),
         ((7, 7), dict(batch=2, channels=506, stored=512, conv='causal', norm=False)),
         ((200, 336), dict(channels=16, conv='grid')),
         ((17, 63), dict(channels=16, d_state=16)),
+        ((17, 63), dict(channels=72, d_state=16, norm=False)),
     ]
 ], ids=str)
 def test_full_sizes(grid, options, dtype):

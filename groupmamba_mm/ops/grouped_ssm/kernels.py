@@ -18,6 +18,10 @@ In the backward pass of wider groups a thread owns a channel and all tokens of a
 ``_with_channels``); sums over channels, which are dear then, are products with ones, or taken over
 from the forward pass.
 
+Without a norm only the projection to low rank, B and C and its gradient couple the channels of a
+group. Wide groups are split there: TILES programs walk a sequence, each with BD of its channels.
+``project_kernel`` goes before them, ``project_backward_kernel`` behind the backward pass.
+
 Names: d channels of a group, dp the same padded for aligned rows, N = ``d_state``, R = ``dt_rank``,
 P = R + 2 N columns of the projection to (dt's low rank, B, C).
 """
@@ -206,20 +210,24 @@ def _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN: tl.constexpr, R: tl.cons
 
 
 @triton.jit
-def _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN: tl.constexpr, R: tl.constexpr,
-                  P: tl.constexpr, STAYS: tl.constexpr):
-    """(BD, BP) to the low rank, B and C; (BP, BD) from the low rank, zero in the other rows.
+def _weights_to_low(x_proj_ptr, g, oc, op, D_IN: tl.constexpr, P: tl.constexpr,
+                    STAYS: tl.constexpr):
+    """(BD, BP), to the low rank, B and C.
 
-    With STAYS the compiler does not move the loads, not even out of a loop without a store.
+    With STAYS the compiler does not move the load, not even out of a loop without a store.
     """
-    is_channel = oc < D_IN
-    to_low = tl.load(x_proj_ptr + g * P * D_IN + op[None, :] * D_IN + oc[:, None],
-                     mask=is_channel[:, None] & (op[None, :] < P), other=0.,
-                     volatile=STAYS).to(tl.float32)
-    to_dt = tl.load(dt_proj_ptr + g * D_IN * R + oc[None, :] * R + op[:, None],
-                    mask=is_channel[None, :] & (op[:, None] < R), other=0.,
-                    volatile=STAYS).to(tl.float32)
-    return to_low, to_dt
+    return tl.load(x_proj_ptr + g * P * D_IN + op[None, :] * D_IN + oc[:, None],
+                   mask=(oc < D_IN)[:, None] & (op[None, :] < P), other=0.,
+                   volatile=STAYS).to(tl.float32)
+
+
+@triton.jit
+def _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN: tl.constexpr, R: tl.constexpr,
+                   STAYS: tl.constexpr):
+    """(BP, BD), from the low rank, zero in the other rows; STAYS as above."""
+    return tl.load(dt_proj_ptr + g * D_IN * R + oc[None, :] * R + op[:, None],
+                   mask=(oc < D_IN)[None, :] & (op[:, None] < R), other=0.,
+                   volatile=STAYS).to(tl.float32)
 
 
 @triton.jit
@@ -236,12 +244,34 @@ def _matrix_A(A_log_ptr, g, oc, on, D_IN: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, REVERSE: tl.constexpr):
-    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start."""
+def _kept_low(kept, op, ot, CHUNK: tl.constexpr, P: tl.constexpr):
+    """The low rank, B and C of a chunk's tokens, (CHUNK, BP)."""
+    return tl.load(kept + op[None, :] * CHUNK + ot[:, None], mask=(op < P)[None, :], other=0.)
+
+
+@triton.jit
+def _kept_column(kept, k, ot, CHUNK: tl.constexpr):
+    """The k-th of them alone, (CHUNK,)."""
+    return tl.load(kept + k * CHUNK + ot)
+
+
+@triton.jit
+def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
+                     IN_THREADS: tl.constexpr):
+    """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start.
+
+    IN_THREADS: a thread has all tokens of its channels. Then h had better go into the first update:
+    the prefixes, products of the decays, are not needed, and the compiler leaves them out.
+    """
     decay = exp(dt * _row(A, on, n)[None, :])
     update = dt_x * B_n[:, None]
-    prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
-    return decay, update, state + prefix * _row(h, on, n)[None, :]
+    if IN_THREADS:
+        started = tl.where(ot[:, None] == 0, update + decay * _row(h, on, n)[None, :], update)
+        _, state = tl.associative_scan((decay, started), 0, _combine)
+    else:
+        prefix, state = tl.associative_scan((decay, update), 0, _combine, reverse=REVERSE)
+        state += prefix * _row(h, on, n)[None, :]
+    return decay, update, state
 
 
 @triton.jit
@@ -253,18 +283,24 @@ def scan_forward_kernel(
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, KEEP: tl.constexpr, KEPT_ROW: tl.constexpr,
-        ENDS_ONLY: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
+        ENDS_ONLY: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr,
+        TILES: tl.constexpr):
     """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
-    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32
+    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
+    IN_THREADS: tl.constexpr = TILES > 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
+    if TILES > 1:
+        oc += tl.program_id(2) * BD
     is_channel, is_stored = oc < D_IN, oc < DP
     if FEW:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
     elif not RELOAD:
-        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
+        if TILES == 1:
+            to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
+        to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -299,17 +335,23 @@ def scan_forward_kernel(
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
         if RELOAD:  # in shared memory for one product at a time, not all the while
-            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
+            if TILES == 1:
+                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, ENDS_ONLY)
+            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, ENDS_ONLY)
         x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
-        low = _project(x_tile, x, to_low, P, FEW, DOT, RELOAD)
-        if KEEP:
-            if FEW:
-                for k in tl.static_range(P):
-                    tl.store(kept + k * CHUNK + ot, low[k])
-            else:
-                tl.store(kept + op[None, :] * CHUNK + ot[:, None], low, mask=(op < P)[None, :])
+        if TILES > 1:
+            low = _kept_low(kept, op, ot, CHUNK, P)
+            B_n, C_n = _kept_column(kept, R, ot, CHUNK), _kept_column(kept, R + N, ot, CHUNK)
+        else:
+            low = _project(x_tile, x, to_low, P, FEW, DOT, RELOAD)
+            if KEEP:
+                if FEW:
+                    for k in tl.static_range(P):
+                        tl.store(kept + k * CHUNK + ot, low[k])
+                else:
+                    tl.store(kept + op[None, :] * CHUNK + ot[:, None], low, mask=(op < P)[None, :])
         # the norm's sums over channels cost more there than the scan gains
         dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT, not HAS_NORM))
         dt_x = dt * x
@@ -318,11 +360,17 @@ def scan_forward_kernel(
         else:
             y = skip[None, :] * x
         for n in range(N):  # not unrolled: 16 states would take minutes to compile
-            B_n = _column(low, op, n, R, FEW)
-            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, False)
+            if TILES == 1:
+                B_n = _column(low, op, n, R, FEW)
+            elif N > 1:
+                B_n = _kept_column(kept, R + n, ot, CHUNK)
+                C_n = _kept_column(kept, R + N + n, ot, CHUNK)
+            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, False, IN_THREADS)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
             if not ENDS_ONLY:
-                y += state * _column(low, op, n, R + N, FEW)[:, None]
+                if TILES == 1:
+                    C_n = _column(low, op, n, R + N, FEW)
+                y += state * C_n[:, None]
         if not ENDS_ONLY:
             if HAS_NORM:
                 mean = tl.sum(y, 1) * (1. / D_IN)
@@ -348,25 +396,29 @@ def scan_forward_kernel(
 def scan_backward_kernel(
         x_ptr, z_ptr, grad_y_ptr, grad_x_ptr, grad_z_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr,
         A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, kept_ptr, sums_ptr, ends_ptr, partial_ptr,
+        grad_low_ptr,
         L, H, W, x_batch, x_token, z_batch, z_token, grad_y_batch, grad_y_token, grad_x_batch,
         grad_x_token, grad_z_batch, grad_z_token, columns, reverses,
         chunks, chunks_of_segment, segments, eps,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
-        KEPT_ROW: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr):
+        KEPT_ROW: tl.constexpr, ROW: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
+        RELOAD: tl.constexpr, TILES: tl.constexpr):
     """The gradients of one segment, its chunks from the last to the first.
 
     The states are computed again from those that the forward pass kept at the chunks' starts; what
     it kept of each token (low rank, B, C, statistics of the norm) saves sums over channels. The
     gradient g of the state obeys g_t = C_t dy_t + a_{t+1} g_{t+1}, a recurrence from the end;
     q = a g of a chunk's first token is what is carried to the chunk before. With ENDS_ONLY: what
-    leaves the segment on its left if nothing enters on its right.
+    leaves the segment on its left if nothing enters on its right. A tile of a split group leaves
+    its part of the gradient of low rank, B and C to ``project_backward_kernel``.
     """
     P: tl.constexpr = R + 2 * N
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
-    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32
+    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
+    IN_THREADS: tl.constexpr = TILES > 1
     SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
@@ -375,11 +427,15 @@ def scan_backward_kernel(
         # here a chunk's tokens lie in its tiles from the last to the first: a reverse scan is the
         # dearer one, as it moves all its operands across the lanes, and the states' has fewer
         ot = CHUNK - 1 - ot
+    if TILES > 1:
+        oc += tl.program_id(2) * BD
     is_channel, is_stored = oc < D_IN, oc < DP
     if FEW:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
     elif not RELOAD:
-        to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, False)
+        if TILES == 1:
+            to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
+        to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
     A = _matrix_A(A_log_ptr, g, oc, on, D_IN, N)
     skip = _vector(D_ptr, g, oc, D_IN)
@@ -427,7 +483,9 @@ def scan_backward_kernel(
     for i in tl.range(0, behind - first, num_stages=STAGES):
         chunk = behind - 1 - i
         if RELOAD:  # in shared memory for one product at a time, not all the while
-            to_low, to_dt = _load_weights(x_proj_ptr, dt_proj_ptr, g, oc, op, D_IN, R, P, ENDS_ONLY)
+            if TILES == 1:
+                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, ENDS_ONLY)
+            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, ENDS_ONLY)
         t = chunk * CHUNK + ot
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
@@ -444,11 +502,10 @@ def scan_backward_kernel(
         if FEW:
             low = ()
             for k in tl.static_range(R):
-                low = low + (tl.load(kept + k * CHUNK + ot), )
+                low = low + (_kept_column(kept, k, ot, CHUNK), )
         else:
-            low = tl.load(kept + op[None, :] * CHUNK + ot[:, None], mask=(op < P)[None, :],
-                          other=0.)
-        B_n, C_n = tl.load(kept + R * CHUNK + ot), tl.load(kept + (R + N) * CHUNK + ot)
+            low = _kept_low(kept, op, ot, CHUNK, P)
+        B_n, C_n = _kept_column(kept, R, ot, CHUNK), _kept_column(kept, R + N, ot, CHUNK)
         if HAS_NORM:
             mean = tl.load(kept + P * CHUNK + ot)
             inverse_std = tl.load(kept + (P + 1) * CHUNK + ot)[:, None]
@@ -464,9 +521,9 @@ def scan_backward_kernel(
             y = skip[None, :] * x
             for n in range(N):
                 if N > 1:
-                    B_n = tl.load(kept + (R + n) * CHUNK + ot)
-                    C_n = tl.load(kept + (R + N + n) * CHUNK + ot)
-                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
+                    B_n = _kept_column(kept, R + n, ot, CHUNK)
+                    C_n = _kept_column(kept, R + N + n, ot, CHUNK)
+                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
                 y += state * C_n[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
@@ -502,21 +559,26 @@ def scan_backward_kernel(
         for n in range(N):
             A_n = _row(A, on, n)[None, :]
             if N > 1:
-                B_n = tl.load(kept + (R + n) * CHUNK + ot)
-                C_n = tl.load(kept + (R + N + n) * CHUNK + ot)
+                B_n = _kept_column(kept, R + n, ot, CHUNK)
+                C_n = _kept_column(kept, R + N + n, ot, CHUNK)
             decay, update = exp(dt * A_n), dt_x * B_n[:, None]
             flipped, grad_h = decay, grad_y * C_n[:, None]
             if not FEW:  # in registers, which is for free
                 flipped, grad_h = tl.flip(decay, 0), tl.flip(grad_h, 0)
-            _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
-                                                    _combine_backward)
-            grad_h += passed * _row(q, on, n)[None, :]
+            if IN_THREADS:  # what enters goes into the last token, as the state into the first one
+                grad_h = tl.where(ot[:, None] == 0, grad_h + _row(q, on, n)[None, :], grad_h)
+                ones = tl.full([CHUNK, BD], 1., tl.float32)
+                _, _, grad_h = tl.associative_scan((flipped, ones, grad_h), 0, _combine_backward)
+            else:
+                _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
+                                                        _combine_backward)
+                grad_h += passed * _row(q, on, n)[None, :]
             if not FEW:
                 grad_h = tl.flip(grad_h, 0)
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
             if not ENDS_ONLY:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, FEW)
+                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
                 grad_dt_x += grad_h * B_n[:, None]
@@ -530,8 +592,13 @@ def scan_backward_kernel(
                                        0.)
         if not ENDS_ONLY:
             grad_raw = (grad_dt + grad_dt_x * x) * slope
-            grad_bias += _over_tokens(grad_raw, FEW)
-            grad_skip += _over_tokens(grad_y * x, FEW)
+            if IN_THREADS:  # one reduction: see the norm's
+                of_bias, of_skip = tl.reduce((grad_raw, grad_y * x), 0, _add_pairs)
+                grad_bias += of_bias[None, :]
+                grad_skip += of_skip[None, :]
+            else:
+                grad_bias += _over_tokens(grad_raw, FEW)
+                grad_skip += _over_tokens(grad_y * x, FEW)
             grad_x = grad_y * skip[None, :] + grad_dt_x * dt
             if FEW:
                 columns_of_grad = _row_sums(grad_raw, to_dt, R) + (grad_B, grad_C)
@@ -542,8 +609,14 @@ def scan_backward_kernel(
             else:
                 grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
                 grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
-                grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
-                grad_x += _with_channels(_dot(grad_low, tl.trans(to_low), DOT))
+                if TILES > 1:
+                    of_tile = grad_low_ptr + (program * TILES + tl.program_id(2)).to(
+                        tl.int64) * P * chunks * CHUNK
+                    tl.store(of_tile + op[None, :] * (chunks * CHUNK) + t[:, None], grad_low,
+                             mask=(op < P)[None, :])
+                else:
+                    grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
+                    grad_x += _with_channels(_dot(grad_low, tl.trans(to_low), DOT))
             tl.store(grad_x_ptr + b * grad_x_batch + position[:, None] * grad_x_token + in_group,
                      grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
 
@@ -553,7 +626,6 @@ def scan_backward_kernel(
         tl.store(ends_ptr + at * N * D_IN + in_state, q, mask=is_state)
     else:
         # one row of partial sums: x_proj (P, d), dt_proj (d, R), A_log (d, N), then vectors of d
-        ROW: tl.constexpr = D_IN * (P + R + N + 4)
         row = partial_ptr + ((b * segments + segment) * G + g) * ROW
         if FEW:
             for k in tl.static_range(P):
@@ -564,8 +636,9 @@ def scan_backward_kernel(
             row += R * D_IN
             grad_A = tl.sum(grad_A, 0)[None, :]
         else:
-            tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,
-                     mask=is_channel[None, :] & (op < P)[:, None])
+            if TILES == 1:
+                tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,
+                         mask=is_channel[None, :] & (op < P)[:, None])
             row += P * D_IN
             tl.store(row + oc[None, :] * R + op[:, None], grad_to_dt,
                      mask=is_channel[None, :] & (op < R)[:, None])
@@ -576,3 +649,74 @@ def scan_backward_kernel(
         tl.store(row + D_IN + oc, tl.sum(grad_skip, 0), mask=is_channel)
         tl.store(row + 2 * D_IN + oc, tl.sum(grad_norm_w, 0), mask=is_channel)
         tl.store(row + 3 * D_IN + oc, tl.sum(grad_norm_b, 0), mask=is_channel)
+
+
+@triton.jit
+def project_kernel(
+        x_ptr, x_proj_ptr, kept_ptr, L, H, W, x_batch, x_token, columns, reverses, chunks,
+        G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+        BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, KEPT_ROW: tl.constexpr,
+        DOT: tl.constexpr, TOKENS: tl.constexpr):
+    """Low rank, B and C of TOKENS tokens of one group, where the scans of its tiles read them."""
+    P: tl.constexpr = R + 2 * N
+    program = tl.program_id(0)
+    b, g = (program // G).to(tl.int64), program % G
+    op, t = tl.arange(0, BP), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    position = scan_position(t, L, H, W, ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0)
+    x_ptr += b * x_batch + g * DP
+    low = tl.zeros([TOKENS, BP], tl.float32)
+    for first in range(0, D_IN, BD):
+        oc = first + tl.arange(0, BD)
+        to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
+        x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :],
+                         mask=(t < L)[:, None] & (oc < DP)[None, :], other=0.)
+        low += _project(x_tile, x_tile, to_low, P, False, DOT, False)
+    kept = kept_ptr + (program * chunks + t // CHUNK).to(tl.int64) * KEPT_ROW + t % CHUNK
+    tl.store(kept[:, None] + op[None, :] * CHUNK, low,
+             mask=(t < chunks * CHUNK)[:, None] & (op < P)[None, :])
+
+
+@triton.jit
+def project_backward_kernel(
+        x_ptr, grad_x_ptr, x_proj_ptr, grad_low_ptr, partial_ptr, L, H, W, x_batch, x_token,
+        grad_x_batch, grad_x_token, columns, reverses, chunks, chunks_of_segment, segments,
+        G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+        BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, ROW: tl.constexpr,
+        DOT: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr):
+    """One tile of one segment: add the projection's share to ``grad_x``; the gradient of x_proj.
+
+    What the tiles' scans have left of the gradient of low rank, B and C is added up in their order.
+    """
+    P: tl.constexpr = R + 2 * N
+    program, segment = tl.program_id(0), tl.program_id(1)
+    b, g = (program // G).to(tl.int64), program % G
+    op, oc = tl.arange(0, BP), tl.program_id(2) * BD + tl.arange(0, BD)
+    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
+    x_ptr += b * x_batch + g * DP
+    grad_x_ptr += b * grad_x_batch + g * DP
+    grad_low_ptr += program.to(tl.int64) * TILES * P * chunks * CHUNK
+    part = tl.arange(0, PARTS)[:, None, None]
+    row_of_part = part * P + op[None, :, None]
+    is_part = (part < TILES) & (op < P)[None, :, None]
+
+    grad_to_low = tl.zeros([BP, BD], tl.float32)
+    begin = segment * chunks_of_segment * CHUNK
+    end = tl.minimum(begin + chunks_of_segment * CHUNK, L)
+    # many programs on a multiprocessor, not tiles ahead, hide the loads: those take shared memory
+    for first in tl.range(begin, end, TOKENS, num_stages=1):
+        t = first + tl.arange(0, TOKENS)
+        position = scan_position(t, L, H, W, column, reverse)
+        valid = (t < end)[:, None] & (oc < DP)[None, :]
+        x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :], mask=valid, other=0.)
+        at = grad_x_ptr + position[:, None] * grad_x_token + oc[None, :]
+        grad_x = tl.load(at, mask=valid, other=0.).to(tl.float32)
+        parts = tl.load(grad_low_ptr + row_of_part * (chunks * CHUNK) + t[None, None, :],
+                        mask=is_part & (t < end)[None, None, :], other=0.)
+        grad_low = tl.sum(parts, 0)
+        grad_to_low += _dot(grad_low, x_tile, DOT)
+        grad_x += _dot(tl.trans(grad_low), tl.trans(to_low), DOT)
+        tl.store(at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
+    row = partial_ptr + ((b * segments + segment) * G + g) * ROW
+    tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,
+             mask=(oc < D_IN)[None, :] & (op < P)[:, None])

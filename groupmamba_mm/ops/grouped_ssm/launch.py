@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..integers import cdiv, next_power_of_2
+from ..integers import cdiv, next_power_of_2, round_up
 from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
 from ..sums import sum_parts
 from . import kernels
@@ -24,6 +24,13 @@ SHORTEST_SEGMENT = 256
 
 #: From so many weights of a projection on, padded, shared memory is scarce.
 LARGE_WEIGHTS = 4096
+
+#: Widest group that a program owns as a whole where no norm follows, and the channels of a program
+#: in wider ones: as many as a warp has threads, each of which owns one.
+WIDEST_WHOLE, TILE_CHANNELS = 64, 32
+#: Tiles of the kernels for the projection of those, forward and backward.
+PROJECT_TILE = dict(TOKENS=64, BD=64, num_warps=4)
+PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=128, num_warps=8)
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -46,6 +53,7 @@ class Scan:
         dt_rank, d_state: R and N.
         columns, reverses: Bit g says whether group g runs along the columns, and from the end.
         eps: Of the LayerNorm.
+        has_norm: Whether it follows.
     """
     height: int
     width: int
@@ -57,6 +65,7 @@ class Scan:
     columns: int
     reverses: int
     eps: float
+    has_norm: bool
 
     @property
     def directions(self) -> Tuple[str, ...]:
@@ -70,9 +79,21 @@ class Scan:
         return self.channels * (2 * self.dt_rank + 3 * self.d_state + 4)
 
     @property
+    def is_split(self) -> bool:
+        """Whether several programs share the channels of a group."""
+        return self.stored > WIDEST_WHOLE and not self.has_norm
+
+    @property
     def block(self) -> int:
         """Channels of a program's tiles."""
+        if self.is_split:
+            return TILE_CHANNELS
         return max(SHORTEST_SIDE, next_power_of_2(self.stored))
+
+    @property
+    def tiles(self) -> int:
+        """Programs that share the channels of a group."""
+        return cdiv(self.stored, self.block)
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Tokens of a chunk and warps of a program.
@@ -85,6 +106,8 @@ class Scan:
         """
         if INTERPRETED:
             return SHORTEST_SIDE, 1
+        if self.is_split:
+            return 16, 1
         if self.block <= 16:
             return 32, 2 if backward else 4 if training else 1
         if self.block <= 32:
@@ -100,25 +123,26 @@ class Scan:
     def chunks(self, training: bool) -> int:
         return cdiv(self.height * self.width, self.tile(training)[0])
 
-    def kept_row(self, has_norm: bool) -> int:
-        """What the forward pass keeps of a chunk: of each token the outputs of x_proj and the
-        norm's mean and inverse deviation, then the states at the chunk's start."""
-        of_token = self.dt_rank + 2 * self.d_state + (2 if has_norm else 0)
+    def kept_row(self, training: bool) -> int:
+        """What is kept of a chunk: of each token the outputs of x_proj and, in training, the norm's
+        mean and inverse deviation, then the states at the chunk's start."""
+        columns, chunk = self.dt_rank + 2 * self.d_state, self.tile(training)[0]
+        if not training:
+            return columns * chunk
         # rows that are aligned are copied four numbers at a time
-        state = min(self.block, cdiv(self.channels, 16) * 16)
-        return of_token * self.tile(True)[0] + self.d_state * state
+        state = min(self.tiles * self.block, round_up(self.channels, 16))
+        return (columns + (2 if self.has_norm else 0)) * chunk + self.d_state * state
 
     def segments(self, batch: int, training: bool) -> Tuple[int, int]:
         """Chunks of a segment, and number of segments."""
         chunks, chunk = self.chunks(training), self.tile(training)[0]
-        programs = max(1, batch * self.groups)  # an empty batch has none
+        programs = max(1, batch * self.groups * self.tiles)  # an empty batch has none
         wanted = 1 if programs >= ENOUGH_PROGRAMS else cdiv(2 * ENOUGH_PROGRAMS, programs)
         most = max(1, chunks * chunk // SHORTEST_SEGMENT)
         chunks_of_segment = cdiv(chunks, min(wanted, most))
         return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
-    def constants(self, dtype: torch.dtype, has_norm: bool, training: bool,
-                  backward: bool = False) -> dict:
+    def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
@@ -133,11 +157,15 @@ class Scan:
             stages = 3 if backward and self.block <= 64 and weights < LARGE_WEIGHTS else 2
         # other products than these and bf16's take the weights' shared memory two or four times
         dot = DOT_TF32X3 if is_large and not is_bf16 else _DOT[dtype]
+        if self.is_split and dot == DOT_IEEE:
+            dot = DOT_TF32X3  # a warp has no registers for products without tensor cores
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
-            HAS_NORM=has_norm, KEPT_ROW=self.kept_row(has_norm), STAGES=stages, DOT=dot,
-            RELOAD=is_large, num_warps=warps)
+            HAS_NORM=self.has_norm, KEPT_ROW=self.kept_row(training), STAGES=stages, DOT=dot,
+            RELOAD=is_large, TILES=self.tiles, num_warps=warps)
+        if backward:
+            constants['ROW'] = self.row
         if warps == 4 and self.block <= 128 and self.d_state == 1 and not backward:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
@@ -154,37 +182,45 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
         x: (B, L, G * dp), rows may be strided, zero in padded channels.
         z: The gate before SiLU, like ``x``, or None.
         x_proj, dt_proj, dt_bias, A_log, D: As in ``GroupedSSM``.
-        norm_weight, norm_bias: (G * d,) or None.
+        norm_weight, norm_bias: (G * d,) or None, as the scan's ``has_norm`` says.
         keep: Whether what the backward pass takes up is written.
 
     Returns:
         y (B, L, G * dp) in the dtype of ``x``, and what is kept, (B, G, chunks, kept_row) fp32, or
-        empty.
+        an empty tensor.
     """
     batch, length, _ = x.shape
     y = torch.empty(batch, length, scan.groups * scan.stored, dtype=x.dtype, device=x.device)
     chunks = scan.chunks(keep)
     chunks_of_segment, segments = scan.segments(batch, keep)
-    shape = (batch, scan.groups, chunks, scan.kept_row(norm_weight is not None)) if keep else (0, )
-    kept = torch.empty(shape, dtype=torch.float32, device=x.device)
+    # split groups take up there what is projected before
+    is_kept = keep or scan.is_split
+    kept = torch.empty((batch, scan.groups, chunks, scan.kept_row(keep)) if is_kept else (0, ),
+                       dtype=torch.float32, device=x.device)
+    constants = scan.constants(x.dtype, training=keep)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
     gate = x if z is None else z
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_forward_kernel[(batch * scan.groups, segments)](
+        kernels.scan_forward_kernel[(batch * scan.groups, segments, scan.tiles)](
             x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
-            HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only,
-            **scan.constants(x.dtype, norm_weight is not None, training=keep))
+            HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only, **constants)
 
     with torch.cuda.device_of(x):
+        if scan.is_split:
+            tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
+            kernels.project_kernel[(batch * scan.groups, tiles)](
+                x, x_proj, kept, length, scan.height, scan.width, x.stride(0), x.stride(1),
+                scan.columns, scan.reverses, chunks,
+                **_of_projection(constants, 'KEPT_ROW'), **PROJECT_TILE)
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
-    return y, kept
+    return y, kept if keep else kept.new_empty(0)
 
 
 def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Optional[Tensor],
@@ -200,27 +236,45 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     chunks = scan.chunks(True)
     chunks_of_segment, segments = scan.segments(batch, True)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
+    constants = scan.constants(x.dtype, training=True, backward=True)
     partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
                           device=x.device)
+    grad_low = torch.empty(
+        (batch, scan.groups, scan.tiles, scan.dt_rank + 2 * scan.d_state,
+         chunks * constants['CHUNK']) if scan.is_split else (0, ),
+        dtype=torch.float32, device=x.device)
     gate, grad_gate = (x, grad_x) if z is None else (z, grad_z)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_backward_kernel[(batch * scan.groups, segments)](
+        kernels.scan_backward_kernel[(batch * scan.groups, segments, scan.tiles)](
             x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept,
-            sums, ends, partial,
+            sums, ends, partial, grad_low,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), grad_y.stride(0), grad_y.stride(1), grad_x.stride(0), grad_x.stride(1),
             grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
-            HAS_GATE=z is not None, ENDS_ONLY=ends_only,
-            **scan.constants(x.dtype, norm_weight is not None, training=True, backward=True))
+            HAS_GATE=z is not None, ENDS_ONLY=ends_only, **constants)
 
     with torch.cuda.device_of(x):
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
+        if scan.is_split:
+            tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
+            kernels.project_backward_kernel[(batch * scan.groups, segments, tiles)](
+                x, grad_x, x_proj, grad_low, partial, length, scan.height, scan.width, x.stride(0),
+                x.stride(1), grad_x.stride(0), grad_x.stride(1), scan.columns, scan.reverses,
+                chunks, chunks_of_segment, segments,
+                **_of_projection(constants, 'ROW', 'TILES'), **PROJECT_BACKWARD_TILE,
+                PARTS=next_power_of_2(scan.tiles))
     return sum_parts(partial)
+
+
+def _of_projection(constants: dict, *names: str) -> dict:
+    """Those of the scan's constants that the kernels for split groups' projection take, too."""
+    names = ('G', 'D_IN', 'DP', 'R', 'N', 'BP', 'CHUNK', 'DOT', *names)
+    return {name: constants[name] for name in names}
 
 
 def _segment_buffers(scan: Scan, batch: int, segments: int,

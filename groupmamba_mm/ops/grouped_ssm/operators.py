@@ -7,12 +7,12 @@ from torch import Tensor
 # The kernels are imported by the first call: the package has to import without Triton.
 
 
-def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, columns: int, reverses: int, height: int,
-          width: int, gated: bool, eps: float):
+def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Optional[Tensor], columns: int,
+          reverses: int, height: int, width: int, gated: bool, eps: float):
     from .launch import Scan
     groups, channels, dt_rank = dt_proj.shape
     return Scan(height, width, groups, channels, xz.shape[-1] // (groups * (2 if gated else 1)),
-                dt_rank, A_log.shape[-1], columns, reverses, eps)
+                dt_rank, A_log.shape[-1], columns, reverses, eps, norm_weight is not None)
 
 
 def _split(xz: Tensor, gated: bool) -> Tuple[Tensor, Optional[Tensor]]:
@@ -33,7 +33,7 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
                    save_states: bool) -> Tuple[Tensor, Tensor]:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; the second output is for the backward pass."""
     from .launch import scan_forward
-    scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     x, z = _split(xz, gated)
     if conv_weight is not None:
         x = _conv(scan, x, conv_weight, conv_bias)
@@ -44,9 +44,9 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
 @grouped_ssm_op.register_fake
 def _(xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight, conv_bias,
       columns, reverses, height, width, gated, eps, save_states):
-    scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     batch, length, _ = xz.shape
-    kept = (batch, scan.groups, scan.chunks(True), scan.kept_row(norm_weight is not None))
+    kept = (batch, scan.groups, scan.chunks(True), scan.kept_row(True))
     return (xz.new_empty(batch, length, scan.groups * scan.stored),
             xz.new_empty(kept if save_states else (0, ), dtype=torch.float32))
 
@@ -60,7 +60,7 @@ def grouped_ssm_backward_op(
         eps: float) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of xz, of the SSM's parameters as one (G, row), of the convolution's two."""
     from .launch import scan_backward
-    scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     raw, z = _split(xz, gated)
     grad_xz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     grad_raw, grad_z = _split(grad_xz, gated)
@@ -81,7 +81,7 @@ def grouped_ssm_backward_op(
 @grouped_ssm_backward_op.register_fake
 def _(grad_y, states, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight,
       conv_bias, columns, reverses, height, width, gated, eps):
-    scan = _scan(xz, dt_proj, A_log, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     fp32 = dict(dtype=torch.float32)
     rows = xz.new_empty(scan.groups, scan.row, **fp32)
     if conv_weight is None:
