@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, gelu_linear
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn
 from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 
@@ -243,9 +243,10 @@ def ffn_inputs(device, dtype, batch, grid, channels, outputs):
             for i, shape in enumerate(shapes)]
 
 
-def gelu_linear_inputs(device, dtype, batch, length, channels, outputs):
-    """h without its bias, that bias, and the linear layer's weight and bias."""
-    shapes = (batch, length, channels), (channels, ), (outputs, channels), (outputs, )
+def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs):
+    """Tokens, then weight and bias of both layers."""
+    shapes = ((batch, length, inputs), (channels, inputs), (channels, ), (outputs, channels),
+              (outputs, ))
     return [randn(i, device, dtype, *shape).requires_grad_() for i, shape in enumerate(shapes)]
 
 
@@ -278,23 +279,35 @@ def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
                    ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
 
 
+def check_plain_ffn(device, dtype, sizes, keep_hidden):
+    check_operator(lambda *args: plain_ffn(*args, keep_hidden)[0],
+                   lambda x, in_weight, in_bias, *rest: F.linear(
+                       F.gelu(F.linear(x, in_weight, in_bias)), *rest),
+                   plain_ffn_inputs(device, dtype, *sizes), dtype)
+
+
 @needs_triton
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_gelu_linear(device, dtype):
-    check_operator(lambda h, h_bias, *rest: gelu_linear(h + h_bias.detach(), h_bias, *rest),
-                   lambda h, h_bias, w, b: F.linear(F.gelu(h + h_bias), w, b),
-                   gelu_linear_inputs(device, dtype, 2, 63, 72, 4), dtype)
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('dtype, sizes', [
+    (torch.float32, (2, 63, 12, 72, 4)),
+    (torch.bfloat16, (1, 1, 1, 1, 1)),
+    (torch.bfloat16, (2, 70, 24, 72, 40)),  # tiles that no tensor fills
+    (torch.float16, (1, 130, 16, 128, 96)),
+    (torch.bfloat16, (1, 9, 264, 8, 264)),  # wider than the kernel takes
+])
+def test_plain_ffn(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
 
 
 @needs_triton
 def test_operators_keep_only_their_inputs(device):
     ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
-    last = gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4)
+    plain = plain_ffn_inputs(device, torch.float32, 1, 6, 4, 6, 4)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         conv_ffn(*ffn, 2, 3, keep_hidden=False)
-        gelu_linear(*last)
-    pointers = {t.data_ptr() for t in ffn + last}
+        plain_ffn(*plain, keep_hidden=False)
+    pointers = {t.data_ptr() for t in ffn + plain}
     kept = [t for t in kept if t.numel()]
     assert kept and all(t.data_ptr() in pointers for t in kept)
 
@@ -304,7 +317,8 @@ def test_hidden_tensor_is_kept_where_asked_for(device):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         conv_ffn(*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden=True)
-    assert (1, 6, 6) in [tuple(t.shape) for t in kept]
+        plain_ffn(*plain_ffn_inputs(device, torch.float32, 1, 6, 4, 5, 4), keep_hidden=True)
+    assert {(1, 6, 6), (1, 6, 5)} <= {tuple(t.shape) for t in kept}
 
 
 @needs_triton
@@ -321,7 +335,19 @@ def test_operators_only_differentiate_what_is_asked_for(device):
 def test_operators_pass_opcheck(device, keep_hidden):
     torch.library.opcheck(
         conv_ffn, (*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden))
-    torch.library.opcheck(gelu_linear, gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(
+            plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 96, 768, 96), marks=gpu),
+    pytest.param(torch.float16, (2, 777, 192, 1536, 192), marks=gpu),
+    pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
+    pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),
+])
+def test_plain_ffn_at_full_size(device, dtype, sizes):
+    check_plain_ffn(device, dtype, sizes, keep_hidden=False)
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

@@ -1,0 +1,186 @@
+"""Triton kernel of an FFN's hidden tensor: the first product with GELU behind it.
+
+With few input channels such a product takes less time than its output takes to be written. GELU in
+the same kernel saves a pass over the largest tensors of a network; and the backward pass makes the
+hidden tensor again beside the gradient of GELU's output, so that neither is ever stored.
+"""
+import functools
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from groupmamba_mm.ops.integers import cdiv
+from groupmamba_mm.ops.sums import sum_parts
+from .kernels import _activate
+
+#: Rows of tokens are held as a whole, so they must not be longer.
+MAX_CHANNELS = 256
+#: Tokens of a tile, and warps.
+_TOKENS, _WARPS = 128, 8
+#: Hidden channels of a tile, for rows of up to so many channels: what shared memory takes.
+_HIDDEN = {192: 64, MAX_CHANNELS: 32}
+#: Shared memory that the largest of these need, in bytes: an H100 has 227 KiB, an A100 163.
+_SHARED_MEMORY = 220 * 1024
+#: Of a thread: two programs then run at once on a multiprocessor. Rows of more channels than this
+#: leave no shared memory for a second one in the backward pass, and all registers to the first.
+_MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
+#: The interpreter takes bf16 for whole numbers when it multiplies.
+_INTERPRETED = triton.knobs.runtime.interpret
+#: Programs wanted at least, two for each of an H100's multiprocessors: fewer are split by channels.
+_PROGRAMS = 264
+
+
+@triton.jit
+def _load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """(R, COUNT) as (R, HEAD) and (R, TAIL), zero where there is nothing."""
+    column = tl.arange(0, HEAD)[None, :]
+    head = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
+    tail = head
+    if TAIL:
+        column = HEAD + tl.arange(0, TAIL)[None, :]
+        tail = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
+    return head, tail
+
+
+@triton.jit
+def _multiply(a, b, sum, IN_FP32: tl.constexpr):
+    """a @ b + sum, in fp32."""
+    if IN_FP32:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
+    return tl.dot(a, b, sum)
+
+
+@triton.jit(do_not_specialize=['tokens', 'span'])
+def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, activation, dh, partial, tokens, span,
+                   CHANNELS: tl.constexpr, INPUTS: tl.constexpr, IN_HEAD: tl.constexpr,
+                   IN_TAIL: tl.constexpr, OUTPUTS: tl.constexpr, OUT_HEAD: tl.constexpr,
+                   OUT_TAIL: tl.constexpr, BACKWARD: tl.constexpr, IN_FP32: tl.constexpr,
+                   T: tl.constexpr, BC: tl.constexpr):
+    """GELU(h) of h = x in_weight^T + in_bias; backward also dh, and this program's sum of it.
+
+    A program keeps its tokens of ``x`` and ``dy`` and walks over ``span`` blocks of channels.
+    """
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
+    is_token = (token < tokens)[:, None]
+    x_head, x_tail = _load_rows(x + token[:, None] * INPUTS, is_token, INPUTS, IN_HEAD, IN_TAIL)
+    if BACKWARD:
+        dy_head, dy_tail = _load_rows(dy + token[:, None] * OUTPUTS, is_token, OUTPUTS, OUT_HEAD,
+                                      OUT_TAIL)
+    zeros = tl.zeros([T, BC], tl.float32)
+    place = token[:, None] * CHANNELS  # multiples of blocks are known to be aligned
+    start = tl.program_id(1) * span
+    for block in range(start, tl.minimum(start + span, (CHANNELS + BC - 1) // BC)):
+        channel = block * BC + tl.arange(0, BC)
+        if CHANNELS % BC == 0:
+            exists = tl.full([BC], True, tl.int1)  # known when compiled: masks vanish
+        else:
+            exists = channel < CHANNELS
+        w_head, w_tail = _load_rows(in_weight + channel[:, None] * INPUTS, exists[:, None], INPUTS,
+                                    IN_HEAD, IN_TAIL)
+        h = _multiply(x_head, w_head.T, zeros, IN_FP32)
+        if IN_TAIL:
+            h = _multiply(x_tail, w_tail.T, h, IN_FP32)
+        bias = tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)
+        value, slope = _activate(h + bias[None, :], 'gelu')
+        at = place + channel[None, :]
+        mask = is_token & exists[None, :]
+        tl.store(activation + at, value.to(activation.dtype.element_ty), mask=mask)
+        if BACKWARD:
+            row = tl.arange(0, OUT_HEAD)
+            w = tl.load(out_weight + row[:, None] * CHANNELS + channel[None, :],
+                        mask=(row < OUTPUTS)[:, None] & exists[None, :], other=0.)
+            gradient = _multiply(dy_head, w, zeros, IN_FP32)
+            if OUT_TAIL:
+                row = OUT_HEAD + tl.arange(0, OUT_TAIL)
+                w = tl.load(out_weight + row[:, None] * CHANNELS + channel[None, :],
+                            mask=(row < OUTPUTS)[:, None] & exists[None, :], other=0.)
+                gradient = _multiply(dy_tail, w, gradient, IN_FP32)
+            gradient = gradient * slope  # zero for tokens that do not exist, as dy is
+            tl.store(dh + at, gradient.to(dh.dtype.element_ty), mask=mask)
+            tl.store(partial + tl.program_id(0).to(tl.int64) * CHANNELS + channel,
+                     tl.sum(gradient, 0), mask=exists)
+
+
+def fits(x: Tensor, *widths: int) -> bool:
+    """Whether the kernel is for these: half precision, short rows, and a GPU that can hold them.
+
+    Args:
+        x: Tokens.
+        widths: Channels before and, for the backward pass, behind.
+    """
+    if x.dtype == torch.float32 or max(widths) > MAX_CHANNELS:
+        return False
+    return _INTERPRETED or _shared_memory(x.device) >= _SHARED_MEMORY
+
+
+@functools.lru_cache(maxsize=None)
+def _shared_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _parts(count: int) -> Tuple[int, int]:
+    """Two powers of 2 that hold ``count`` channels, the second 0 if one does: 96 is 64 and 32."""
+    head = max(16, 1 << (count.bit_length() - 1))
+    return head, 0 if count <= head else max(16, triton.next_power_of_2(count - head))
+
+
+def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor],
+         out_weight: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """GELU(h), and with ``dy`` its gradient before GELU and the sums of that."""
+    backward = dy is not None
+    channels, inputs = in_weight.shape
+    tokens = x.shape[0] * x.shape[1]
+    activation = torch.empty(*x.shape[:2], channels, dtype=x.dtype, device=x.device)
+    dh = torch.empty_like(activation) if backward else activation
+    outputs = out_weight.shape[0] if backward else inputs
+    block = next(size for width, size in _HIDDEN.items() if max(inputs, outputs) <= width)
+    blocks, steps = cdiv(tokens, _TOKENS), cdiv(channels, block)
+    partial = (torch.empty(blocks, channels, dtype=torch.float32, device=x.device) if backward
+               else activation)
+    x, in_weight, in_bias = x.contiguous(), in_weight.contiguous(), in_bias.contiguous()
+    dy, out_weight = (dy.contiguous(), out_weight.contiguous()) if backward else (x, in_weight)
+    if tokens:
+        span = cdiv(steps, min(steps, cdiv(_PROGRAMS, blocks)))  # steps of a program
+        (in_head, in_tail), (out_head, out_tail) = _parts(inputs), _parts(outputs)
+        is_alone = backward and max(inputs, outputs) > _TWO_PROGRAMS
+        with torch.cuda.device_of(x):
+            _hidden_tensor[blocks, cdiv(steps, span)](
+                x, dy, in_weight, in_bias, out_weight, activation, dh, partial, tokens,
+                span, CHANNELS=channels, INPUTS=inputs, IN_HEAD=in_head, IN_TAIL=in_tail,
+                OUTPUTS=outputs, OUT_HEAD=out_head, OUT_TAIL=out_tail, BACKWARD=backward,
+                IN_FP32=_INTERPRETED, T=_TOKENS, BC=block, num_warps=_WARPS, num_stages=2,
+                maxnreg=None if is_alone else _MAX_REGISTERS)
+    return (activation, dh, sum_parts(partial)) if backward else (activation, None, None)
+
+
+def hidden_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor) -> Tensor:
+    """GELU(x in_weight^T + in_bias).
+
+    Args:
+        x: (B, L, I), bf16 or fp16.
+        in_weight: (C, I), in the same.
+        in_bias: (C,), in the same.
+
+    Returns:
+        (B, L, C).
+    """
+    return _run(x, in_weight, in_bias, None, None)[0]
+
+
+def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
+                    out_weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The same, and the gradient of h from that of what a second linear layer makes of GELU(h).
+
+    Args:
+        x, in_weight, in_bias: As in :func:`hidden_forward`.
+        dy: (B, L, O), gradient of that layer's output.
+        out_weight: (O, C), its weight.
+
+    Returns:
+        dh (B, L, C); GELU(h); the sum of dh over the tokens, (C,) in fp32.
+    """
+    activation, dh, dh_sum = _run(x, in_weight, in_bias, dy, out_weight)
+    return dh, activation, dh_sum
