@@ -302,6 +302,18 @@ def test_plain_ffn(device, dtype, sizes, keep_hidden):
 
 
 @needs_triton
+@pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 96, 64, 8)])
+def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
+    from groupmamba_mm.ops.depthwise_conv import hidden
+    monkeypatch.setattr(hidden, '_PROGRAMS', 2)  # no more are wanted
+    calls = []
+    run = hidden._run
+    monkeypatch.setattr(hidden, '_run', lambda *args: calls.append(len(args)) or run(*args))
+    check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden=False)
+    assert calls == [6, 5]  # with the last bias, and the backward pass
+
+
+@needs_triton
 def test_operators_keep_only_their_inputs(device):
     ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
     plain = plain_ffn_inputs(device, torch.float32, 1, 6, 4, 6, 4)
@@ -345,6 +357,7 @@ def test_operators_pass_opcheck(device, keep_hidden):
 @pytest.mark.parametrize('dtype, sizes', [
     pytest.param(torch.bfloat16, (8, 3136, 96, 768, 96), marks=gpu),
     pytest.param(torch.float16, (2, 777, 192, 1536, 192), marks=gpu),
+    pytest.param(torch.bfloat16, (4, 4225, 128, 1000, 120), marks=gpu),
     pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
     pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),
 ])
