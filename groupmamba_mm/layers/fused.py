@@ -114,8 +114,8 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
 def _plain_ffn(x: Tensor, *parameters: Tensor) -> Tensor:
     """:func:`plain_ffn`, which makes the hidden tensor again where that is cheap or saves much."""
     channels, hidden = x.shape[-1], parameters[0].shape[0]
-    return plain_ffn(x, *parameters,
-                     keep_hidden=NARROW < channels and hidden < WIDE_EXPANSION * channels)[0]
+    is_kept = torch.is_grad_enabled() and NARROW < channels and hidden < WIDE_EXPANSION * channels
+    return plain_ffn(x, *parameters, keep_hidden=is_kept)[0]
 
 
 def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int,

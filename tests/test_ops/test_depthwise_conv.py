@@ -295,7 +295,7 @@ def check_plain_ffn(device, dtype, sizes, keep_hidden):
     (torch.bfloat16, (1, 1, 1, 1, 1)),
     (torch.bfloat16, (2, 70, 24, 72, 40)),  # tiles that no tensor fills
     (torch.float16, (1, 130, 16, 128, 96)),
-    (torch.bfloat16, (1, 9, 264, 8, 264)),  # wider than the kernel takes
+    (torch.bfloat16, (1, 130, 264, 136, 8)),  # wider than what goes into one kernel
 ])
 def test_plain_ffn(device, dtype, sizes, keep_hidden):
     check_plain_ffn(device, dtype, sizes, keep_hidden)
@@ -361,8 +361,9 @@ def test_operators_pass_opcheck(device, keep_hidden):
     pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
     pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),
 ])
-def test_plain_ffn_at_full_size(device, dtype, sizes):
-    check_plain_ffn(device, dtype, sizes, keep_hidden=False)
+@pytest.mark.parametrize('keep_hidden', [False, True])
+def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

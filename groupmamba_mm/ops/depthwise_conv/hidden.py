@@ -1,9 +1,10 @@
-"""Triton kernel of an FFN's hidden tensor: the first product with GELU behind it, or both.
+"""Triton kernels of an FFN's hidden tensor: the first product with GELU behind it, or both.
 
 With few input channels such a product takes less time than its output takes to be written. GELU in
 the same kernel saves a pass over the largest tensors of a network, and with very few channels there
 is room for the second product as well. The backward pass makes the hidden tensor again beside the
-gradient of GELU's output, so that neither is ever stored.
+gradient of GELU's output, so that neither is ever stored. With many channels only the first product
+with GELU is left of all this, in a kernel of its own.
 """
 import functools
 from typing import Optional, Tuple
@@ -18,7 +19,7 @@ from groupmamba_mm.ops.linear import linear
 from groupmamba_mm.ops.sums import sum_parts
 from .kernels import _activate
 
-#: Rows of tokens are held as a whole, so they must not be longer.
+#: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
 #: Up to so many the second product fits into the registers, too, and GELU's output is not stored.
 WHOLE_CHANNELS = 128
@@ -142,16 +143,51 @@ def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, out_bias, out, dh, par
             _store_rows(rows, y_tail, out_bias, is_token, OUT_HEAD, OUTPUTS, OUT_TAIL)
 
 
+@triton.jit(do_not_specialize=['tokens'])
+def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
+                  INPUTS: tl.constexpr, KEEP: tl.constexpr, IN_FP32: tl.constexpr,
+                  T: tl.constexpr, BC: tl.constexpr, BI: tl.constexpr):
+    """out = GELU(h), h = x weight^T + bias, of any number of input channels; KEEP stores h, too."""
+    BLOCKS: tl.constexpr = (CHANNELS + BC - 1) // BC
+    token = (tl.program_id(0) // BLOCKS).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    channel = (tl.program_id(0) % BLOCKS) * BC + tl.arange(0, BC)
+    exists = channel < CHANNELS
+    h = tl.zeros([T, BC], tl.float32)
+    for block in range((INPUTS + BI - 1) // BI):
+        column = block * BI + tl.arange(0, BI)[None, :]
+        is_input = column < INPUTS
+        tile = tl.load(x + token * INPUTS + column, mask=is_token & is_input, other=0.)
+        w = tl.load(weight + channel[:, None] * INPUTS + column,
+                    mask=exists[:, None] & is_input, other=0.)
+        h = _multiply(tile, w.T, h, IN_FP32)
+    h += tl.load(bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
+    at = token * CHANNELS + channel[None, :]
+    mask = is_token & exists[None, :]
+    if KEEP:
+        tl.store(hidden + at, h.to(hidden.dtype.element_ty), mask=mask)
+    value, _ = _activate(h, 'gelu')
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether the kernels here are for these tokens: half precision, and a GPU that can hold them.
+
+    Others multiply as fast apart, or exactly.
+    """
+    if x.dtype == torch.float32:
+        return False
+    return _INTERPRETED or _shared_memory(x.device) >= _SHARED_MEMORY
+
+
 def fits(x: Tensor, *widths: int) -> bool:
-    """Whether the kernel is for these: half precision, short rows, and a GPU that can hold them.
+    """Whether :func:`ffn_forward` and :func:`hidden_backward` take these.
 
     Args:
         x: Tokens.
         widths: Channels before and behind.
     """
-    if x.dtype == torch.float32 or max(widths) > MAX_CHANNELS:
-        return False
-    return _INTERPRETED or _shared_memory(x.device) >= _SHARED_MEMORY
+    return max(widths) <= MAX_CHANNELS and runs_on(x)
 
 
 @functools.lru_cache(maxsize=None)
@@ -232,3 +268,28 @@ def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
     """
     activation, dh, dh_sum = _run(x, in_weight, in_bias, dy, weight)
     return dh, activation, dh_sum
+
+
+def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
+                 keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """GELU(h) and on request h = x in_weight^T + in_bias, of any number of channels.
+
+    Args:
+        x, in_weight, in_bias: As in :func:`ffn_forward`.
+        keep_hidden: Whether h is wanted.
+
+    Returns:
+        GELU(h), (B, L, C); h or None.
+    """
+    x, in_weight, in_bias = (tensor.contiguous() for tensor in (x, in_weight, in_bias))
+    channels, inputs = in_weight.shape
+    out = torch.empty(*x.shape[:2], channels, dtype=x.dtype, device=x.device)
+    hidden = torch.empty_like(out) if keep_hidden else None
+    tokens = x.shape[0] * x.shape[1]
+    if tokens:
+        tile = dict(T=_TOKENS, BC=128, BI=64, num_warps=_WARPS, num_stages=3)
+        with torch.cuda.device_of(x):
+            _product_gelu[(cdiv(tokens, _TOKENS) * cdiv(channels, tile['BC']), )](
+                x, in_weight, in_bias, hidden, out, tokens, CHANNELS=channels, INPUTS=inputs,
+                KEEP=keep_hidden, IN_FP32=_INTERPRETED, **tile)
+    return out, hidden

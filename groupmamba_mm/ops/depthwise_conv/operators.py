@@ -112,8 +112,8 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
               keep_hidden: bool) -> Tuple[Tensor, Tensor]:
     """An FFN, Eq. 5: GELU(x in_weight^T + in_bias) weight^T + bias.
 
-    In half precision and with up to 256 channels before and behind, GELU is in the kernel of the
-    first product, or of both, and so is its gradient, unless the hidden tensor is to be kept.
+    In half precision GELU is in the kernel of the first product, and with up to 256 channels before
+    and behind, unless the hidden tensor is to be kept, so is its gradient.
 
     Args:
         x: (B, L, I) tokens; fp32, bf16 or fp16.
@@ -126,11 +126,15 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
     Returns:
         (B, L, O) in the dtype of ``x``; and what is kept, (B, L, C) or nothing.
     """
-    from .hidden import ffn_forward, fits
+    from .hidden import ffn_forward, fits, runs_on, wide_forward
     if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
         return ffn_forward(x, in_weight, in_bias, weight, bias), x.new_empty(0)
-    hidden = linear(x, in_weight, in_bias)
-    return linear(F.gelu(hidden), weight, bias), hidden if keep_hidden else x.new_empty(0)
+    if runs_on(x):
+        activation, hidden = wide_forward(x, in_weight, in_bias, keep_hidden)
+    else:
+        hidden = linear(x, in_weight, in_bias)
+        activation = F.gelu(hidden)
+    return linear(activation, weight, bias), hidden if keep_hidden else x.new_empty(0)
 
 
 @plain_ffn.register_fake
