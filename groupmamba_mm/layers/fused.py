@@ -14,21 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, gelu_linear
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,
-                                    scaled_norm_linear)
+                                    scaled_layer_norm, scaled_norm_linear)
 from .channel_affinity import ChannelAffinity
 
 #: Hidden channels of an FFN are padded to multiples of this: torch.compile pads wide rows to it by
 #: itself, and would copy them back for the operators.
 HIDDEN_MULTIPLE = 64
 
-#: From so many times the channels on, the hidden tensor of an FFN with a convolution is made again
-#: in the backward pass: in the released family's first two stages (eight times) those are a quarter
-#: of what a training step would keep.
+#: From so many times the channels on, the hidden tensor of an FFN is made again in the backward
+#: pass: in the first two stages of both families (eight times) those are a quarter of what a
+#: training step would keep.
 WIDE_EXPANSION = 6
+
+#: Up to so many channels that costs less than to keep it, if there is no convolution.
+NARROW = 256
 
 #: What ``mean_of`` of the norms stands for.
 NO_MEAN, MEAN_OF_INPUT, MEAN_OF_NORMED = range(3)
@@ -98,15 +101,21 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
     stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
                                   groups, dtype, NO_MEAN)
-    weight, h_bias = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    h = F.linear(v, weight, h_bias.detach())  # its gradient comes from the operator below
-    y = gelu_linear(h, h_bias, *_packed_linear(vsss.ffn.fc2, h.shape[-1], dtype))
+    weight, bias = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    y = _plain_ffn(v, weight, bias, *_packed_linear(vsss.ffn.fc2, weight.shape[0], dtype))
     scale = _affinity(layer.affinity, mean, None, x)
-    weight, h_bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    h = scaled_norm_linear(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
-                           layer.norm.eps, weight, h_bias.detach())
-    y = gelu_linear(h, h_bias, *_padded_linear(layer.ffn.fc2, h.shape[-1], dtype))
+    v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
+                          layer.norm.eps, dtype)
+    weight, bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    y = _plain_ffn(v, weight, bias, *_padded_linear(layer.ffn.fc2, weight.shape[0], dtype))
     return Residual(x, y, _drop_path_scale(layer.drop_path, x))
+
+
+def _plain_ffn(x: Tensor, *parameters: Tensor) -> Tensor:
+    """:func:`plain_ffn`, which makes the hidden tensor again where that is cheap or saves much."""
+    channels, hidden = x.shape[-1], parameters[0].shape[0]
+    is_kept = torch.is_grad_enabled() and NARROW < channels and hidden < WIDE_EXPANSION * channels
+    return plain_ffn(x, *parameters, keep_hidden=is_kept)[0]
 
 
 def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int,

@@ -83,6 +83,22 @@ def _conv_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     yield from _run_both(kernel, reference, 'convolution', inputs)
 
 
+def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The paper's FFN, of its first stage but for the hidden channels."""
+    from .depthwise_conv import plain_ffn
+
+    def kernel(x, **parameters):
+        return plain_ffn(x, **{name: t.to(x.dtype) for name, t in parameters.items()},
+                         keep_hidden=False)[0]
+
+    def reference(x, in_weight, in_bias, weight, bias):
+        return F.linear(F.gelu(F.linear(x, in_weight, in_bias)), weight, bias)
+
+    inputs = _draw(device, dict(x=(2, 63, 96), in_weight=(128, 96), in_bias=(128, ),
+                                weight=(96, 128), bias=(96, )), torch.bfloat16)
+    yield from _run_both(kernel, reference, 'FFN', inputs)
+
+
 def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The norm with most around it."""
     from .norm import scaled_layer_norm
@@ -100,7 +116,7 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
 
 
 #: What is tested: one case for each kind of kernel.
-CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_ffn, _scaled_layer_norm)
+CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_ffn, _plain_ffn, _scaled_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, gelu_linear
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn
 from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 
@@ -193,8 +193,10 @@ def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, programs, ro
     """Several images in a program (1), or each image cut into short pieces (10**6)."""
     monkeypatch.setattr(kernels, 'PROGRAMS', programs)
     monkeypatch.setattr(kernels, 'MIN_ROWS', rows)
+    for choose in (kernels._choose_tiles, kernels._choose_walks):  # they remember their choice
+        choose.cache_clear()
     check_grid(kernels, device, torch.float32, 2, (5, 3), 1, 16, 16, False, 'gelu')
-    check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 3)
+    check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 4)
 
 
 @needs_triton
@@ -243,9 +245,10 @@ def ffn_inputs(device, dtype, batch, grid, channels, outputs):
             for i, shape in enumerate(shapes)]
 
 
-def gelu_linear_inputs(device, dtype, batch, length, channels, outputs):
-    """h without its bias, that bias, and the linear layer's weight and bias."""
-    shapes = (batch, length, channels), (channels, ), (outputs, channels), (outputs, )
+def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs):
+    """Tokens, then weight and bias of both layers."""
+    shapes = ((batch, length, inputs), (channels, inputs), (channels, ), (outputs, channels),
+              (outputs, ))
     return [randn(i, device, dtype, *shape).requires_grad_() for i, shape in enumerate(shapes)]
 
 
@@ -278,23 +281,47 @@ def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
                    ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
 
 
+def check_plain_ffn(device, dtype, sizes, keep_hidden):
+    check_operator(lambda *args: plain_ffn(*args, keep_hidden)[0],
+                   lambda x, in_weight, in_bias, *rest: F.linear(
+                       F.gelu(F.linear(x, in_weight, in_bias)), *rest),
+                   plain_ffn_inputs(device, dtype, *sizes), dtype)
+
+
 @needs_triton
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_gelu_linear(device, dtype):
-    check_operator(lambda h, h_bias, *rest: gelu_linear(h + h_bias.detach(), h_bias, *rest),
-                   lambda h, h_bias, w, b: F.linear(F.gelu(h + h_bias), w, b),
-                   gelu_linear_inputs(device, dtype, 2, 63, 72, 4), dtype)
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('dtype, sizes', [
+    (torch.float32, (2, 63, 12, 72, 4)),
+    (torch.bfloat16, (1, 1, 1, 1, 1)),
+    (torch.bfloat16, (2, 70, 24, 72, 40)),  # tiles that no tensor fills
+    (torch.float16, (1, 130, 16, 128, 96)),
+    (torch.bfloat16, (1, 130, 264, 136, 8)),  # wider than what goes into one kernel
+])
+def test_plain_ffn(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
+
+
+@needs_triton
+@pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 96, 64, 8)])
+def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
+    from groupmamba_mm.ops.depthwise_conv import hidden
+    monkeypatch.setattr(hidden, '_PROGRAMS', 2)  # no more are wanted
+    calls = []
+    run = hidden._run
+    monkeypatch.setattr(hidden, '_run', lambda *args: calls.append(len(args)) or run(*args))
+    check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden=False)
+    assert calls == [6, 5]  # with the last bias, and the backward pass
 
 
 @needs_triton
 def test_operators_keep_only_their_inputs(device):
     ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
-    last = gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4)
+    plain = plain_ffn_inputs(device, torch.float32, 1, 6, 4, 6, 4)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         conv_ffn(*ffn, 2, 3, keep_hidden=False)
-        gelu_linear(*last)
-    pointers = {t.data_ptr() for t in ffn + last}
+        plain_ffn(*plain, keep_hidden=False)
+    pointers = {t.data_ptr() for t in ffn + plain}
     kept = [t for t in kept if t.numel()]
     assert kept and all(t.data_ptr() in pointers for t in kept)
 
@@ -304,7 +331,8 @@ def test_hidden_tensor_is_kept_where_asked_for(device):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         conv_ffn(*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden=True)
-    assert (1, 6, 6) in [tuple(t.shape) for t in kept]
+        plain_ffn(*plain_ffn_inputs(device, torch.float32, 1, 6, 4, 5, 4), keep_hidden=True)
+    assert {(1, 6, 6), (1, 6, 5)} <= {tuple(t.shape) for t in kept}
 
 
 @needs_triton
@@ -321,7 +349,21 @@ def test_operators_only_differentiate_what_is_asked_for(device):
 def test_operators_pass_opcheck(device, keep_hidden):
     torch.library.opcheck(
         conv_ffn, (*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden))
-    torch.library.opcheck(gelu_linear, gelu_linear_inputs(device, torch.float32, 1, 6, 6, 4))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(
+            plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 96, 768, 96), marks=gpu),
+    pytest.param(torch.float16, (2, 777, 192, 1536, 192), marks=gpu),
+    pytest.param(torch.bfloat16, (4, 4225, 128, 1000, 120), marks=gpu),
+    pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
+    pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),
+])
+@pytest.mark.parametrize('keep_hidden', [False, True])
+def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
@@ -340,6 +382,8 @@ def test_grid_conv_at_full_size(kernels, device, dtype, batch, grid, groups, wid
 @pytest.mark.parametrize('dtype, batch, grid, width, lanes, view, taps', [
     pytest.param(torch.bfloat16, 2, (200, 336), 32, 32, False, 3, marks=gpu),
     pytest.param(torch.bfloat16, 128, (14, 14), 174, 176, True, 3, marks=gpu),
+    pytest.param(torch.bfloat16, 8, (56, 56), 48, 48, True, 3, marks=gpu),
+    pytest.param(torch.float16, 128, (7, 7), 380, 384, True, 3, marks=gpu),
     pytest.param(torch.float32, 16, (28, 57), 64, 64, True, 4, marks=gpu),
 ])
 def test_causal_conv_at_full_size(kernels, device, dtype, batch, grid, width, lanes, view, taps):

@@ -1,16 +1,22 @@
 """Triton kernels of the depthwise convolutions: on the grid (3x3), and causal along a scan.
 
 All tensors are channels-last tokens, (B, L, C'), read once from memory and written once. A program
-owns a strip of columns and a block of channels, and walks down the rows of one image or of several,
-so that what neighbouring taps share comes out of registers and the L1 cache. Arithmetic is in fp32.
-On the grid a thread owns all columns of its strip, each a tensor of channels in a tuple: a value is
-then loaded and converted once for the three columns that see it, the taps are held once for the
-whole strip, and sums over tokens stay within a thread.
+owns a block of channels. Arithmetic is in fp32.
 
-Backward passes take two kernels: the first recomputes the convolution and turns the gradient
-``dy`` of the activation's output into ``dp``, that of its input; the second computes the gradients
-of the input, the weight and the bias from ``dp``. The latter two are partial sums, one of each
-program, added afterwards in a fixed order: the same input gives the same bits.
+On the grid a program owns a strip of columns and walks down the rows of one image or of several, so
+that what neighbouring taps share comes out of registers and the L1 cache. A thread owns all columns
+of its strip, each a tensor of channels in a tuple: a value is then loaded and converted once for
+the three columns that see it, the taps are held once for the whole strip, and sums over tokens stay
+within a thread. The backward pass takes two kernels: the first recomputes the convolution and turns
+the gradient ``dy`` of the activation's output into ``dp``, that of its input; the second computes
+the gradients of the input, the weight and the bias from ``dp``.
+
+Along a scan a thread walks over a segment of it, with the last few tokens in registers, whatever
+the direction. There one kernel is enough for all gradients: those of the input follow those of the
+activation's input a few tokens behind.
+
+Sums over tokens are partial sums, one of each program, added afterwards in a fixed order: the same
+input gives the same bits.
 
 Channels may be padded in groups: C' = G * wp channels hold G groups of d <= wp true ones, and the
 weight and bias have the G * d true ones only. What is in the padded lanes of an input does not
@@ -26,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from groupmamba_mm.ops.integers import cdiv
+from groupmamba_mm.ops.kernel_functions import reciprocal
 from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
 from groupmamba_mm.ops.sums import sum_parts
 
@@ -38,12 +45,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PROGRAMS = 4224
 #: Rows that a program keeps when an image is split; the two halo rows are read twice.
 MIN_ROWS = 8
+#: Tokens that a thread walks along a scan at most. At least it is the number above, too.
+MAX_STEPS = 64
+_WALK_WARPS = 4
 
 # Strides are passed divided by ALIGN, and no integer is specialised: a new image size then never
 # compiles anew, and loads are still known to be aligned.
-_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'x_token', 'dy_batch',
-             'dy_token', 'out_batch', 'out_token', 'dp_batch', 'dp_token', 'dx_batch', 'dx_token',
-             'column_major', 'backwards')
+_CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'x_batch', 'x_token', 'dy_batch',
+                    'dy_token', 'out_batch', 'out_token', 'dx_batch', 'dx_token', 'column_major',
+                    'backwards']
 # Of the grid's kernels. Strides of a token, which a layer fixes, are compiled in: columns are then
 # constant offsets to one pointer for each row.
 _GRID_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'dy_batch', 'out_batch',
@@ -169,7 +179,7 @@ def _activate(p, ACT: tl.constexpr):
         value = tl.maximum(p, 0.) - size * tail
         slope = tl.where(p > 0., 1. - tail, tail) + p * bell * 0.3989422804014327
     elif ACT == 'silu':
-        gate = 1. / (1. + tl.exp2(p * -1.4426950408889634))
+        gate = reciprocal(1. + tl.exp2(p * -1.4426950408889634))
         value = p * gate
         slope = gate * (1. + p * (1. - gate))
     else:
@@ -330,15 +340,6 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
 
 
 @triton.jit
-def _scan_neighbour(row, column, height, width, steps, is_column_major):
-    """The token ``steps`` further in row-major or column-major order, and whether there is one."""
-    index = tl.where(is_column_major, column * height + row, row * width + column) + steps
-    line = tl.where(is_column_major, height, width)
-    position = tl.where(is_column_major, (index % line) * width + index // line, index)
-    return position, (index >= 0) & (index < height * width)
-
-
-@triton.jit
 def _load_taps(weight, TAPS: tl.constexpr, COUNT: tl.constexpr, channel, exists):
     """The taps from the last, which sees the current token, to the fourth-last."""
     w0 = _load_tap(weight, TAPS - 1, COUNT, channel, exists)
@@ -354,137 +355,232 @@ def _load_taps(weight, TAPS: tl.constexpr, COUNT: tl.constexpr, channel, exists)
     return w0, w1, w2, w3
 
 
-@triton.jit(do_not_specialize=_INTEGERS[:11] + _INTEGERS[15:])
-def _causal_activation(x, dy, out, activation, weight, bias, batch, height, width, rows, images,
-                       x_batch, x_token, dy_batch, dy_token, out_batch, out_token, column_major,
-                       backwards, GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
-                       TAPS: tl.constexpr, BACKWARD: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
-                       ALIGN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
-    """out = silu(conv(x) + bias), or out = dy * silu'(conv(x) + bias), each group in its direction.
+@triton.jit
+def _walk(block, batch, height, width, steps, column_major, backwards, group,
+          SEGMENTS: tl.constexpr):
+    """The segments of this program: image, first step, steps in the scan, and how to go on.
 
-    Tiles are TH x TW tokens in both orders, so that most of a token's neighbours along the scan are
-    in the L1 cache. Bit g of ``column_major`` and ``backwards`` gives the direction of group g.
+    Segments of all images are counted through, and a program has SEGMENTS of them side by side.
+    A step leads from a token to the next of the scan, the last of a line to the next line's first.
+    """
+    length = height * width
+    parts = tl.cdiv(length, steps)  # of an image
+    segment = block * SEGMENTS + tl.arange(0, SEGMENTS)[:, None]
+    image = (segment // parts).to(tl.int64)
+    is_column_major = ((column_major >> group) & 1) == 1
+    is_backward = ((backwards >> group) & 1) == 1
+    forward_step = tl.where(is_column_major, width, 1)
+    step = tl.where(is_backward, -forward_step, forward_step)
+    line = tl.where(is_column_major, height, length)  # row-major, the wrap at the end is no step
+    to_next_line = tl.where(is_backward, length - 1, 1 - length)
+    return (image, (segment % parts) * steps, tl.where(image < batch, length, 0), is_column_major,
+            is_backward, step, line, to_next_line)
+
+
+@triton.jit
+def _scan_place(t, height, width, is_column_major, is_backward):
+    """Position of step ``t`` of a scan in row-major order, and how many steps its line has had."""
+    length = height * width
+    index = tl.where(is_backward, length - 1 - t, t)
+    position = tl.where(is_column_major, (index % height) * width + index // height, index)
+    return position, tl.where(is_column_major, t % height, t)
+
+
+@triton.jit
+def _take_step(position, done, step, line, to_next_line):
+    """Position and steps of the line after one step more."""
+    done += 1
+    ends = done == line
+    return position + step + tl.where(ends, to_next_line, 0), tl.where(ends, 0, done)
+
+
+@triton.jit
+def _load_step(tensor, position, token, ALIGN: tl.constexpr, mask):
+    """What a walk finds at its place, (SEGMENTS, BC)."""
+    return tl.load(tensor + position.to(tl.int64) * token.to(tl.int64) * ALIGN, mask=mask,
+                   other=0.)
+
+
+@triton.jit
+def _earlier_steps(x, start, length, x_token, height, width, is_column_major, is_backward, exists,
+                   TAPS: tl.constexpr, ALIGN: tl.constexpr, zeros):
+    """x one, two and three steps before the first, in fp32, as far as there are taps for them."""
+    earlier = ()
+    for back in tl.static_range(1, 4):
+        value = zeros
+        if back < TAPS:
+            position, _ = _scan_place(start - back, height, width, is_column_major, is_backward)
+            value = _load_step(x, position, x_token, ALIGN, exists & (start >= back)
+                               & (start - back < length)).to(tl.float32)
+        earlier = earlier + (value, )
+    return earlier
+
+
+@triton.jit
+def _convolve(bias, w, now, earlier, TAPS: tl.constexpr):
+    """The convolution at one step from x there and at the three before."""
+    p = bias + w[0] * now
+    if TAPS > 1:
+        p += w[1] * earlier[0]
+    if TAPS > 2:
+        p += w[2] * earlier[1]
+    if TAPS > 3:
+        p += w[3] * earlier[2]
+    return p
+
+
+@triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
+def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, x_token, out_batch,
+                    out_token, column_major, backwards, GROUPS: tl.constexpr, LANES: tl.constexpr,
+                    TRUE: tl.constexpr, TAPS: tl.constexpr, ALIGN: tl.constexpr,
+                    SEGMENTS: tl.constexpr, BC: tl.constexpr):
+    """out = silu(conv(x) + bias), each group in its direction.
+
+    Threads walk along the scan, ``steps`` tokens each: a token is loaded once, two steps ahead.
+    Bit g of ``column_major`` and ``backwards`` gives the direction of group g.
+    """
+    COUNT: tl.constexpr = GROUPS * TRUE
+    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
+    group, channel, exists, true_channel, is_true = _channels(tl.program_id(0) % BLOCKS, LANES,
+                                                              TRUE, BC)
+    image, start, length, is_column_major, is_backward, step, line, to_next_line = _walk(
+        tl.program_id(0) // BLOCKS, batch, height, width, steps, column_major, backwards, group,
+        SEGMENTS)
+    w = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
+    b = _load_tap(bias, 0, COUNT, true_channel, is_true)
+    exists = exists[None, :]
+    x += image * x_batch * ALIGN + channel[None, :]
+    out += image * out_batch * ALIGN + channel[None, :]
+
+    earlier = _earlier_steps(x, start, length, x_token, height, width, is_column_major,
+                             is_backward, exists, TAPS, ALIGN,
+                             tl.zeros([SEGMENTS, BC], tl.float32))
+    position, done = _scan_place(start, height, width, is_column_major, is_backward)
+    now = _load_step(x, position, x_token, ALIGN, exists & (start < length))
+    next_position, done = _take_step(position, done, step, line, to_next_line)
+    then = _load_step(x, next_position, x_token, ALIGN, exists & (start + 1 < length))
+    for t in range(steps):
+        far_position, done = _take_step(next_position, done, step, line, to_next_line)
+        far = _load_step(x, far_position, x_token, ALIGN,
+                         exists & (start + t + 2 < length) & (t + 2 < steps))
+        value = now.to(tl.float32)
+        y, _ = _activate(_convolve(b, w, value, earlier, TAPS), 'silu')
+        if LANES != TRUE:
+            y = tl.where(is_true[None, :], y, 0.)
+        tl.store(out + position.to(tl.int64) * out_token.to(tl.int64) * ALIGN,
+                 y.to(out.dtype.element_ty), mask=exists & (start + t < length))
+        earlier = (value, earlier[0], earlier[1])
+        now = then
+        then = far
+        position = next_position
+        next_position = far_position
+
+
+@triton.jit
+def _causal_slope(now, dy, earlier, bias, w, is_true, PADDED: tl.constexpr, TAPS: tl.constexpr):
+    """x of a step in fp32, silu(p) and dp = dy * silu'(p) there."""
+    value = now.to(tl.float32)
+    y, slope = _activate(_convolve(bias, w, value, earlier, TAPS), 'silu')
+    dp = dy.to(tl.float32) * slope
+    if PADDED:
+        y = tl.where(is_true, y, 0.)
+        dp = tl.where(is_true, dp, 0.)
+        value = tl.where(is_true, value, 0.)
+    return value, y, dp
+
+
+@triton.jit
+def _causal_dx(dp, later, w, TAPS: tl.constexpr):
+    """dx of the step that is TAPS - 1 before the one of ``dp``; ``later`` are the dp in between."""
+    if TAPS == 1:
+        return w[0] * dp
+    elif TAPS == 2:
+        return w[1] * dp + w[0] * later[0]
+    elif TAPS == 3:
+        return w[2] * dp + w[1] * later[0] + w[0] * later[1]
+    else:
+        return w[3] * dp + w[2] * later[0] + w[1] * later[1] + w[0] * later[2]
+
+
+@triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
+def _causal_backward(x, dy, dx, activation, weight, bias, partial, batch, height, width, steps,
+                     x_batch, x_token, dy_batch, dy_token, dx_batch, dx_token, column_major,
+                     backwards, GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                     TAPS: tl.constexpr, WANT_ACTIVATION: tl.constexpr, ALIGN: tl.constexpr,
+                     SEGMENTS: tl.constexpr, BC: tl.constexpr):
+    """dx, and this program's share of the gradients of the taps and, in the last row, the bias.
+
+    One walk for both halves: ``dp``, the gradient before the activation, is never stored, and dx
+    follows TAPS - 1 steps behind it. A segment's last dx take that many steps into the next one.
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     CHANNELS: tl.constexpr = GROUPS * LANES
     BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
-    block, _, first_column, first_row, end_row, first_image, end_image = _place(
-        batch, height, width, rows, images, BLOCKS, TW)
-    group, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
-    is_column_major = ((column_major >> group) & 1) == 1
-    step = 2 * ((backwards >> group) & 1) - 1  # to the previous token of the scan
-    w0, w1, w2, w3 = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
-    start_value = (_load_tap(bias, 0, COUNT, true_channel, is_true)
-                   + tl.zeros([TH * TW, BC], tl.float32))
-    x_batch = x_batch.to(tl.int64) * ALIGN
-    x_token = x_token.to(tl.int64) * ALIGN
-    dy_batch = dy_batch.to(tl.int64) * ALIGN
-    dy_token = dy_token.to(tl.int64) * ALIGN
-    out_batch = out_batch.to(tl.int64) * ALIGN
-    out_token = out_token.to(tl.int64) * ALIGN
-    activation_batch = width.to(tl.int64) * height * CHANNELS
-    token = tl.arange(0, TH * TW)
-    column = first_column + token % TW
-    for image in range(first_image, end_image):
-        for tile_row in range(first_row, end_row, TH):
-            row = tile_row + token // TW
-            is_token = (row < end_row) & (column < width)
-            mask = is_token[:, None] & exists[None, :]
-            p = start_value
-            for back in tl.static_range(TAPS):
-                source, is_source = _scan_neighbour(row, column, height, width, back * step,
-                                                    is_column_major)
-                value = tl.load(x + image * x_batch + source[:, None] * x_token + channel[None, :],
-                                mask=mask & is_source[:, None], other=0.).to(tl.float32)
-                if back == 0:
-                    p += w0 * value
-                elif back == 1:
-                    p += w1 * value
-                elif back == 2:
-                    p += w2 * value
-                else:
-                    p += w3 * value
-            position = (row * width + column)[:, None]
-            dy_tile = p
-            if BACKWARD:
-                dy_tile = tl.load(dy + image * dy_batch + position * dy_token + channel[None, :],
-                                  mask=mask, other=0.).to(tl.float32)
-            _emit(p, dy_tile, out + image * out_batch + position * out_token + channel[None, :],
-                  activation + image * activation_batch + position.to(tl.int64) * CHANNELS
-                  + channel[None, :], mask, is_true[None, :], 'silu', BACKWARD, WANT_ACTIVATION,
-                  LANES != TRUE)
+    place = tl.program_id(0) // BLOCKS
+    group, channel, lane_exists, true_channel, is_true = _channels(tl.program_id(0) % BLOCKS,
+                                                                   LANES, TRUE, BC)
+    image, start, length, is_column_major, is_backward, step, line, to_next_line = _walk(
+        place, batch, height, width, steps, column_major, backwards, group, SEGMENTS)
+    w = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
+    b = _load_tap(bias, 0, COUNT, true_channel, is_true)
+    exists = lane_exists[None, :]
+    is_true = is_true[None, :]
+    x += image * x_batch * ALIGN + channel[None, :]
+    dy += image * dy_batch * ALIGN + channel[None, :]
+    dx += image * dx_batch * ALIGN + channel[None, :]
+    activation += image * length * CHANNELS + channel[None, :]
 
+    zeros = tl.zeros([SEGMENTS, BC], tl.float32)
+    earlier = _earlier_steps(x, start, length, x_token, height, width, is_column_major,
+                             is_backward, exists, TAPS, ALIGN, zeros)
+    if LANES != TRUE:  # what is in padded lanes must not reach the sums
+        earlier = (tl.where(is_true, earlier[0], 0.), tl.where(is_true, earlier[1], 0.),
+                   tl.where(is_true, earlier[2], 0.))
+    later = (zeros, zeros, zeros)
+    g = (zeros, zeros, zeros, zeros, zeros)  # of the taps from the last, and of the bias
+    position, done = _scan_place(start, height, width, is_column_major, is_backward)
+    mask = exists & (start < length)
+    now = _load_step(x, position, x_token, ALIGN, mask)
+    dy_now = _load_step(dy, position, dy_token, ALIGN, mask)
+    next_position, done = _take_step(position, done, step, line, to_next_line)
+    mask = exists & (start + 1 < length)
+    then = _load_step(x, next_position, x_token, ALIGN, mask)
+    dy_then = _load_step(dy, next_position, dy_token, ALIGN, mask)
+    behind = (position, position, position)
+    for t in range(steps + TAPS - 1):
+        far_position, done = _take_step(next_position, done, step, line, to_next_line)
+        mask = exists & (start + t + 2 < length) & (t + 3 < steps + TAPS)
+        far = _load_step(x, far_position, x_token, ALIGN, mask)
+        dy_far = _load_step(dy, far_position, dy_token, ALIGN, mask)
+        value, y, dp = _causal_slope(now, dy_now, earlier, b, w, is_true, LANES != TRUE, TAPS)
+        own = tl.where(t < steps, dp, 0.)
+        g = (g[0] + own * value, g[1] + own * earlier[0], g[2] + own * earlier[1],
+             g[3] + own * earlier[2], g[4] + own)
+        if WANT_ACTIVATION:
+            tl.store(activation + position.to(tl.int64) * CHANNELS,
+                     y.to(activation.dtype.element_ty),
+                     mask=exists & (start + t < length) & (t < steps))
+        target = position
+        if TAPS > 1:
+            target = behind[TAPS - 2]
+        s = t - (TAPS - 1)
+        tl.store(dx + target.to(tl.int64) * dx_token.to(tl.int64) * ALIGN,
+                 _causal_dx(dp, later, w, TAPS).to(dx.dtype.element_ty),
+                 mask=exists & (s >= 0) & (start + s < length))
+        earlier = (value, earlier[0], earlier[1])
+        later = (dp, later[0], later[1])
+        behind = (position, behind[0], behind[1])
+        position = next_position
+        next_position = far_position
+        now = then
+        dy_now = dy_then
+        then = far
+        dy_then = dy_far
 
-@triton.jit(do_not_specialize=_INTEGERS[:7] + _INTEGERS[11:])
-def _causal_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch,
-                     x_token, dp_batch, dp_token, dx_batch, dx_token, column_major, backwards,
-                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
-                     TAPS: tl.constexpr, ALIGN: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-                     BC: tl.constexpr):
-    """dx, and this program's share of the gradients of the taps and, in the last row, the bias."""
-    COUNT: tl.constexpr = GROUPS * TRUE
-    CHANNELS: tl.constexpr = GROUPS * LANES
-    BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
-    block, place, first_column, first_row, end_row, first_image, end_image = _place(
-        batch, height, width, rows, images, BLOCKS, TW)
-    group, channel, exists, true_channel, is_true = _channels(block, LANES, TRUE, BC)
-    is_column_major = ((column_major >> group) & 1) == 1
-    step = 1 - 2 * ((backwards >> group) & 1)  # to the next token of the scan
-    w0, w1, w2, w3 = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
-    x_batch = x_batch.to(tl.int64) * ALIGN
-    x_token = x_token.to(tl.int64) * ALIGN
-    dp_batch = dp_batch.to(tl.int64) * ALIGN
-    dp_token = dp_token.to(tl.int64) * ALIGN
-    dx_batch = dx_batch.to(tl.int64) * ALIGN
-    dx_token = dx_token.to(tl.int64) * ALIGN
-    token = tl.arange(0, TH * TW)
-    column = first_column + token % TW
-    g0 = tl.zeros([TH * TW, BC], tl.float32)
-    g1 = g0
-    g2 = g0
-    g3 = g0
-    gb = g0
-    for image in range(first_image, end_image):
-        for tile_row in range(first_row, end_row, TH):
-            row = tile_row + token // TW
-            is_token = (row < end_row) & (column < width)
-            mask = is_token[:, None] & exists[None, :]
-            position = (row * width + column)[:, None]
-            x_tile = tl.load(x + image * x_batch + position * x_token + channel[None, :],
-                             mask=mask, other=0.).to(tl.float32)
-            gradient = tl.zeros([TH * TW, BC], tl.float32)
-            for ahead in tl.static_range(TAPS):
-                source, is_source = _scan_neighbour(row, column, height, width, ahead * step,
-                                                    is_column_major)
-                dp_tile = tl.load(
-                    dp + image * dp_batch + source[:, None] * dp_token + channel[None, :],
-                    mask=mask & is_source[:, None], other=0.).to(tl.float32)
-                if ahead == 0:
-                    gradient += w0 * dp_tile
-                    g0 += x_tile * dp_tile
-                    gb += dp_tile
-                elif ahead == 1:
-                    gradient += w1 * dp_tile
-                    g1 += x_tile * dp_tile
-                elif ahead == 2:
-                    gradient += w2 * dp_tile
-                    g2 += x_tile * dp_tile
-                else:
-                    gradient += w3 * dp_tile
-                    g3 += x_tile * dp_tile
-            if LANES != TRUE:
-                gradient = tl.where(is_true[None, :], gradient, 0.)
-            tl.store(dx + image * dx_batch + position * dx_token + channel[None, :],
-                     gradient.to(dx.dtype.element_ty), mask=mask)
     share = partial + place.to(tl.int64) * ((TAPS + 1) * CHANNELS) + channel
-    tl.store(share + (TAPS - 1) * CHANNELS, tl.sum(g0, 0), mask=exists)
-    if TAPS > 1:
-        tl.store(share + (TAPS - 2) * CHANNELS, tl.sum(g1, 0), mask=exists)
-    if TAPS > 2:
-        tl.store(share + (TAPS - 3) * CHANNELS, tl.sum(g2, 0), mask=exists)
-    if TAPS > 3:
-        tl.store(share + (TAPS - 4) * CHANNELS, tl.sum(g3, 0), mask=exists)
-    tl.store(share + TAPS * CHANNELS, tl.sum(gb, 0), mask=exists)
+    for k in tl.static_range(TAPS):
+        tl.store(share + (TAPS - 1 - k) * CHANNELS, tl.sum(g[k], 0), mask=lane_exists)
+    tl.store(share + TAPS * CHANNELS, tl.sum(g[4], 0), mask=lane_exists)
 
 
 @triton.jit(do_not_specialize=['programs'])
@@ -545,9 +641,8 @@ _MAX_REGISTERS = dict(forward=96, backward=128, gradient=128)
 
 
 class _Tiles(NamedTuple):
-    """How a kernel is cut up; the numbers to tune."""
-    tile_height: int  # tokens of a tile, down
-    tile_width: int  # and across
+    """How a kernel of the grid is cut up; the numbers to tune."""
+    width: int  # columns of a strip
     channels: int  # channels of a tile
     warps: int
     rows: int  # rows of an image that a program walks down
@@ -556,42 +651,12 @@ class _Tiles(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def _choose_tiles(kernel: str, batch: int, height: int, width: int, groups: int,
-                  lanes: int) -> _Tiles:
-    """Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
+def _choose_tiles(is_gradient: bool, batch: int, height: int, width: int,
+                  channels: int) -> _Tiles:
+    """For the kernels of the grid, whose threads own two channels of a strip.
 
-    Args:
-        kernel: ``'grid'``, ``'grid gradient'``, ``'causal'`` or ``'causal gradient'``.
-        batch, height, width: Of the tokens.
-        groups, lanes: Groups of channels, and channels of each with padding.
+    Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
     """
-    if kernel.startswith('grid'):
-        return _choose_grid_tiles(kernel == 'grid gradient', batch, height, width, groups * lanes)
-    # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
-    padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
-    channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
-                    min(padded, key=lambda size: (padded[size], -size)))
-    tile_height, tile_width = 4, 4 if width <= 4 else 8
-    # eight elements of a thread, as measured on an H100: fewer leave registers for more warps
-    warps = max(1, tile_height * tile_width * channels // 256)
-
-    strips = -(-width // tile_width)
-    blocks = groups * -(-lanes // channels)
-    programs = batch * strips * blocks
-    images, rows = 1, height
-    if programs >= 2 * PROGRAMS:
-        images = min(batch, programs // PROGRAMS)
-    elif programs < PROGRAMS:
-        parts = min(-(-PROGRAMS // max(programs, 1)), -(-height // MIN_ROWS))
-        rows = -(-height // parts)
-        rows = -(-rows // tile_height) * tile_height
-    programs = -(-batch // images) * -(-height // rows) * strips
-    return _Tiles(tile_height, tile_width, channels, warps, rows, images, programs)
-
-
-def _choose_grid_tiles(is_gradient: bool, batch: int, height: int, width: int,
-                       channels: int) -> _Tiles:
-    """The same for the kernels of the grid, whose threads own two channels of a strip."""
     # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
     # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
     strip = min((7, 8, 4), key=lambda size: -(-width // size) * size)
@@ -612,8 +677,33 @@ def _choose_grid_tiles(is_gradient: bool, batch: int, height: int, width: int,
     else:
         parts = max(1, (1 if is_gradient else 2) * at_once // programs)
         rows = -(-height // min(parts, -(-height // MIN_ROWS)))
-    return _Tiles(1, strip, block, warps, rows, images,
+    return _Tiles(strip, block, warps, rows, images,
                   -(-batch // images) * -(-height // rows) * strips)
+
+
+class _Walks(NamedTuple):
+    """The same for the kernels along the scan."""
+    channels: int  # channels of a tile
+    segments: int  # segments of a tile
+    steps: int  # tokens of a segment
+    programs: int  # for each channel block
+    warps: int
+
+
+@functools.lru_cache(maxsize=None)
+def _choose_walks(batch: int, length: int, groups: int, lanes: int) -> _Walks:
+    """A thread walks along one segment with eight channels, what a load of half precision takes."""
+    # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
+    padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
+    channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
+                    min(padded, key=lambda size: (padded[size], -size)))
+    walks = max(1, batch * groups * padded[channels] // 8)  # of whole images
+    # long segments, since each costs a few tokens more, but threads enough to fill the GPU twice
+    steps = min(max(MIN_ROWS, cdiv(length * walks, 24 * PROGRAMS)), MAX_STEPS)
+    parts = cdiv(length, steps)
+    segments = _WALK_WARPS * 256 // channels
+    return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments),
+                  _WALK_WARPS)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int) -> None:
@@ -674,101 +764,87 @@ def _direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
     return direction_bits(directions)
 
 
-def _split(kernel: str, x: Tensor, grid: Tuple[int, int], groups: int, count: int):
-    """Tiles, the number of programs and the constants of a launch."""
-    lanes = x.shape[2] // groups
-    if lanes == count // groups:
-        kernel_groups = 1 if kernel.startswith('grid') else groups  # nothing to leave out
-        lanes = x.shape[2] // kernel_groups
-    else:
-        kernel_groups = groups
-    tiles = _choose_tiles(kernel, x.shape[0], *grid, kernel_groups, lanes)
-    constants = dict(GROUPS=kernel_groups, LANES=lanes, TRUE=count // kernel_groups,
-                     TW=tiles.tile_width, BC=tiles.channels, num_warps=tiles.warps)
-    if kernel.startswith('causal'):
-        blocks = kernel_groups * -(-lanes // tiles.channels)
-        constants['TH'] = tiles.tile_height
-    else:
-        blocks = -(-x.shape[2] // tiles.channels)
-        constants['EVEN'] = grid[1] % tiles.tile_width == 0
-    return tiles, (tiles.programs * blocks, ), constants
+def _true_groups(x: Tensor, groups: int, count: int) -> Tuple[int, int, int]:
+    """Groups, channels of each with padding, and true ones; one group if nothing is padded."""
+    channels = x.shape[2]
+    return (1, channels, channels) if channels == count else (groups, channels // groups,
+                                                              count // groups)
+
+
+def _split(x: Tensor, grid: Tuple[int, int], groups: int, count: int, is_gradient: bool):
+    """Tiles, the number of programs and the constants of a launch on the grid."""
+    groups, lanes, true = _true_groups(x, groups, count)
+    tiles = _choose_tiles(is_gradient, x.shape[0], *grid, x.shape[2])
+    constants = dict(GROUPS=groups, LANES=lanes, TRUE=true, TW=tiles.width, BC=tiles.channels,
+                     EVEN=grid[1] % tiles.width == 0, num_warps=tiles.warps)
+    return tiles, (tiles.programs * -(-x.shape[2] // tiles.channels), ), constants
 
 
 def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int,
-                    act: str, directions: Optional[Sequence[str]], dy: Optional[Tensor],
-                    out: Tensor, activation: Optional[Tensor]) -> None:
-    """Launch the forward kernel, or with ``dy`` the first backward kernel."""
-    kind = 'grid' if directions is None else 'causal'
-    tiles, launch, constants = _split(kind, x, grid, groups, bias.shape[0])
+                    act: str, dy: Optional[Tensor], out: Tensor,
+                    activation: Optional[Tensor]) -> None:
+    """Launch the grid's forward kernel, or with ``dy`` its first backward kernel."""
+    tiles, launch, constants = _split(x, grid, groups, bias.shape[0], False)
     if not launch[0]:
         return
-    taps = _by_tap(weight)
     gradient = x if dy is None else dy
-    align, strides = _strides(x, gradient, out, count=1 if directions is None else 2)
-    arguments = (x, gradient, out, out if activation is None else activation, taps, bias,
-                 x.shape[0], *grid, tiles.rows, tiles.images, *strides)
-    constants.update(ALIGN=align, BACKWARD=dy is not None, WANT_ACTIVATION=activation is not None)
+    align, strides = _strides(x, gradient, out, count=1)
     with torch.cuda.device_of(x):
-        if directions is None:
-            _grid_activation[launch](*arguments, X_TOKEN=x.stride(1), DY_TOKEN=gradient.stride(1),
-                                     OUT_TOKEN=out.stride(1), ACT=act, **constants,
-                                     maxnreg=_MAX_REGISTERS['forward' if dy is None
-                                                            else 'backward'])
-        else:
-            _causal_activation[launch](*arguments, *_direction_bits(directions),
-                                       TAPS=taps.shape[0], **constants)
+        _grid_activation[launch](
+            x, gradient, out, out if activation is None else activation, _by_tap(weight), bias,
+            x.shape[0], *grid, tiles.rows, tiles.images, *strides, X_TOKEN=x.stride(1),
+            DY_TOKEN=gradient.stride(1), OUT_TOKEN=out.stride(1), ACT=act, ALIGN=align,
+            BACKWARD=dy is not None, WANT_ACTIVATION=activation is not None, **constants,
+            maxnreg=_MAX_REGISTERS['forward' if dy is None else 'backward'])
 
 
 def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple[int, int],
-                  groups: int, directions: Optional[Sequence[str]],
-                  dx: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tuple[Tensor, ...]]:
-    """Launch the second backward kernel and add up its partial sums.
+                  groups: int, dx: Optional[Tensor]) -> Tuple[Tensor, ...]:
+    """Launch the grid's second backward kernel and add up its partial sums.
 
-    Returns dx, the gradient of the weight, and the other sums: the gradient of the bias, and on the
-    grid the sum of dx.
+    Returns dx, the gradients of the weight and the bias, and the sum of dx.
     """
-    kind = 'grid gradient' if directions is None else 'causal gradient'
-    tiles, launch, constants = _split(kind, x, grid, groups, count)
-    taps = _by_tap(weight)
-    dx = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
-          else _writable('dx', dx, x))
-    taps_count = taps.shape[0]
-    # three tensors: autograd may keep the one without the others
-    dweight = torch.empty(count, taps_count, dtype=torch.float32, device=x.device)
-    sums = tuple(torch.empty(count, dtype=torch.float32, device=x.device)
-                 for _ in range(2 if directions is None else 1))
-    rows = taps_count + len(sums)
-    partial = torch.empty(tiles.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
-    align, strides = _strides(x, dp, dx, count=1 if directions is None else 2)
-    with torch.cuda.device_of(x):
-        if launch[0]:
-            arguments = (x, dp, dx, taps, partial, x.shape[0], *grid, tiles.rows, tiles.images,
-                         *strides)
-            if directions is None:
-                _grid_gradient[launch](*arguments, X_TOKEN=x.stride(1), DP_TOKEN=dp.stride(1),
-                                       DX_TOKEN=dx.stride(1), ALIGN=align,
-                                       maxnreg=_MAX_REGISTERS['gradient'], **constants)
-            else:
-                _causal_gradient[launch](*arguments, *_direction_bits(directions),
-                                         TAPS=taps_count, ALIGN=align, **constants)
-        _add_shares[-(-x.shape[2] // _SUM_CHANNELS), rows](
-            partial, dweight, sums[0], sums[-1], tiles.programs, TAPS=taps_count, SUMS=rows,
-            GROUPS=groups, LANES=x.shape[2] // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
+    tiles, launch, constants = _split(x, grid, groups, count, True)
+    dx = _prepare_dx(dx, x)
+    partial = torch.empty(tiles.programs, 11, x.shape[2], dtype=torch.float32, device=x.device)
+    align, strides = _strides(x, dp, dx, count=1)
+    if launch[0]:
+        with torch.cuda.device_of(x):
+            _grid_gradient[launch](
+                x, dp, dx, _by_tap(weight), partial, x.shape[0], *grid, tiles.rows, tiles.images,
+                *strides, X_TOKEN=x.stride(1), DP_TOKEN=dp.stride(1), DX_TOKEN=dx.stride(1),
+                ALIGN=align, maxnreg=_MAX_REGISTERS['gradient'], **constants)
+    return (dx, *_add_up(partial, 9, groups, count))
+
+
+def _prepare_dx(dx: Optional[Tensor], x: Tensor) -> Tensor:
+    return (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
+            else _writable('dx', dx, x))
+
+
+def _add_up(partial: Tensor, taps: int, groups: int, count: int) -> Tuple[Tensor, ...]:
+    """The gradient of the weight, and the sums behind it, from all programs' shares."""
+    programs, rows, channels = partial.shape
+    # several tensors: autograd may keep the one without the others
+    dweight = torch.empty(count, taps, dtype=torch.float32, device=partial.device)
+    sums = tuple(torch.empty(count, dtype=torch.float32, device=partial.device)
+                 for _ in range(rows - taps))
+    with torch.cuda.device_of(partial):
+        _add_shares[-(-channels // _SUM_CHANNELS), rows](
+            partial, dweight, sums[0], sums[-1], programs, TAPS=taps, SUMS=rows, GROUPS=groups,
+            LANES=channels // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
             # many shares come with few channels, hence with few programs
-            **(dict(P=64, num_warps=4) if tiles.programs <= 512 else dict(P=512, num_warps=8)))
-    return dx, dweight, sums
+            **(dict(P=64, num_warps=4) if programs <= 512 else dict(P=512, num_warps=8)))
+    return (dweight, *sums)
 
 
-def _backward_activation(x, dy, weight, bias, grid, groups, act, directions, want_activation,
-                         overwrite_dy) -> Tuple[Tensor, Optional[Tensor]]:
-    _check_like('dy', dy, x)
-    dp = (_writable('dy', dy, x) if overwrite_dy
-          else torch.empty(x.shape, dtype=x.dtype, device=x.device))
-    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
-                  else None)
-    _run_activation(_readable(x), weight, bias, grid, groups, act, directions, _readable(dy), dp,
-                    activation)
-    return dp, activation
+def _split_walks(x: Tensor, bias: Tensor, groups: int):
+    """Walks, the number of programs and the constants of a launch along the scan."""
+    lanes = x.shape[2] // groups
+    walks = _choose_walks(x.shape[0], x.shape[1], groups, lanes)
+    constants = dict(GROUPS=groups, LANES=lanes, TRUE=bias.shape[0] // groups,
+                     SEGMENTS=walks.segments, BC=walks.channels, num_warps=walks.warps)
+    return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
 
 
 def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
@@ -793,7 +869,7 @@ def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, 
     """
     _check_grid(x, weight, bias, grid, act, groups)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run_activation(_readable(x), weight, bias, grid, groups, act, None, None, y, None)
+    _run_activation(_readable(x), weight, bias, grid, groups, act, None, y, None)
     return y
 
 
@@ -808,8 +884,13 @@ def grid_conv_backward_activation(
         if it is wanted, else None.
     """
     _check_grid(x, weight, bias, grid, act, groups)
-    return _backward_activation(x, dy, weight, bias, grid, groups, act, None, want_activation,
-                                overwrite_dy)
+    _check_like('dy', dy, x)
+    dp = (_writable('dy', dy, x) if overwrite_dy
+          else torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
+                  else None)
+    _run_activation(_readable(x), weight, bias, grid, groups, act, _readable(dy), dp, activation)
+    return dp, activation
 
 
 def grid_conv_backward_input(
@@ -821,9 +902,7 @@ def grid_conv_backward_input(
     that was added to ``x``, which would cost another pass over ``dx``.
     """
     _check_like('dp', dp, x)
-    dx, dweight, sums = _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid,
-                                      groups, None, dx)
-    return (dx, dweight, *sums)
+    return _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid, groups, dx)
 
 
 def grid_conv_backward(
@@ -876,8 +955,14 @@ def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int
     """
     _check_causal(x, weight, bias, grid, directions)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run_activation(_readable(x), weight, bias, grid, len(directions), 'silu', directions, None, y,
-                    None)
+    x, taps = _readable(x), _by_tap(weight)
+    walks, launch, constants = _split_walks(x, bias, len(directions))
+    align, strides = _strides(x, y)
+    if launch[0]:
+        with torch.cuda.device_of(x):
+            _causal_forward[launch](x, y, taps, bias, x.shape[0], *grid, walks.steps, *strides,
+                                    *_direction_bits(directions), TAPS=taps.shape[0], ALIGN=align,
+                                    **constants)
     return y
 
 
@@ -889,7 +974,8 @@ def causal_conv_backward(
 
     Args:
         x, weight, bias, grid, directions: As in the forward pass.
-        dy, want_activation, dx, overwrite_dy: As in :func:`grid_conv_backward`.
+        dy, want_activation, dx: As in :func:`grid_conv_backward`.
+        overwrite_dy: Taken as there, and of no use here: nothing is stored in between.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32, and the
@@ -899,11 +985,22 @@ def causal_conv_backward(
         ValueError: An argument does not fit; the message names it.
     """
     _check_causal(x, weight, bias, grid, directions)
-    dp, activation = _backward_activation(x, dy, weight, bias, grid, len(directions), 'silu',
-                                          directions, want_activation, overwrite_dy)
-    dx, dweight, (dbias, ) = _run_gradient(_readable(x), dp, weight, bias.shape[0], grid,
-                                           len(directions), directions, dx)
-    return dx, dweight, dbias, activation
+    _check_like('dy', dy, x)
+    dx = _prepare_dx(dx, x)
+    x, dy, taps = _readable(x), _readable(dy), _by_tap(weight)
+    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
+                  else None)
+    groups, rows = len(directions), taps.shape[0] + 1
+    walks, launch, constants = _split_walks(x, bias, groups)
+    partial = torch.empty(walks.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
+    align, strides = _strides(x, dy, dx)
+    if launch[0]:
+        with torch.cuda.device_of(x):
+            _causal_backward[launch](
+                x, dy, dx, dx if activation is None else activation, taps, bias, partial,
+                x.shape[0], *grid, walks.steps, *strides, *_direction_bits(directions),
+                TAPS=taps.shape[0], WANT_ACTIVATION=want_activation, ALIGN=align, **constants)
+    return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]), activation)
 
 
 def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""FFNs, or their second halves, as ``torch.library`` operators.
+"""FFNs as ``torch.library`` operators.
 
 What is between GELU and the last layer is as large as a network's tensors get, so it is computed
-again in the backward pass instead of kept. The convolution runs in Triton, which is imported when
-it is first called.
+again in the backward pass instead of kept. Kernels are in Triton, which is imported when they are
+first called.
 """
 from typing import Tuple
 
@@ -107,52 +107,79 @@ def _differentiate_conv_ffn(ctx, dy: Tensor, _) -> Tuple:
 conv_ffn.register_autograd(_differentiate_conv_ffn, setup_context=_keep_conv_ffn)
 
 
-@torch.library.custom_op('groupmamba_mm::gelu_linear', mutates_args=())
-def gelu_linear(h: Tensor, h_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """GELU(h) weight^T + bias, Eq. 5 from the activation on.
+@torch.library.custom_op('groupmamba_mm::plain_ffn', mutates_args=())
+def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bias: Tensor,
+              keep_hidden: bool) -> Tuple[Tensor, Tensor]:
+    """An FFN, Eq. 5: GELU(x in_weight^T + in_bias) weight^T + bias.
+
+    In half precision GELU is in the kernel of the first product, and with up to 256 channels before
+    and behind, unless the hidden tensor is to be kept, so is its gradient.
 
     Args:
-        h: (B, L, C) tokens; fp32, bf16 or fp16.
-        h_bias: (C,) in the dtype of ``h``, the bias that ``h`` has in it already, added without a
-            gradient: its gradient is the sum of that of ``h``, which costs nothing here and a pass
-            over memory elsewhere.
-        weight: (O, C) in the dtype of ``h``.
-        bias: (O,) in the dtype of ``h``.
+        x: (B, L, I) tokens; fp32, bf16 or fp16.
+        in_weight: (C, I) in the dtype of ``x``.
+        in_bias: (C,) in the dtype of ``x``.
+        weight: (O, C) in the dtype of ``x``.
+        bias: (O,) in the dtype of ``x``.
+        keep_hidden: Whether the hidden tensor is kept for the backward pass, or made again there.
 
     Returns:
-        (B, L, O) in the dtype of ``h``.
+        (B, L, O) in the dtype of ``x``; and what is kept, (B, L, C) or nothing.
     """
-    return linear(F.gelu(h), weight, bias)
+    from .hidden import ffn_forward, fits, runs_on, wide_forward
+    if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
+        return ffn_forward(x, in_weight, in_bias, weight, bias), x.new_empty(0)
+    if runs_on(x):
+        activation, hidden = wide_forward(x, in_weight, in_bias, keep_hidden)
+    else:
+        hidden = linear(x, in_weight, in_bias)
+        activation = F.gelu(hidden)
+    return linear(activation, weight, bias), hidden if keep_hidden else x.new_empty(0)
 
 
-@gelu_linear.register_fake
-def _(h, h_bias, weight, bias):
-    return h.new_empty(*h.shape[:2], weight.shape[0])
+@plain_ffn.register_fake
+def _(x, in_weight, in_bias, weight, bias, keep_hidden):
+    hidden = (*x.shape[:2], in_weight.shape[0]) if keep_hidden else (0, )
+    return x.new_empty(*x.shape[:2], weight.shape[0]), x.new_empty(hidden)
 
 
-@torch.library.custom_op('groupmamba_mm::gelu_linear_backward', mutates_args=())
-def _gelu_linear_backward(dy: Tensor, h: Tensor,
-                          weight: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of h, h_bias, weight and bias."""
+@torch.library.custom_op('groupmamba_mm::plain_ffn_backward', mutates_args=())
+def _plain_ffn_backward(dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor, in_bias: Tensor,
+                        weight: Tensor,
+                        keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, in_weight, in_bias, weight and bias."""
+    from .hidden import fits, hidden_backward
     from .kernels import gelu_backward
-    dh, activation, dh_bias = gelu_backward(h.contiguous(), linear_input_gradient(dy, weight))
+    if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
+        dhidden, activation, din_bias = hidden_backward(x, in_weight, in_bias, dy, weight)
+    else:
+        if not keep_hidden:
+            hidden = linear(x, in_weight, in_bias)
+        dhidden, activation, din_bias = gelu_backward(hidden.contiguous(),
+                                                      linear_input_gradient(dy, weight))
+    del hidden
     dweight, dbias = linear_gradients(dy, activation)
-    return dh, dh_bias.to(h.dtype), dweight, dbias
+    del activation
+    din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)
+    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.to(in_bias.dtype),
+            dweight, dbias)
 
 
-@_gelu_linear_backward.register_fake
-def _(dy, h, weight):
-    return (h.new_empty(h.shape), h.new_empty(h.shape[2]), weight.new_empty(weight.shape),
+@_plain_ffn_backward.register_fake
+def _(dy, hidden, x, in_weight, in_bias, weight, keep_hidden):
+    return (x.new_empty(x.shape), in_weight.new_empty(in_weight.shape),
+            in_bias.new_empty(in_bias.shape), weight.new_empty(weight.shape),
             weight.new_empty(weight.shape[0]))
 
 
-def _keep_gelu_linear(ctx, inputs, output) -> None:
-    h, _, weight, _ = inputs
-    ctx.save_for_backward(h, weight)
+def _keep_plain_ffn(ctx, inputs, output) -> None:
+    x, in_weight, in_bias, weight, _, ctx.keep_hidden = inputs
+    ctx.save_for_backward(output[1], x, in_weight, in_bias, weight)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate_gelu_linear(ctx, dy: Tensor) -> Tuple:
-    return _kept(ctx, _gelu_linear_backward(dy, *ctx.saved_tensors))
+def _differentiate_plain_ffn(ctx, dy: Tensor, _) -> Tuple:
+    return _kept(ctx, _plain_ffn_backward(dy, *ctx.saved_tensors, ctx.keep_hidden))
 
 
-gelu_linear.register_autograd(_differentiate_gelu_linear, setup_context=_keep_gelu_linear)
+plain_ffn.register_autograd(_differentiate_plain_ffn, setup_context=_keep_plain_ffn)

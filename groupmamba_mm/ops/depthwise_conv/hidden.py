@@ -1,0 +1,295 @@
+"""Triton kernels of an FFN's hidden tensor: the first product with GELU behind it, or both.
+
+With few input channels such a product takes less time than its output takes to be written. GELU in
+the same kernel saves a pass over the largest tensors of a network, and with very few channels there
+is room for the second product as well. The backward pass makes the hidden tensor again beside the
+gradient of GELU's output, so that neither is ever stored. With many channels only the first product
+with GELU is left of all this, in a kernel of its own.
+"""
+import functools
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from groupmamba_mm.ops.integers import cdiv
+from groupmamba_mm.ops.linear import linear
+from groupmamba_mm.ops.sums import sum_parts
+from .kernels import _activate
+
+#: Rows of tokens are held as a whole where they are not longer.
+MAX_CHANNELS = 256
+#: Up to so many the second product fits into the registers, too, and GELU's output is not stored.
+WHOLE_CHANNELS = 128
+#: Tokens of a tile, and warps.
+_TOKENS, _WARPS = 128, 8
+#: Hidden channels of a tile, for rows of up to so many channels: what shared memory takes.
+_HIDDEN = {192: 64, MAX_CHANNELS: 32}
+#: Shared memory that the largest of these need, in bytes: an H100 has 227 KiB, an A100 163.
+_SHARED_MEMORY = 220 * 1024
+#: Of a thread: two programs then run at once on a multiprocessor. Rows of more channels than this
+#: leave no shared memory for a second one in the backward pass, and all registers to the first.
+_MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
+#: The interpreter takes bf16 for whole numbers when it multiplies.
+_INTERPRETED = triton.knobs.runtime.interpret
+#: Programs wanted at least, two for each of an H100's multiprocessors: fewer are split by channels.
+_PROGRAMS = 264
+
+
+@triton.jit
+def _load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """(R, COUNT) as (R, HEAD) and (R, TAIL), zero where there is nothing."""
+    column = tl.arange(0, HEAD)[None, :]
+    head = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
+    tail = head
+    if TAIL:
+        column = HEAD + tl.arange(0, TAIL)[None, :]
+        tail = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
+    return head, tail
+
+
+@triton.jit
+def _multiply(a, b, sum, IN_FP32: tl.constexpr):
+    """a @ b + sum, in fp32."""
+    if IN_FP32:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
+    return tl.dot(a, b, sum)
+
+
+@triton.jit
+def _load_columns(weight, channel, exists, CHANNELS: tl.constexpr, COUNT: tl.constexpr,
+                  HEAD: tl.constexpr, TAIL: tl.constexpr):
+    """Columns of (COUNT, CHANNELS) as (HEAD, BC) and (TAIL, BC), zero where there is nothing."""
+    row = tl.arange(0, HEAD)[:, None]
+    head = tl.load(weight + row * CHANNELS + channel, mask=(row < COUNT) & exists, other=0.)
+    tail = head
+    if TAIL:
+        row = HEAD + tl.arange(0, TAIL)[:, None]
+        tail = tl.load(weight + row * CHANNELS + channel, mask=(row < COUNT) & exists, other=0.)
+    return head, tail
+
+
+@triton.jit
+def _store_rows(rows, y, bias, is_row, FIRST: tl.constexpr, COUNT: tl.constexpr,
+                WIDTH: tl.constexpr):
+    """Store (R, WIDTH) with the bias added, as columns from FIRST on of (R, COUNT)."""
+    column = FIRST + tl.arange(0, WIDTH)[None, :]
+    exists = column < COUNT
+    y += tl.load(bias + column, mask=exists, other=0.).to(tl.float32)
+    tl.store(rows + column, y.to(rows.dtype.element_ty), mask=is_row & exists)
+
+
+@triton.jit(do_not_specialize=['tokens', 'span'])
+def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, out_bias, out, dh, partial, tokens, span,
+                   CHANNELS: tl.constexpr, INPUTS: tl.constexpr, IN_HEAD: tl.constexpr,
+                   IN_TAIL: tl.constexpr, OUTPUTS: tl.constexpr, OUT_HEAD: tl.constexpr,
+                   OUT_TAIL: tl.constexpr, WHOLE: tl.constexpr, BACKWARD: tl.constexpr,
+                   IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """out = GELU(h), h = x in_weight^T + in_bias; WHOLE: out = GELU(h) out_weight^T + out_bias.
+
+    BACKWARD also makes dh, and this program's sum of it. A program keeps its tokens of ``x`` and
+    ``dy``, and walks over ``span`` blocks of hidden channels.
+    """
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    x_head, x_tail = _load_rows(x + token * INPUTS, is_token, INPUTS, IN_HEAD, IN_TAIL)
+    if BACKWARD:
+        dy_head, dy_tail = _load_rows(dy + token * OUTPUTS, is_token, OUTPUTS, OUT_HEAD, OUT_TAIL)
+    zeros = tl.zeros([T, BC], tl.float32)
+    y_head = tl.zeros([T, OUT_HEAD], tl.float32)
+    y_tail = y_head
+    if OUT_TAIL:
+        y_tail = tl.zeros([T, OUT_TAIL], tl.float32)
+    place = token * CHANNELS  # multiples of blocks are known to be aligned
+    start = tl.program_id(1) * span
+    for block in range(start, tl.minimum(start + span, (CHANNELS + BC - 1) // BC)):
+        channel = block * BC + tl.arange(0, BC)
+        if CHANNELS % BC == 0:
+            exists = tl.full([BC], True, tl.int1)  # known when compiled: masks vanish
+        else:
+            exists = channel < CHANNELS
+        w_head, w_tail = _load_rows(in_weight + channel[:, None] * INPUTS, exists[:, None], INPUTS,
+                                    IN_HEAD, IN_TAIL)
+        h = _multiply(x_head, w_head.T, zeros, IN_FP32)
+        if IN_TAIL:
+            h = _multiply(x_tail, w_tail.T, h, IN_FP32)
+        bias = tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)
+        value, slope = _activate(h + bias[None, :], 'gelu')
+        value = value.to(out.dtype.element_ty)
+        mask = is_token & exists[None, :]
+        if WHOLE or BACKWARD:
+            w_head, w_tail = _load_columns(out_weight, channel[None, :], exists[None, :], CHANNELS,
+                                           OUTPUTS, OUT_HEAD, OUT_TAIL)
+        if WHOLE:
+            y_head = _multiply(value, w_head.T, y_head, IN_FP32)
+            if OUT_TAIL:
+                y_tail = _multiply(value, w_tail.T, y_tail, IN_FP32)
+        else:
+            tl.store(out + place + channel[None, :], value, mask=mask)
+        if BACKWARD:
+            gradient = _multiply(dy_head, w_head, zeros, IN_FP32)
+            if OUT_TAIL:
+                gradient = _multiply(dy_tail, w_tail, gradient, IN_FP32)
+            gradient = gradient * slope  # zero for tokens that do not exist, as dy is
+            tl.store(dh + place + channel[None, :], gradient.to(dh.dtype.element_ty), mask=mask)
+            tl.store(partial + tl.program_id(0).to(tl.int64) * CHANNELS + channel,
+                     tl.sum(gradient, 0), mask=exists)
+    if WHOLE:
+        rows = out + token * OUTPUTS
+        _store_rows(rows, y_head, out_bias, is_token, 0, OUTPUTS, OUT_HEAD)
+        if OUT_TAIL:
+            _store_rows(rows, y_tail, out_bias, is_token, OUT_HEAD, OUTPUTS, OUT_TAIL)
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
+                  INPUTS: tl.constexpr, KEEP: tl.constexpr, IN_FP32: tl.constexpr,
+                  T: tl.constexpr, BC: tl.constexpr, BI: tl.constexpr):
+    """out = GELU(h), h = x weight^T + bias, of any number of input channels; KEEP stores h, too."""
+    BLOCKS: tl.constexpr = (CHANNELS + BC - 1) // BC
+    token = (tl.program_id(0) // BLOCKS).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    channel = (tl.program_id(0) % BLOCKS) * BC + tl.arange(0, BC)
+    exists = channel < CHANNELS
+    h = tl.zeros([T, BC], tl.float32)
+    for block in range((INPUTS + BI - 1) // BI):
+        column = block * BI + tl.arange(0, BI)[None, :]
+        is_input = column < INPUTS
+        tile = tl.load(x + token * INPUTS + column, mask=is_token & is_input, other=0.)
+        w = tl.load(weight + channel[:, None] * INPUTS + column,
+                    mask=exists[:, None] & is_input, other=0.)
+        h = _multiply(tile, w.T, h, IN_FP32)
+    h += tl.load(bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
+    at = token * CHANNELS + channel[None, :]
+    mask = is_token & exists[None, :]
+    if KEEP:
+        tl.store(hidden + at, h.to(hidden.dtype.element_ty), mask=mask)
+    value, _ = _activate(h, 'gelu')
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def runs_on(x: Tensor) -> bool:
+    """Whether the kernels here are for these tokens: half precision, and a GPU that can hold them.
+
+    Others multiply as fast apart, or exactly.
+    """
+    if x.dtype == torch.float32:
+        return False
+    return _INTERPRETED or _shared_memory(x.device) >= _SHARED_MEMORY
+
+
+def fits(x: Tensor, *widths: int) -> bool:
+    """Whether :func:`ffn_forward` and :func:`hidden_backward` take these.
+
+    Args:
+        x: Tokens.
+        widths: Channels before and behind.
+    """
+    return max(widths) <= MAX_CHANNELS and runs_on(x)
+
+
+@functools.lru_cache(maxsize=None)
+def _shared_memory(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _parts(count: int) -> Tuple[int, int]:
+    """Two powers of 2 that hold ``count`` channels, the second 0 if one does: 96 is 64 and 32."""
+    head = max(16, 1 << (count.bit_length() - 1))
+    return head, 0 if count <= head else max(16, triton.next_power_of_2(count - head))
+
+
+def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = None,
+         out_weight: Optional[Tensor] = None, out_bias: Optional[Tensor] = None
+         ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """GELU(h), with ``dy`` also its gradient before GELU and the sums of that.
+
+    With ``out_bias`` the whole FFN instead of GELU(h).
+    """
+    backward, whole = dy is not None, out_bias is not None
+    channels, inputs = in_weight.shape
+    outputs = inputs if out_weight is None else out_weight.shape[0]
+    tokens, widest = x.shape[0] * x.shape[1], max(inputs, outputs)
+    out = torch.empty(*x.shape[:2], outputs if whole else channels, dtype=x.dtype, device=x.device)
+    dh = torch.empty_like(out) if backward else None
+    block = next(size for width, size in _HIDDEN.items() if widest <= width)
+    blocks, steps = cdiv(tokens, _TOKENS), cdiv(channels, block)
+    partial = (torch.empty(blocks, channels, dtype=torch.float32, device=x.device) if backward
+               else None)
+    if tokens:
+        span = steps if whole else cdiv(steps, min(steps, cdiv(_PROGRAMS, blocks)))
+        (in_head, in_tail), (out_head, out_tail) = _parts(inputs), _parts(outputs)
+        is_alone = backward and widest > _TWO_PROGRAMS
+        x, dy, *parameters = (None if tensor is None else tensor.contiguous() for tensor in (
+            x, dy, in_weight, in_bias, out_weight, out_bias))
+        with torch.cuda.device_of(x):
+            _hidden_tensor[blocks, cdiv(steps, span)](
+                x, dy, *parameters, out, dh, partial, tokens, span, CHANNELS=channels,
+                INPUTS=inputs, IN_HEAD=in_head, IN_TAIL=in_tail, OUTPUTS=outputs,
+                OUT_HEAD=out_head, OUT_TAIL=out_tail, WHOLE=whole, BACKWARD=backward,
+                IN_FP32=_INTERPRETED, T=_TOKENS, BC=block, num_warps=_WARPS, num_stages=2,
+                maxnreg=None if is_alone else _MAX_REGISTERS)
+    return (out, dh, sum_parts(partial)) if backward else (out, None, None)
+
+
+def ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
+                bias: Tensor) -> Tensor:
+    """GELU(x in_weight^T + in_bias) weight^T + bias.
+
+    Args:
+        x: (B, L, I), bf16 or fp16.
+        in_weight: (C, I), in the same.
+        in_bias: (C,), in the same.
+        weight: (O, C), in the same.
+        bias: (O,), in the same.
+
+    Returns:
+        (B, L, O).
+    """
+    # programs that walk over all channels: with few of them the second product is faster apart
+    if (max(x.shape[2], weight.shape[0]) <= WHOLE_CHANNELS
+            and x.shape[0] * x.shape[1] >= _TOKENS * _PROGRAMS // 2):
+        return _run(x, in_weight, in_bias, None, weight, bias)[0]
+    return linear(_run(x, in_weight, in_bias)[0], weight, bias)
+
+
+def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
+                    weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The gradient of h = x in_weight^T + in_bias, with what else the backward pass needs.
+
+    Args:
+        x, in_weight, in_bias, weight: As in :func:`ffn_forward`.
+        dy: (B, L, O), gradient of its output.
+
+    Returns:
+        dh (B, L, C); GELU(h); the sum of dh over the tokens, (C,) in fp32.
+    """
+    activation, dh, dh_sum = _run(x, in_weight, in_bias, dy, weight)
+    return dh, activation, dh_sum
+
+
+def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
+                 keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """GELU(h) and on request h = x in_weight^T + in_bias, of any number of channels.
+
+    Args:
+        x, in_weight, in_bias: As in :func:`ffn_forward`.
+        keep_hidden: Whether h is wanted.
+
+    Returns:
+        GELU(h), (B, L, C); h or None.
+    """
+    x, in_weight, in_bias = (tensor.contiguous() for tensor in (x, in_weight, in_bias))
+    channels, inputs = in_weight.shape
+    out = torch.empty(*x.shape[:2], channels, dtype=x.dtype, device=x.device)
+    hidden = torch.empty_like(out) if keep_hidden else None
+    tokens = x.shape[0] * x.shape[1]
+    if tokens:
+        tile = dict(T=_TOKENS, BC=128, BI=64, num_warps=_WARPS, num_stages=3)
+        with torch.cuda.device_of(x):
+            _product_gelu[(cdiv(tokens, _TOKENS) * cdiv(channels, tile['BC']), )](
+                x, in_weight, in_bias, hidden, out, tokens, CHANNELS=channels, INPUTS=inputs,
+                KEEP=keep_hidden, IN_FP32=_INTERPRETED, **tile)
+    return out, hidden
