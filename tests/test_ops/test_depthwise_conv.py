@@ -121,8 +121,8 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
 
     dy_before = dy.clone()
     dx_into = strided(torch.zeros_like(x)) if view else None
-    dx, dweight, dbias, activation = backward(x, dy, weight, bias, want_activation=True,
-                                              dx=dx_into)
+    dx, dweight, dbias, activation, *dx_sum = backward(x, dy, weight, bias, want_activation=True,
+                                                       dx=dx_into)
     assert dx_into is None or dx is dx_into
     assert torch.equal(dy, dy_before)
     assert torch.equal(activation, y)
@@ -130,8 +130,10 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
     assert_near('dx', unpad(dx, groups, width), truth[0].grad, tolerance)
     assert_near('dweight', dweight, truth[1].grad.flatten(1), tolerance)
     assert_near('dbias', dbias, truth[2].grad, tolerance)
+    if dx_sum:
+        assert_near('sum of dx', dx_sum[0], truth[0].grad.sum((0, 1)), tolerance)
 
-    again = backward(x, dy, weight, bias, want_activation=False, overwrite_dy=True)
+    again = backward(x, dy, weight, bias, want_activation=False)
     assert again[3] is None
     for name, first, second in zip(('dx', 'dweight', 'dbias'), (dx, dweight, dbias), again):
         assert torch.equal(first, second), f'{name} differs between two runs'
@@ -204,7 +206,7 @@ def test_empty_batch(kernels, device):
     x = torch.empty(0, 6, 4, device=device)
     weight, bias = torch.ones(4, 9, device=device), torch.ones(4, device=device)
     assert kernels.grid_conv_forward(x, weight, bias, (2, 3), 'gelu').shape == x.shape
-    dx, dweight, dbias, _ = kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu')
+    dx, dweight, dbias, *_ = kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu')
     assert dx.shape == x.shape and not dweight.any() and not dbias.any()
 
 

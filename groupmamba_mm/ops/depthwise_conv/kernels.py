@@ -7,13 +7,14 @@ On the grid a program owns a strip of columns and walks down the rows of one ima
 that what neighbouring taps share comes out of registers and the L1 cache. A thread owns all columns
 of its strip, each a tensor of channels in a tuple: a value is then loaded and converted once for
 the three columns that see it, the taps are held once for the whole strip, and sums over tokens stay
-within a thread. The backward pass takes two kernels: the first recomputes the convolution and turns
-the gradient ``dy`` of the activation's output into ``dp``, that of its input; the second computes
-the gradients of the input, the weight and the bias from ``dp``.
+within a thread.
 
 Along a scan a thread walks over a segment of it, with the last few tokens in registers, whatever
-the direction. There one kernel is enough for all gradients: those of the input follow those of the
-activation's input a few tokens behind.
+the direction.
+
+A backward pass is one kernel. It computes the convolution again and turns the gradient ``dy`` of
+the activation's output into ``dp``, that of its input, which is never stored: the gradients of the
+input follow a row, or a few tokens, behind.
 
 Sums over tokens are partial sums, one of each program, added afterwards in a fixed order: the same
 input gives the same bits.
@@ -136,12 +137,15 @@ def _load_columns(row, first, width, exists, TOKEN: tl.constexpr, COLUMNS: tl.co
 
 @triton.jit
 def _load_row(row, first, width, exists, TOKEN: tl.constexpr, COLUMNS: tl.constexpr,
-              EVEN: tl.constexpr):
-    """The same with the column on either side."""
-    left = tl.load(row - TOKEN, mask=exists & (first > 0), other=0.)
-    own = _load_columns(row, first, width, exists, TOKEN, COLUMNS, EVEN)
-    right = tl.load(row + COLUMNS * TOKEN, mask=exists & (first + COLUMNS < width), other=0.)
-    return (left, ) + own + (right, )
+              EVEN: tl.constexpr, HALO: tl.constexpr):
+    """The same with HALO columns on either side."""
+    values = ()
+    for j in tl.static_range(-HALO, 0):
+        values = values + (tl.load(row + j * TOKEN, mask=exists & (first + j >= 0), other=0.), )
+    values = values + _load_columns(row, first, width, exists, TOKEN, COLUMNS, EVEN)
+    for j in tl.static_range(COLUMNS, COLUMNS + HALO):
+        values = values + (tl.load(row + j * TOKEN, mask=exists & (first + j < width), other=0.), )
+    return values
 
 
 @triton.jit
@@ -188,32 +192,12 @@ def _activate(p, ACT: tl.constexpr):
     return value, slope
 
 
-@triton.jit
-def _emit(p, dy, out, activation, mask, is_true, ACT: tl.constexpr, BACKWARD: tl.constexpr,
-          WANT_ACTIVATION: tl.constexpr, IS_PADDED: tl.constexpr):
-    """Store act(p), or in the backward pass dy * act'(p) and on request act(p)."""
-    value, slope = _activate(p, ACT)
-    if IS_PADDED:
-        value = tl.where(is_true, value, 0.)
-    if BACKWARD:
-        dp = dy.to(tl.float32) * slope
-        if IS_PADDED:
-            dp = tl.where(is_true, dp, 0.)
-        tl.store(out, dp.to(out.dtype.element_ty), mask=mask)
-        if WANT_ACTIVATION:
-            tl.store(activation, value.to(activation.dtype.element_ty), mask=mask)
-    else:
-        tl.store(out, value.to(out.dtype.element_ty), mask=mask)
-
-
 @triton.jit(do_not_specialize=_GRID_INTEGERS)
-def _grid_activation(x, dy, out, activation, weight, bias, batch, height, width, rows, images,
-                     x_batch, dy_batch, out_batch, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
-                     OUT_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
-                     TRUE: tl.constexpr, ACT: tl.constexpr, BACKWARD: tl.constexpr,
-                     WANT_ACTIVATION: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr,
-                     TW: tl.constexpr, BC: tl.constexpr):
-    """out = act(conv(x) + bias), or out = dy * act'(conv(x) + bias).
+def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_batch, out_batch,
+                  X_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, GROUPS: tl.constexpr,
+                  LANES: tl.constexpr, TRUE: tl.constexpr, ACT: tl.constexpr, ALIGN: tl.constexpr,
+                  EVEN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """out = act(conv(x) + bias).
 
     A row of the input is loaded and converted once and added to the three rows of the output that
     see it, of which two are kept for the next rows. Loads run a row ahead.
@@ -231,12 +215,10 @@ def _grid_activation(x, dy, out, activation, weight, bias, batch, height, width,
 
     for image in range(first_image, end_image):
         x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
-        dy_row = dy + image * (dy_batch.to(tl.int64) * ALIGN) + start * DY_TOKEN + channel
         out_row = out + image * (out_batch.to(tl.int64) * ALIGN) + start * OUT_TOKEN + channel
-        activation_row = activation + (image * (token * height) + start) * CHANNELS + channel
         over = _to_fp32(_load_row(x_row - token * X_TOKEN, first, width, exists & (first_row > 0),
-                                  X_TOKEN, TW, EVEN), TW + 2)
-        row = _to_fp32(_load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN), TW + 2)
+                                  X_TOKEN, TW, EVEN, 1), TW + 2)
+        row = _to_fp32(_load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN, 1), TW + 2)
         x_row += token * X_TOKEN
         above = ()  # the output row at hand, and the next: what the rows so far have added
         here = ()
@@ -245,41 +227,41 @@ def _grid_activation(x, dy, out, activation, weight, bias, batch, height, width,
                                        w[5]), )
             here = here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
         row = _to_fp32(_load_row(x_row, first, width, exists & (first_row + 1 < end), X_TOKEN, TW,
-                                 EVEN), TW + 2)
+                                 EVEN, 1), TW + 2)
         for r in range(first_row, end_row):  # ``row`` is row r + 1 of the input
             x_row += token * X_TOKEN
-            far = _load_row(x_row, first, width, exists & (r + 2 < end), X_TOKEN, TW, EVEN)
-            gradient = row
-            if BACKWARD:
-                gradient = _load_columns(dy_row, first, width, exists, DY_TOKEN, TW, EVEN)
+            far = _load_row(x_row, first, width, exists & (r + 2 < end), X_TOKEN, TW, EVEN, 1)
             next_above = ()
             next_here = ()
             for j in tl.static_range(TW):
-                done = _add_taps(above[j], row, j, w[6], w[7], w[8])
+                value, _ = _activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT)
                 next_above = next_above + (_add_taps(here[j], row, j, w[3], w[4], w[5]), )
                 next_here = next_here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
-                _emit(done, gradient[j], out_row + j * OUT_TOKEN, activation_row + j * CHANNELS,
-                      _is_inside(first + j, width, exists, EVEN), is_true, ACT, BACKWARD,
-                      WANT_ACTIVATION, LANES != TRUE)
-            dy_row += token * DY_TOKEN
+                if LANES != TRUE:
+                    value = tl.where(is_true, value, 0.)
+                tl.store(out_row + j * OUT_TOKEN, value.to(out.dtype.element_ty),
+                         mask=_is_inside(first + j, width, exists, EVEN))
             out_row += token * OUT_TOKEN
-            activation_row += token * CHANNELS
             above = next_above
             here = next_here
             row = _to_fp32(far, TW + 2)
 
 
 @triton.jit(do_not_specialize=_GRID_INTEGERS)
-def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, images, x_batch,
-                   dp_batch, dx_batch, X_TOKEN: tl.constexpr, DP_TOKEN: tl.constexpr,
+def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, width, rows, images,
+                   x_batch, dy_batch, dx_batch, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
                    DX_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
-                   TRUE: tl.constexpr, ALIGN: tl.constexpr, EVEN: tl.constexpr, TW: tl.constexpr,
-                   BC: tl.constexpr):
-    """dx, and this program's share of the sums: gradients of weight and bias, and dx itself.
+                   TRUE: tl.constexpr, ACT: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
+                   ALIGN: tl.constexpr, EVEN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+    """dx, on request act(p), and this program's share of the sums: for weight and bias, and of dx.
 
-    The walk of :func:`_grid_activation` over ``dp`` with the taps mirrored, but with three rows
-    kept: each token of ``x`` meets the nine of ``dp`` that it contributes to. The program counts
-    for the weight its own tokens of ``x``, so that nothing is counted twice.
+    Two convolutions in one walk. Row q of p = conv(x) + bias is finished as in
+    :func:`_grid_forward`, and with it row q of dp = dy * act'(p), both with a column more on
+    either side; then row q - 1 of dx, from the three rows of dp at hand. The halo of dp is what
+    neighbours compute too: a quarter more arithmetic, for a tensor that is never written.
+
+    Each own token of ``x`` meets the nine of dp that it contributes to. Above the first own row
+    there are two rows in which ``x`` counts as zero, and nothing else is counted or stored.
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     CHANNELS: tl.constexpr = GROUPS * LANES
@@ -287,9 +269,10 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
         batch, height, width, rows, images, (CHANNELS + BC - 1) // BC, TW)
     channel, exists, true_channel, is_true = _grid_channels(block, GROUPS, LANES, TRUE, BC)
     w = _load_taps9(weight, COUNT, true_channel, is_true)
+    b = tl.load(bias + true_channel, mask=is_true, other=0.).to(tl.float32)
     token = width.to(tl.int64)
     start = first_row * token + first
-    end = tl.minimum(end_row + 1, height)
+    end = tl.minimum(end_row + 2, height)  # of the rows of x that are needed
 
     zeros = tl.zeros([BC], tl.float32)
     g = (zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros, zeros)
@@ -297,40 +280,85 @@ def _grid_gradient(x, dp, dx, weight, partial, batch, height, width, rows, image
     dx_sum = zeros
     for image in range(first_image, end_image):
         x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
-        dp_row = dp + image * (dp_batch.to(tl.int64) * ALIGN) + start * DP_TOKEN + channel
-        dx_row = dx + image * (dx_batch.to(tl.int64) * ALIGN) + start * DX_TOKEN + channel
-        above = _to_fp32(_load_row(dp_row - token * DP_TOKEN, first, width,
-                                   exists & (first_row > 0), DP_TOKEN, TW, EVEN), TW + 2)
-        here = _to_fp32(_load_row(dp_row, first, width, exists, DP_TOKEN, TW, EVEN), TW + 2)
-        dp_row += token * DP_TOKEN
-        below = _to_fp32(_load_row(dp_row, first, width, exists & (first_row + 1 < end), DP_TOKEN,
-                                   TW, EVEN), TW + 2)
-        x_here = _to_fp32(_load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN), TW)
-        for r in range(first_row, end_row):
-            dp_row += token * DP_TOKEN
-            # at the end the same row again, for nobody: cheaper than a mask
-            x_row += tl.where(r + 1 < end_row, token * X_TOKEN, 0)
-            far = _load_row(dp_row, first, width, exists & (r + 2 < end), DP_TOKEN, TW, EVEN)
-            x_below = _load_columns(x_row, first, width, exists, X_TOKEN, TW, EVEN)
-            for j in tl.static_range(TW):
-                done = _add_taps(zeros, above, j, w[8], w[7], w[6])
-                done = _add_taps(done, here, j, w[5], w[4], w[3])
-                done = _add_taps(done, below, j, w[2], w[1], w[0])
-                v = x_here[j]
-                g = (g[0] + v * below[j + 2], g[1] + v * below[j + 1], g[2] + v * below[j],
-                     g[3] + v * here[j + 2], g[4] + v * here[j + 1], g[5] + v * here[j],
-                     g[6] + v * above[j + 2], g[7] + v * above[j + 1], g[8] + v * above[j])
-                mask = _is_inside(first + j, width, exists, EVEN)
+        dy_row = (dy + image * (dy_batch.to(tl.int64) * ALIGN) + (start - token) * DY_TOKEN
+                  + channel)
+        dx_row = (dx + image * (dx_batch.to(tl.int64) * ALIGN) + (start - 2 * token) * DX_TOKEN
+                  + channel)
+        activation_row = (activation + (image * (token * height) + start - token) * CHANNELS
+                          + channel)
+        over = _to_fp32(_load_row(x_row - 2 * token * X_TOKEN, first, width,
+                                  exists & (first_row > 1), X_TOKEN, TW, EVEN, 2), TW + 4)
+        row = _to_fp32(_load_row(x_row - token * X_TOKEN, first, width, exists & (first_row > 0),
+                                 X_TOKEN, TW, EVEN, 2), TW + 4)
+        above = ()  # row q of p, and the next: what the rows of x so far have added
+        here = ()
+        dp_above = ()  # rows q - 2 and q - 1 of dp
+        dp_here = ()
+        for j in tl.static_range(TW + 2):
+            above = above + (_add_taps(_add_taps(b, over, j, w[0], w[1], w[2]), row, j, w[3], w[4],
+                                       w[5]), )
+            here = here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
+            dp_above = dp_above + (zeros, )
+            dp_here = dp_here + (zeros, )
+        nearest = _load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN, 2)
+        x_above = ()  # rows q - 1 and q of x
+        x_here = ()
+        for j in tl.static_range(TW):
+            x_above = x_above + (tl.zeros([BC], x.dtype.element_ty), )
+            x_here = x_here + (tl.zeros([BC], x.dtype.element_ty), )
+        for q in range(first_row - 1, end_row + 1):  # ``nearest`` is row q + 1 of x
+            x_row += token * X_TOKEN
+            far = _load_row(x_row, first, width, exists & (q + 2 < end), X_TOKEN, TW, EVEN, 2)
+            gradient = _load_row(dy_row, first, width, exists & (q >= 0) & (q < height), DY_TOKEN,
+                                 TW, EVEN, 1)
+            row = _to_fp32(nearest, TW + 4)
+            is_row = (q >= first_row) & (q < end_row)
+            dp_below = ()
+            next_above = ()
+            next_here = ()
+            for j in tl.static_range(TW + 2):
+                value, slope = _activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT)
+                dp = gradient[j].to(tl.float32) * slope
                 if LANES != TRUE:
-                    done = tl.where(is_true, done, 0.)
-                dp_sum += here[j + 1]
-                dx_sum += done if EVEN else tl.where(mask, done, 0.)
-                tl.store(dx_row + j * DX_TOKEN, done.to(dx.dtype.element_ty), mask=mask)
+                    dp = tl.where(is_true, dp, 0.)
+                    value = tl.where(is_true, value, 0.)
+                dp_below = dp_below + (dp, )
+                next_above = next_above + (_add_taps(here[j], row, j, w[3], w[4], w[5]), )
+                next_here = next_here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
+                if WANT_ACTIVATION and 0 < j and j <= TW:
+                    tl.store(activation_row + (j - 1) * CHANNELS,
+                             value.to(activation.dtype.element_ty),
+                             mask=_is_inside(first + j - 1, width, exists, EVEN) & is_row)
+            is_own = q > first_row
+            row_of_dp = zeros
+            row_of_dx = zeros
+            for j in tl.static_range(TW):
+                done = _add_taps(zeros, dp_above, j, w[8], w[7], w[6])
+                done = _add_taps(done, dp_here, j, w[5], w[4], w[3])
+                done = _add_taps(done, dp_below, j, w[2], w[1], w[0])
+                v = x_above[j].to(tl.float32)
+                g = (g[0] + v * dp_below[j + 2], g[1] + v * dp_below[j + 1],
+                     g[2] + v * dp_below[j], g[3] + v * dp_here[j + 2], g[4] + v * dp_here[j + 1],
+                     g[5] + v * dp_here[j], g[6] + v * dp_above[j + 2],
+                     g[7] + v * dp_above[j + 1], g[8] + v * dp_above[j])
+                mask = _is_inside(first + j, width, exists, EVEN)
+                row_of_dp += dp_here[j + 1]
+                row_of_dx += done if EVEN else tl.where(mask, done, 0.)
+                tl.store(dx_row + j * DX_TOKEN, done.to(dx.dtype.element_ty), mask=mask & is_own)
+            dp_sum += tl.where(is_own, row_of_dp, 0.)
+            dx_sum += tl.where(is_own, row_of_dx, 0.)
+            dy_row += token * DY_TOKEN
             dx_row += token * DX_TOKEN
-            above = here
-            here = below
-            below = _to_fp32(far, TW + 2)
-            x_here = _to_fp32(x_below, TW)
+            activation_row += token * CHANNELS
+            above = next_above
+            here = next_here
+            dp_above = dp_here
+            dp_here = dp_below
+            x_above = x_here
+            x_here = ()
+            for j in tl.static_range(TW):
+                x_here = x_here + (nearest[j + 2], )
+            nearest = far
 
     share = partial + place.to(tl.int64) * (11 * CHANNELS) + channel
     for k in tl.static_range(9):
@@ -637,7 +665,7 @@ _GELU_TOKENS, _GELU_CHANNELS = 32, 64
 _SUM_CHANNELS = 32
 #: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 16 warps then run
 #: on a multiprocessor.
-_MAX_REGISTERS = dict(forward=96, backward=128, gradient=128)
+_MAX_REGISTERS = dict(forward=96, backward=128)
 
 
 class _Tiles(NamedTuple):
@@ -651,31 +679,32 @@ class _Tiles(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def _choose_tiles(is_gradient: bool, batch: int, height: int, width: int,
+def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
                   channels: int) -> _Tiles:
-    """For the kernels of the grid, whose threads own two channels of a strip.
+    """For the kernels of the grid, whose threads own a strip's channel, forward two.
 
     Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
     """
     # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
     # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
-    strip = min((7, 8, 4), key=lambda size: -(-width // size) * size)
-    padded = {size: -(-channels // size) * size for size in (128, 64, 32)}
+    strip = min((7, 4) if is_backward else (7, 8, 4), key=lambda size: -(-width // size) * size)
+    of_thread = 1 if is_backward else 2
+    padded = {size: -(-channels // size) * size for size in (64 * of_thread, 32 * of_thread, 32)}
     block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
-    warps = max(1, block // 64)
-    # 16 warps run at once on a multiprocessor. Sums want no more programs, since the share of each
-    # costs memory traffic; the others want up to four times as many, to wait less for the last to
-    # finish, and twice as many where that takes halo rows.
+    warps = max(1, block // (32 * of_thread))
+    # 16 warps run at once on a multiprocessor. Sums want no more programs, since the share of
+    # each costs memory traffic; the others want up to four times as many, to wait less for the last
+    # to finish, and twice as many where that takes halo rows.
     at_once = max(1, PROGRAMS // (2 * warps))
     strips = -(-width // strip)
     programs = max(1, batch * strips * -(-channels // block))
     images, rows = 1, height
-    if is_gradient and programs > at_once:
+    if is_backward and programs > at_once:
         images = min(batch, -(-programs // at_once))
     elif programs > 4 * at_once:
         images = min(batch, programs // (4 * at_once))
     else:
-        parts = max(1, (1 if is_gradient else 2) * at_once // programs)
+        parts = max(1, (1 if is_backward else 2) * at_once // programs)
         rows = -(-height // min(parts, -(-height // MIN_ROWS)))
     return _Tiles(strip, block, warps, rows, images,
                   -(-batch // images) * -(-height // rows) * strips)
@@ -771,50 +800,13 @@ def _true_groups(x: Tensor, groups: int, count: int) -> Tuple[int, int, int]:
                                                               count // groups)
 
 
-def _split(x: Tensor, grid: Tuple[int, int], groups: int, count: int, is_gradient: bool):
+def _split(x: Tensor, grid: Tuple[int, int], groups: int, count: int, is_backward: bool):
     """Tiles, the number of programs and the constants of a launch on the grid."""
     groups, lanes, true = _true_groups(x, groups, count)
-    tiles = _choose_tiles(is_gradient, x.shape[0], *grid, x.shape[2])
+    tiles = _choose_tiles(is_backward, x.shape[0], *grid, x.shape[2])
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=true, TW=tiles.width, BC=tiles.channels,
                      EVEN=grid[1] % tiles.width == 0, num_warps=tiles.warps)
     return tiles, (tiles.programs * -(-x.shape[2] // tiles.channels), ), constants
-
-
-def _run_activation(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int,
-                    act: str, dy: Optional[Tensor], out: Tensor,
-                    activation: Optional[Tensor]) -> None:
-    """Launch the grid's forward kernel, or with ``dy`` its first backward kernel."""
-    tiles, launch, constants = _split(x, grid, groups, bias.shape[0], False)
-    if not launch[0]:
-        return
-    gradient = x if dy is None else dy
-    align, strides = _strides(x, gradient, out, count=1)
-    with torch.cuda.device_of(x):
-        _grid_activation[launch](
-            x, gradient, out, out if activation is None else activation, _by_tap(weight), bias,
-            x.shape[0], *grid, tiles.rows, tiles.images, *strides, X_TOKEN=x.stride(1),
-            DY_TOKEN=gradient.stride(1), OUT_TOKEN=out.stride(1), ACT=act, ALIGN=align,
-            BACKWARD=dy is not None, WANT_ACTIVATION=activation is not None, **constants,
-            maxnreg=_MAX_REGISTERS['forward' if dy is None else 'backward'])
-
-
-def _run_gradient(x: Tensor, dp: Tensor, weight: Tensor, count: int, grid: Tuple[int, int],
-                  groups: int, dx: Optional[Tensor]) -> Tuple[Tensor, ...]:
-    """Launch the grid's second backward kernel and add up its partial sums.
-
-    Returns dx, the gradients of the weight and the bias, and the sum of dx.
-    """
-    tiles, launch, constants = _split(x, grid, groups, count, True)
-    dx = _prepare_dx(dx, x)
-    partial = torch.empty(tiles.programs, 11, x.shape[2], dtype=torch.float32, device=x.device)
-    align, strides = _strides(x, dp, dx, count=1)
-    if launch[0]:
-        with torch.cuda.device_of(x):
-            _grid_gradient[launch](
-                x, dp, dx, _by_tap(weight), partial, x.shape[0], *grid, tiles.rows, tiles.images,
-                *strides, X_TOKEN=x.stride(1), DP_TOKEN=dp.stride(1), DX_TOKEN=dx.stride(1),
-                ALIGN=align, maxnreg=_MAX_REGISTERS['gradient'], **constants)
-    return (dx, *_add_up(partial, 9, groups, count))
 
 
 def _prepare_dx(dx: Optional[Tensor], x: Tensor) -> Tensor:
@@ -869,46 +861,22 @@ def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, 
     """
     _check_grid(x, weight, bias, grid, act, groups)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _run_activation(_readable(x), weight, bias, grid, groups, act, None, y, None)
+    x = _readable(x)
+    tiles, launch, constants = _split(x, grid, groups, bias.shape[0], is_backward=False)
+    if launch[0]:
+        align, strides = _strides(x, y, count=1)
+        with torch.cuda.device_of(x):
+            _grid_forward[launch](
+                x, y, _by_tap(weight), bias, x.shape[0], *grid, tiles.rows, tiles.images, *strides,
+                X_TOKEN=x.stride(1), OUT_TOKEN=y.stride(1), ACT=act, ALIGN=align, **constants,
+                maxnreg=_MAX_REGISTERS['forward'])
     return y
-
-
-def grid_conv_backward_activation(
-        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
-        groups: int = 1, want_activation: bool = False,
-        overwrite_dy: bool = False) -> Tuple[Tensor, Optional[Tensor]]:
-    """The first half of :func:`grid_conv_backward`, for callers who free tensors in between.
-
-    Returns:
-        ``dp``, the gradient before the activation, (B, L, C'); and the output of the forward pass
-        if it is wanted, else None.
-    """
-    _check_grid(x, weight, bias, grid, act, groups)
-    _check_like('dy', dy, x)
-    dp = (_writable('dy', dy, x) if overwrite_dy
-          else torch.empty(x.shape, dtype=x.dtype, device=x.device))
-    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
-                  else None)
-    _run_activation(_readable(x), weight, bias, grid, groups, act, _readable(dy), dp, activation)
-    return dp, activation
-
-
-def grid_conv_backward_input(
-        x: Tensor, dp: Tensor, weight: Tensor, grid: Tuple[int, int], groups: int = 1,
-        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The second half of :func:`grid_conv_backward`: ``dx``, ``dweight`` and ``dbias``.
-
-    The fourth result is the sum of ``dx`` over the tokens, (C,) in fp32: the gradient of a bias
-    that was added to ``x``, which would cost another pass over ``dx``.
-    """
-    _check_like('dp', dp, x)
-    return _run_gradient(_readable(x), _readable(dp), weight, weight.shape[0], grid, groups, dx)
 
 
 def grid_conv_backward(
         x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
-        groups: int = 1, want_activation: bool = False, dx: Optional[Tensor] = None,
-        overwrite_dy: bool = False) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+        groups: int = 1, want_activation: bool = False, dx: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
     """Gradients of :func:`grid_conv_forward`, from its inputs only.
 
     Args:
@@ -916,20 +884,33 @@ def grid_conv_backward(
         dy: Gradient of the output, (B, L, C'), dtype of ``x``.
         want_activation: Also return the output of the forward pass, which is recomputed anyway.
         dx: Where to write the gradient of ``x``, last stride 1; None for a new tensor.
-        overwrite_dy: Use the memory of ``dy`` for what is computed in between; only for a ``dy``
-            that nobody else needs.
 
     Returns:
-        dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, and the
-        output or None.
+        dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, the output
+        or None, and the sum of dx over the tokens, (C,) in fp32: the gradient of a bias that was
+        added to ``x``, which would cost another pass over dx.
 
     Raises:
         ValueError: An argument does not fit; the message names it.
     """
-    dp, activation = grid_conv_backward_activation(x, dy, weight, bias, grid, act, groups,
-                                                   want_activation, overwrite_dy)
-    dx, dweight, dbias, _ = grid_conv_backward_input(x, dp, weight, grid, groups, dx)
-    return dx, dweight, dbias, activation
+    _check_grid(x, weight, bias, grid, act, groups)
+    _check_like('dy', dy, x)
+    x, dy, count = _readable(x), _readable(dy), bias.shape[0]
+    dx = _prepare_dx(dx, x)
+    activation = torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation else None
+    tiles, launch, constants = _split(x, grid, groups, count, is_backward=True)
+    partial = torch.empty(tiles.programs, 11, x.shape[2], dtype=torch.float32, device=x.device)
+    if launch[0]:
+        align, strides = _strides(x, dy, dx, count=1)
+        with torch.cuda.device_of(x):
+            _grid_backward[launch](
+                x, dy, dx, dx if activation is None else activation, _by_tap(weight), bias, partial,
+                x.shape[0], *grid, tiles.rows, tiles.images, *strides, X_TOKEN=x.stride(1),
+                DY_TOKEN=dy.stride(1), DX_TOKEN=dx.stride(1), ACT=act,
+                WANT_ACTIVATION=want_activation, ALIGN=align, **constants,
+                maxnreg=_MAX_REGISTERS['backward'])
+    dweight, dbias, dx_sum = _add_up(partial, 9, groups, count)
+    return dx, dweight, dbias, activation, dx_sum
 
 
 def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
@@ -968,14 +949,13 @@ def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int
 
 def causal_conv_backward(
         x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
-        directions: Sequence[str], want_activation: bool = False, dx: Optional[Tensor] = None,
-        overwrite_dy: bool = False) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+        directions: Sequence[str], want_activation: bool = False,
+        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
 
     Args:
         x, weight, bias, grid, directions: As in the forward pass.
         dy, want_activation, dx: As in :func:`grid_conv_backward`.
-        overwrite_dy: Taken as there, and of no use here: nothing is stored in between.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32, and the

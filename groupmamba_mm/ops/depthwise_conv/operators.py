@@ -65,19 +65,15 @@ def _conv_ffn_backward(
         conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int, width: int,
         keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, in_weight, in_bias, conv_weight, conv_bias, weight and bias."""
-    from .kernels import grid_conv_backward_activation, grid_conv_backward_input
-    grid = (height, width)
-    taps = conv_weight.reshape(-1, 9).t().contiguous().t()  # as both kernels want it, made once
+    from .kernels import grid_conv_backward
     if not keep_hidden:
         hidden = linear(x, in_weight, in_bias)
-    gradient, activation = grid_conv_backward_activation(
-        hidden, linear_input_gradient(dy, weight), taps, conv_bias, grid, 'gelu',
-        want_activation=True, overwrite_dy=True)
+    dhidden, dconv_weight, dconv_bias, activation, din_bias = grid_conv_backward(
+        hidden, linear_input_gradient(dy, weight), conv_weight, conv_bias, (height, width), 'gelu',
+        want_activation=True)
+    del hidden
     dweight, dbias = linear_gradients(dy, activation)
-    del activation  # before the next tensor of its size is made
-    dhidden, dconv_weight, dconv_bias, din_bias = grid_conv_backward_input(hidden, gradient, taps,
-                                                                           grid)
-    del hidden, gradient
+    del activation
     din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)
     return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.to(in_bias.dtype),
             dconv_weight.view(conv_weight.shape).to(conv_weight.dtype),
