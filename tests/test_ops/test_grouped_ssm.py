@@ -130,9 +130,20 @@ def test_large_weights(monkeypatch):
     """The branches that they take, at a size that the interpreter can do."""
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
-    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5).constants(torch.float32, True, True)
+    scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5)
+    constants = scan.constants(torch.float32, has_norm=True, is_roomy=True, training=True)
     assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
+
+
+@pytest.mark.parametrize('channels, dt_rank, kept', [(87, 6, True), (380, 12, False)])
+def test_gpus_with_less_shared_memory_reload_large_weights(channels, dt_rank, kept):
+    from groupmamba_mm.ops.grouped_ssm import launch
+    scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5)
+    for is_roomy in (False, True):
+        constants = scan.constants(torch.bfloat16, False, is_roomy, training=True, backward=True)
+        assert constants['RELOAD'] == (not kept and not (is_roomy and not launch.INTERPRETED))
+        assert not constants['RELOAD'] or constants['STAGES'] == 1
 
 
 def test_channels_that_do_not_lie_side_by_side():

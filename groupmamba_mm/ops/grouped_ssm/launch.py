@@ -1,4 +1,5 @@
 """Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
+import functools
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -24,6 +25,8 @@ SHORTEST_SEGMENT = 256
 
 #: From so many weights of a projection on, padded, shared memory is scarce.
 LARGE_WEIGHTS = 4096
+#: Shared memory that a program may take on an H100, in bytes. Other GPUs allow 99 to 163 KiB.
+ROOMY_BYTES = 227 * 1024
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -90,12 +93,13 @@ class Scan:
         if self.block <= 32:
             return (16, 2 if backward else 4) if training else (32, 2)
         if backward:
-            return 16, self.block // 32  # a thread has all tokens of a chunk: see _with_channels
+            # a thread has all tokens of a chunk: see _with_channels
+            return 16, min(32, self.block // 32)
         if self.block <= 64:
             return (16, 2) if training else (32, 2)
         if self.block <= 128:
             return 16, 4
-        return 16, self.block // 64
+        return 16, min(32, self.block // 64)
 
     def chunks(self, training: bool) -> int:
         return cdiv(self.height * self.width, self.tile(training)[0])
@@ -117,15 +121,15 @@ class Scan:
         chunks_of_segment = cdiv(chunks, min(wanted, most))
         return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
-    def constants(self, dtype: torch.dtype, has_norm: bool, training: bool,
+    def constants(self, dtype: torch.dtype, has_norm: bool, is_roomy: bool, training: bool,
                   backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
-        # them and by loading chunks ahead
+        # them and by loading chunks ahead, where there is room
         is_bf16 = _DOT[dtype] == DOT_BF16
         weights = self.block * columns
-        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 else 1)
+        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 and is_roomy else 1)
         # chunks are loaded ahead, which takes shared memory
         if is_large or self.block > 256:
             stages = 1
@@ -142,6 +146,13 @@ class Scan:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
         return constants
+
+
+@functools.lru_cache(maxsize=None)
+def _is_roomy(device: torch.device) -> bool:
+    """Whether a program may take as much shared memory as on an H100."""
+    return (device.type != 'cuda' or torch.cuda.get_device_properties(
+        device).shared_memory_per_block_optin >= ROOMY_BYTES)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
@@ -178,7 +189,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
             HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only,
-            **scan.constants(x.dtype, norm_weight is not None, training=keep))
+            **scan.constants(x.dtype, norm_weight is not None, _is_roomy(x.device), training=keep))
 
     with torch.cuda.device_of(x):
         if segments > 1:
@@ -214,7 +225,8 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
             grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
             chunks, chunks_of_segment, segments, scan.eps,
             HAS_GATE=z is not None, ENDS_ONLY=ends_only,
-            **scan.constants(x.dtype, norm_weight is not None, training=True, backward=True))
+            **scan.constants(x.dtype, norm_weight is not None, _is_roomy(x.device), training=True,
+                             backward=True))
 
     with torch.cuda.device_of(x):
         if segments > 1:
