@@ -4,7 +4,6 @@ from typing import Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class ImageConv(nn.Conv2d):
@@ -111,15 +110,6 @@ class Downsample(_ConvEmbedding):
 
     def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
         """Tokens (B, L, C_in) of ``grid`` to (B, L', C_out) and their grid, rounded up."""
-        if torch.compiler.is_compiling():
-            # Inductor fails where a view of symbolic sizes is kept for the backward pass: keep the
-            # tokens. Nothing is computed again but the view.
-            return checkpoint(self._embed_tokens, x, grid, use_reentrant=False,
-                              preserve_rng_state=False)
-        return self._embed_tokens(x, grid)
-
-    def _embed_tokens(self, x: Tensor,
-                      grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
         return super().forward(x.unflatten(1, grid).permute(0, 3, 1, 2))  # -> (B, C, H, W)
 
 

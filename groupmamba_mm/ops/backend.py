@@ -195,9 +195,10 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
 
 
 def _shared_memory(width: int, dt_rank: int, d_state: int) -> int:
-    """Bytes of a program of the scan's backward kernel: at least what Triton 3.6 takes for sm_90.
+    """Bytes that the scan's backward kernel cannot do without: at least what Triton 3.6 takes.
 
-    One projection's weights and some tiles of 16 tokens, both padded to powers of two.
+    One projection's weights and some tiles of 16 tokens, both padded to powers of two. Where a GPU
+    has more, the kernel takes more (``grouped_ssm/launch.py``).
     """
     channels, columns = (1 << (n - 1).bit_length() for n in (width, max(16, dt_rank + 2 * d_state)))
     return 4 * channels * (columns + 48)

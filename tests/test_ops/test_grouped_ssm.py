@@ -131,7 +131,8 @@ def test_large_weights(monkeypatch):
     """The branches that they take, at a size that the interpreter can do."""
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
-    constants = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True).constants(torch.float32, True)
+    scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True)
+    constants = scan.constants(torch.float32, is_roomy=True, training=True)
     assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
 
@@ -185,6 +186,16 @@ def test_split_groups_write_every_element_the_same_twice(split_groups, monkeypat
     for name, groups in dict(y=(4, ), xz=(2, 4)).items():
         padding = first[name].unflatten(-1, (*groups, -1))[..., split_groups + 1:]
         assert padding.eq(0).all()
+
+
+@pytest.mark.parametrize('channels, dt_rank, kept', [(87, 6, True), (380, 12, False)])
+def test_gpus_with_less_shared_memory_reload_large_weights(channels, dt_rank, kept):
+    from groupmamba_mm.ops.grouped_ssm import launch
+    scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, True)
+    for is_roomy in (False, True):
+        constants = scan.constants(torch.bfloat16, is_roomy, training=True, backward=True)
+        assert constants['RELOAD'] == (not kept and not (is_roomy and not launch.INTERPRETED))
+        assert not constants['RELOAD'] or constants['STAGES'] == 1
 
 
 def test_channels_that_do_not_lie_side_by_side():

@@ -44,7 +44,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
 #: half as many warps are what runs at once.
 PROGRAMS = 4224
-#: Rows that a program keeps when an image is split; the two halo rows are read twice.
+#: Rows that a program keeps when an image is split; the halo rows are read twice.
 MIN_ROWS = 8
 #: Tokens that a thread walks along a scan at most. At least it is the number above, too.
 MAX_STEPS = 64
@@ -58,7 +58,7 @@ _CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'x_batch', 'x_token', '
 # Of the grid's kernels. Strides of a token, which a layer fixes, are compiled in: columns are then
 # constant offsets to one pointer for each row.
 _GRID_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'dy_batch', 'out_batch',
-                  'dp_batch', 'dx_batch')
+                  'dx_batch')
 
 
 @triton.jit
@@ -258,7 +258,8 @@ def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, 
     Two convolutions in one walk. Row q of p = conv(x) + bias is finished as in
     :func:`_grid_forward`, and with it row q of dp = dy * act'(p), both with a column more on
     either side; then row q - 1 of dx, from the three rows of dp at hand. The halo of dp is what
-    neighbours compute too: a quarter more arithmetic, for a tensor that is never written.
+    neighbours compute too: with strips of seven a quarter more arithmetic, for a tensor that is
+    never written.
 
     Each own token of ``x`` meets the nine of dp that it contributes to. Above the first own row
     there are two rows in which ``x`` counts as zero, and nothing else is counted or stored.
@@ -883,7 +884,8 @@ def grid_conv_backward(
         x, weight, bias, grid, act, groups: As in the forward pass.
         dy: Gradient of the output, (B, L, C'), dtype of ``x``.
         want_activation: Also return the output of the forward pass, which is recomputed anyway.
-        dx: Where to write the gradient of ``x``, last stride 1; None for a new tensor.
+        dx: Where to write the gradient of ``x``, last stride 1, sharing no memory with ``x`` or
+            ``dy``; None for a new tensor.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, the output

@@ -1,4 +1,5 @@
 """Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
+import functools
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -24,6 +25,8 @@ SHORTEST_SEGMENT = 256
 
 #: From so many weights of a projection on, padded, shared memory is scarce.
 LARGE_WEIGHTS = 4096
+#: Shared memory that a program may take on an H100, in bytes. Other GPUs allow 99 to 163 KiB.
+ROOMY_BYTES = 227 * 1024
 
 #: Widest group that a program owns as a whole where no norm follows, and the channels of a program
 #: in wider ones: as many as a warp has threads, each of which owns one.
@@ -113,12 +116,13 @@ class Scan:
         if self.block <= 32:
             return (16, 2 if backward else 4) if training else (32, 2)
         if backward:
-            return 16, self.block // 32  # a thread has all tokens of a chunk: see _with_channels
+            # a thread has all tokens of a chunk: see _with_channels
+            return 16, min(32, self.block // 32)
         if self.block <= 64:
             return (16, 2) if training else (32, 2)
         if self.block <= 128:
             return 16, 4
-        return 16, self.block // 64
+        return 16, min(32, self.block // 64)
 
     def chunks(self, training: bool) -> int:
         return cdiv(self.height * self.width, self.tile(training)[0])
@@ -142,14 +146,15 @@ class Scan:
         chunks_of_segment = cdiv(chunks, min(wanted, most))
         return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
-    def constants(self, dtype: torch.dtype, training: bool, backward: bool = False) -> dict:
+    def constants(self, dtype: torch.dtype, is_roomy: bool, training: bool,
+                  backward: bool = False) -> dict:
         chunk, warps = self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
-        # them and by loading chunks ahead
+        # them and by loading chunks ahead, where there is room
         is_bf16 = _DOT[dtype] == DOT_BF16
         weights = self.block * columns
-        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 else 1)
+        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 and is_roomy else 1)
         # chunks are loaded ahead, which takes shared memory
         if is_large or self.block > 256:
             stages = 1
@@ -170,6 +175,13 @@ class Scan:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
         return constants
+
+
+@functools.lru_cache(maxsize=None)
+def _is_roomy(device: torch.device) -> bool:
+    """Whether a program may take as much shared memory as on an H100."""
+    return (device.type != 'cuda' or torch.cuda.get_device_properties(
+        device).shared_memory_per_block_optin >= ROOMY_BYTES)
 
 
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
@@ -197,7 +209,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     is_kept = keep or scan.is_split
     kept = torch.empty((batch, scan.groups, chunks, scan.kept_row(keep)) if is_kept else (0, ),
                        dtype=torch.float32, device=x.device)
-    constants = scan.constants(x.dtype, training=keep)
+    constants = scan.constants(x.dtype, _is_roomy(x.device), training=keep)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
     gate = x if z is None else z
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
@@ -236,7 +248,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     chunks = scan.chunks(True)
     chunks_of_segment, segments = scan.segments(batch, True)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
-    constants = scan.constants(x.dtype, training=True, backward=True)
+    constants = scan.constants(x.dtype, _is_roomy(x.device), training=True, backward=True)
     partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
                           device=x.device)
     grad_low = torch.empty(
