@@ -204,7 +204,7 @@ def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_ba
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     CHANNELS: tl.constexpr = GROUPS * LANES
-    block, _, first, first_row, end_row, first_image, end_image = _place(
+    block, place, first, first_row, end_row, first_image, end_image = _place(
         batch, height, width, rows, images, (CHANNELS + BC - 1) // BC, TW)
     channel, exists, true_channel, is_true = _grid_channels(block, GROUPS, LANES, TRUE, BC)
     w = _load_taps9(weight, COUNT, true_channel, is_true)

@@ -30,7 +30,7 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
                    D: Tensor, norm_weight: Optional[Tensor], norm_bias: Optional[Tensor],
                    conv_weight: Optional[Tensor], conv_bias: Optional[Tensor], columns: int,
                    reverses: int, height: int, width: int, gated: bool, eps: float,
-                   save_states: bool) -> Tuple[Tensor, Tensor]:
+                   keep: bool) -> Tuple[Tensor, Tensor]:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; the second output is for the backward pass."""
     from .launch import scan_forward
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
@@ -38,22 +38,22 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
     if conv_weight is not None:
         x = _conv(scan, x, conv_weight, conv_bias)
     return scan_forward(scan, x, z, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias,
-                        save_states)
+                        keep)
 
 
 @grouped_ssm_op.register_fake
 def _(xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight, conv_bias,
-      columns, reverses, height, width, gated, eps, save_states):
+      columns, reverses, height, width, gated, eps, keep):
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     batch, length, _ = xz.shape
     kept = (batch, scan.groups, scan.chunks(True), scan.kept_row(True))
     return (xz.new_empty(batch, length, scan.groups * scan.stored),
-            xz.new_empty(kept if save_states else (0, ), dtype=torch.float32))
+            xz.new_empty(kept if keep else (0, ), dtype=torch.float32))
 
 
 @torch.library.custom_op('groupmamba_mm::grouped_ssm_backward', mutates_args=())
 def grouped_ssm_backward_op(
-        grad_y: Tensor, states: Tensor, xz: Tensor, x_proj: Tensor, dt_proj: Tensor,
+        grad_y: Tensor, kept: Tensor, xz: Tensor, x_proj: Tensor, dt_proj: Tensor,
         dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
         norm_bias: Optional[Tensor], conv_weight: Optional[Tensor], conv_bias: Optional[Tensor],
         columns: int, reverses: int, height: int, width: int, gated: bool,
@@ -69,7 +69,7 @@ def grouped_ssm_backward_op(
     grad_x = grad_raw if conv_weight is None else torch.empty_like(x)
     if grad_y.stride(-1) != 1:
         grad_y = grad_y.contiguous()
-    rows = scan_backward(scan, grad_y, states, x, z, x_proj, dt_proj, dt_bias, A_log, D,
+    rows = scan_backward(scan, grad_y, kept, x, z, x_proj, dt_proj, dt_bias, A_log, D,
                          norm_weight, norm_bias, grad_x, grad_z)
     if conv_weight is None:
         none = rows.new_empty(0)
@@ -79,7 +79,7 @@ def grouped_ssm_backward_op(
 
 
 @grouped_ssm_backward_op.register_fake
-def _(grad_y, states, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight,
+def _(grad_y, kept, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight,
       conv_bias, columns, reverses, height, width, gated, eps):
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     fp32 = dict(dtype=torch.float32)
@@ -92,20 +92,20 @@ def _(grad_y, states, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_
 
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated, ctx.eps, save = inputs
-    ctx.saves_states = save
+    ctx.keeps = save
     ctx.save_for_backward(*tensors, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_y, grad_states):
-    *tensors, states = ctx.saved_tensors
-    if not ctx.saves_states:
-        raise RuntimeError('grouped_ssm was called with save_states=False: it has no gradient')
+def _backward(ctx, grad_y, grad_kept):
+    *tensors, kept = ctx.saved_tensors
+    if not ctx.keeps:
+        raise RuntimeError('grouped_ssm was called with keep=False: it has no gradient')
     x_proj, dt_proj, _, A_log, D, norm_weight, norm_bias, conv_weight, _ = tensors[1:]
     if grad_y is None:
         return (None, ) * 17
     grad_xz, rows, grad_conv_weight, grad_conv_bias = grouped_ssm_backward_op(
-        grad_y, states, *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated,
+        grad_y, kept, *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated,
         ctx.eps)
     groups, channels, _ = dt_proj.shape
     parts = rows.split([x_proj[0].numel(), dt_proj[0].numel(), A_log[0].numel()]
