@@ -194,7 +194,7 @@ def test_gpus_with_less_shared_memory_reload_large_weights(monkeypatch, channels
                                                            reloads):
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setitem(launch._DOT, torch.bfloat16, launch.DOT_BF16)  # as on a GPU
-    scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, False)
+    scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, True)
     constants = scan.constants(torch.bfloat16, is_roomy, training=True, backward=True)
     assert constants['RELOAD'] == reloads
     assert not reloads or constants['STAGES'] == 1

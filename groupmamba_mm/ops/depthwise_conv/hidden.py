@@ -22,7 +22,9 @@ from .kernels import _activate
 #: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
 #: Up to so many the second product fits into the registers, too, and GELU's output is not stored.
-WHOLE_CHANNELS = 128
+WHOLE_CHANNELS = 192
+#: Up to so many the first product with GELU is as fast as a library's without it.
+MAX_INPUTS = 512
 #: Tokens of a tile, and warps.
 _TOKENS, _WARPS = 128, 8
 #: Hidden channels of a tile, for rows of up to so many channels: what shared memory takes.
@@ -30,7 +32,8 @@ _HIDDEN = {192: 64, MAX_CHANNELS: 32}
 #: Shared memory that the largest of these need, in bytes: an H100 has 227 KiB, an A100 163.
 _SHARED_MEMORY = 220 * 1024
 #: Of a thread: two programs then run at once on a multiprocessor. Rows of more channels than this
-#: leave no shared memory for a second one in the backward pass, and all registers to the first.
+#: leave no shared memory for a second one where there are two products, and all registers to the
+#: first.
 _MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
 #: The interpreter takes bf16 for whole numbers when it multiplies.
 _INTERPRETED = triton.knobs.runtime.interpret
@@ -170,7 +173,7 @@ def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
-def runs_on(x: Tensor) -> bool:
+def _are_for(x: Tensor) -> bool:
     """Whether the kernels here are for these tokens: half precision, and a GPU that can hold them.
 
     Others multiply as fast apart, or exactly.
@@ -187,7 +190,12 @@ def fits(x: Tensor, *widths: int) -> bool:
         x: Tokens.
         widths: Channels before and behind.
     """
-    return max(widths) <= MAX_CHANNELS and runs_on(x)
+    return max(widths) <= MAX_CHANNELS and _are_for(x)
+
+
+def fits_wide(x: Tensor) -> bool:
+    """Whether :func:`wide_forward` takes these tokens."""
+    return x.shape[2] <= MAX_INPUTS and _are_for(x)
 
 
 @functools.lru_cache(maxsize=None)
@@ -221,7 +229,7 @@ def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = N
     if tokens:
         span = steps if whole else cdiv(steps, min(steps, cdiv(_PROGRAMS, blocks)))
         (in_head, in_tail), (out_head, out_tail) = _parts(inputs), _parts(outputs)
-        is_alone = backward and widest > _TWO_PROGRAMS
+        is_alone = (backward or whole) and widest > _TWO_PROGRAMS
         x, dy, *parameters = (None if tensor is None else tensor.contiguous() for tensor in (
             x, dy, in_weight, in_bias, out_weight, out_bias))
         with torch.cuda.device_of(x):
@@ -272,7 +280,7 @@ def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
 
 def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
                  keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
-    """GELU(h) and on request h = x in_weight^T + in_bias, of any number of channels.
+    """GELU(h) and on request h = x in_weight^T + in_bias, where :func:`fits` is too narrow.
 
     Args:
         x, in_weight, in_bias: As in :func:`ffn_forward`.

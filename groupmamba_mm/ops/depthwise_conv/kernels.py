@@ -22,6 +22,10 @@ input gives the same bits.
 Channels may be padded in groups: C' = G * wp channels hold G groups of d <= wp true ones, and the
 weight and bias have the G * d true ones only. What is in the padded lanes of an input does not
 matter, those of an output are zeros.
+
+Values are handed from name to name as a loop goes on (``above = here``). The names have to begin
+with values of their own: Triton 3.6 takes a name for unchanged in a loop if what it holds after the
+first pass is what it began with, be it by way of another name. The interpreter does not.
 """
 import functools
 import math
@@ -42,11 +46,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
-#: half as many warps are what runs at once.
+#: half as many warps are what runs at once, a quarter in the backward pass.
 PROGRAMS = 4224
 #: Rows that a program keeps when an image is split; the halo rows are read twice.
 MIN_ROWS = 8
-#: Tokens that a thread walks along a scan at most. At least it is the number above, too.
+#: Tokens that a thread walks along a scan at most, forward half of it. At least it is the number
+#: above, too.
 MAX_STEPS = 64
 _WALK_WARPS = 4
 
@@ -299,8 +304,8 @@ def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, 
             above = above + (_add_taps(_add_taps(b, over, j, w[0], w[1], w[2]), row, j, w[3], w[4],
                                        w[5]), )
             here = here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
-            dp_above = dp_above + (zeros, )
-            dp_here = dp_here + (zeros, )
+            dp_above = dp_above + (tl.zeros([BC], tl.float32), )  # own zeros: see the top
+            dp_here = dp_here + (tl.zeros([BC], tl.float32), )
         nearest = _load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN, 2)
         x_above = ()  # rows q - 1 and q of x
         x_here = ()
@@ -575,7 +580,7 @@ def _causal_backward(x, dy, dx, activation, weight, bias, partial, batch, height
     mask = exists & (start + 1 < length)
     then = _load_step(x, next_position, x_token, ALIGN, mask)
     dy_then = _load_step(dy, next_position, dy_token, ALIGN, mask)
-    behind = (position, position, position)
+    behind = (position - 1, position - 2, position - 3)  # not used, but different: see the top
     for t in range(steps + TAPS - 1):
         far_position, done = _take_step(next_position, done, step, line, to_next_line)
         mask = exists & (start + t + 2 < length) & (t + 3 < steps + TAPS)
@@ -664,9 +669,9 @@ _GELU_TOKENS, _GELU_CHANNELS = 32, 64
 
 #: Channels of a tile of :func:`_add_shares`.
 _SUM_CHANNELS = 32
-#: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 16 warps then run
+#: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 8 warps then run
 #: on a multiprocessor.
-_MAX_REGISTERS = dict(forward=96, backward=128)
+_MAX_REGISTERS = dict(forward=96, backward=255)
 
 
 class _Tiles(NamedTuple):
@@ -682,21 +687,20 @@ class _Tiles(NamedTuple):
 @functools.lru_cache(maxsize=None)
 def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
                   channels: int) -> _Tiles:
-    """For the kernels of the grid, whose threads own a strip's channel, forward two.
+    """For the kernels of the grid, whose threads own two channels of a strip.
 
     Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
     """
     # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
     # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
     strip = min((7, 4) if is_backward else (7, 8, 4), key=lambda size: -(-width // size) * size)
-    of_thread = 1 if is_backward else 2
-    padded = {size: -(-channels // size) * size for size in (64 * of_thread, 32 * of_thread, 32)}
+    padded = {size: -(-channels // size) * size for size in (128, 64, 32)}
     block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
-    warps = max(1, block // (32 * of_thread))
-    # 16 warps run at once on a multiprocessor. Sums want no more programs, since the share of
-    # each costs memory traffic; the others want up to four times as many, to wait less for the last
-    # to finish, and twice as many where that takes halo rows.
-    at_once = max(1, PROGRAMS // (2 * warps))
+    warps = max(1, block // 64)
+    # Of the warps that run at once sums want no more, since the share of each program costs memory
+    # traffic; the others want up to four times as many, to wait less for the last to finish, and
+    # twice as many where that takes halo rows.
+    at_once = max(1, PROGRAMS // ((4 if is_backward else 2) * warps))
     strips = -(-width // strip)
     programs = max(1, batch * strips * -(-channels // block))
     images, rows = 1, height
@@ -721,15 +725,17 @@ class _Walks(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def _choose_walks(batch: int, length: int, groups: int, lanes: int) -> _Walks:
+def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes: int) -> _Walks:
     """A thread walks along one segment with eight channels, what a load of half precision takes."""
     # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
     padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
     channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
                     min(padded, key=lambda size: (padded[size], -size)))
     walks = max(1, batch * groups * padded[channels] // 8)  # of whole images
-    # long segments, since each costs a few tokens more, but threads enough to fill the GPU twice
-    steps = min(max(MIN_ROWS, cdiv(length * walks, 24 * PROGRAMS)), MAX_STEPS)
+    # Long segments, since each costs a few tokens more, but threads enough to fill the GPU twice:
+    # 24 for each of PROGRAMS. Forward more of them, which wait less for the last to finish.
+    more = 1 if is_backward else 2
+    steps = min(max(MIN_ROWS, cdiv(length * walks, more * 24 * PROGRAMS)), MAX_STEPS // more)
     parts = cdiv(length, steps)
     segments = _WALK_WARPS * 256 // channels
     return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments),
@@ -831,10 +837,10 @@ def _add_up(partial: Tensor, taps: int, groups: int, count: int) -> Tuple[Tensor
     return (dweight, *sums)
 
 
-def _split_walks(x: Tensor, bias: Tensor, groups: int):
+def _split_walks(x: Tensor, bias: Tensor, groups: int, is_backward: bool):
     """Walks, the number of programs and the constants of a launch along the scan."""
     lanes = x.shape[2] // groups
-    walks = _choose_walks(x.shape[0], x.shape[1], groups, lanes)
+    walks = _choose_walks(is_backward, x.shape[0], x.shape[1], groups, lanes)
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=bias.shape[0] // groups,
                      SEGMENTS=walks.segments, BC=walks.channels, num_warps=walks.warps)
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
@@ -939,7 +945,7 @@ def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int
     _check_causal(x, weight, bias, grid, directions)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x, taps = _readable(x), _by_tap(weight)
-    walks, launch, constants = _split_walks(x, bias, len(directions))
+    walks, launch, constants = _split_walks(x, bias, len(directions), is_backward=False)
     align, strides = _strides(x, y)
     if launch[0]:
         with torch.cuda.device_of(x):
@@ -973,7 +979,7 @@ def causal_conv_backward(
     activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
                   else None)
     groups, rows = len(directions), taps.shape[0] + 1
-    walks, launch, constants = _split_walks(x, bias, groups)
+    walks, launch, constants = _split_walks(x, bias, groups, is_backward=True)
     partial = torch.empty(walks.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
     align, strides = _strides(x, dy, dx)
     if launch[0]:

@@ -122,10 +122,10 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
     Returns:
         (B, L, O) in the dtype of ``x``; and what is kept, (B, L, C) or nothing.
     """
-    from .hidden import ffn_forward, fits, runs_on, wide_forward
+    from .hidden import ffn_forward, fits, fits_wide, wide_forward
     if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
         return ffn_forward(x, in_weight, in_bias, weight, bias), x.new_empty(0)
-    if runs_on(x):
+    if fits_wide(x):
         activation, hidden = wide_forward(x, in_weight, in_bias, keep_hidden)
     else:
         hidden = linear(x, in_weight, in_bias)

@@ -418,7 +418,7 @@ def scan_backward_kernel(
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
     NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
-    IN_THREADS: tl.constexpr = TILES > 1
+    IN_THREADS: tl.constexpr = TILES > 1 or BD >= 64  # see Scan.tile
     SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
