@@ -143,6 +143,7 @@ def split_groups(monkeypatch):
     from groupmamba_mm.ops.grouped_ssm import launch
     narrow = launch.SHORTEST_SIDE
     monkeypatch.setattr(launch, 'WIDEST_WHOLE', narrow)
+    monkeypatch.setattr(launch, 'WIDEST_WHOLE_BACKWARD', narrow)
     monkeypatch.setattr(launch, 'TILE_CHANNELS', narrow)
     return narrow
 
@@ -159,9 +160,22 @@ def test_split_groups(split_groups, grid, options):
     from groupmamba_mm.ops.grouped_ssm import launch
     channels = split_groups + options['more']
     stored = launch.round_up(channels)
-    assert launch.Scan(*grid, 4, channels, stored, 1, 1, 0, 0, 1e-5, False).tiles > 1
+    assert launch.Scan(*grid, 4, channels, stored, 1, 1, 0, 0, 1e-5, False).tiles(False) > 1
     options = {name: value for name, value in options.items() if name != 'more'}
     check(grid, channels=channels, stored=stored, norm=False, **options)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('conv', [None, 'causal'])
+def test_groups_that_are_split_in_one_pass_only(split_groups, monkeypatch, dtype, conv):
+    from groupmamba_mm.ops.grouped_ssm import launch
+    monkeypatch.setattr(launch, 'WIDEST_WHOLE_BACKWARD', 2 * split_groups)
+    monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 8)
+    channels = split_groups + 1
+    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 0, 1e-5, False)
+    assert (scan.tiles(False), scan.tiles(True)) == (2, 1)
+    check((5, 7), ('right-left', ), channels=channels, d_state=2, norm=False, dtype=dtype,
+          conv=conv)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])

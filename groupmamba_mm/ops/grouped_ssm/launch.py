@@ -28,9 +28,9 @@ LARGE_WEIGHTS = 4096
 #: Shared memory that a program may take on an H100, in bytes. Other GPUs allow 99 to 163 KiB.
 ROOMY_BYTES = 227 * 1024
 
-#: Widest group that a program owns as a whole where no norm follows, and the channels of a program
-#: in wider ones: as many as a warp has threads, each of which owns one.
-WIDEST_WHOLE, TILE_CHANNELS = 64, 32
+#: Widest group that a program owns as a whole where no norm follows, forward and backward, and the
+#: channels of a program in wider ones: as many as a warp has threads, each of which owns one.
+WIDEST_WHOLE, WIDEST_WHOLE_BACKWARD, TILE_CHANNELS = 32, 64, 32
 #: Tiles of the kernels for the projection of those, forward and backward.
 PROJECT_TILE = dict(TOKENS=64, BD=64, num_warps=4)
 PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=128, num_warps=8)
@@ -81,22 +81,20 @@ class Scan:
         """Partial sums of one program: x_proj, dt_proj, A_log and four vectors."""
         return self.channels * (2 * self.dt_rank + 3 * self.d_state + 4)
 
-    @property
-    def is_split(self) -> bool:
+    def is_split(self, backward: bool) -> bool:
         """Whether several programs share the channels of a group."""
-        return self.stored > WIDEST_WHOLE and not self.has_norm
+        widest = WIDEST_WHOLE_BACKWARD if backward else WIDEST_WHOLE
+        return self.stored > widest and not self.has_norm
 
-    @property
-    def block(self) -> int:
+    def block(self, backward: bool) -> int:
         """Channels of a program's tiles."""
-        if self.is_split:
+        if self.is_split(backward):
             return TILE_CHANNELS
         return max(SHORTEST_SIDE, next_power_of_2(self.stored))
 
-    @property
-    def tiles(self) -> int:
+    def tiles(self, backward: bool) -> int:
         """Programs that share the channels of a group."""
-        return cdiv(self.stored, self.block)
+        return cdiv(self.stored, self.block(backward))
 
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Tokens of a chunk and warps of a program.
@@ -109,20 +107,21 @@ class Scan:
         """
         if INTERPRETED:
             return SHORTEST_SIDE, 1
-        if self.is_split:
+        if self.is_split(backward):
             return 16, 1
-        if self.block <= 16:
+        block = self.block(backward)
+        if block <= 16:
             return 32, 2 if backward else 4 if training else 1
-        if self.block <= 32:
+        if block <= 32:
             return (16, 2 if backward else 4) if training else (32, 2)
         if backward:
             # a thread has all tokens of a chunk: see _with_channels
-            return 16, min(32, self.block // 32)
-        if self.block <= 64:
+            return 16, min(32, block // 32)
+        if block <= 64:
             return (16, 2) if training else (32, 2)
-        if self.block <= 128:
+        if block <= 128:
             return 16, 4
-        return 16, min(32, self.block // 64)
+        return 16, min(32, block // 64)
 
     def chunks(self, training: bool) -> int:
         return cdiv(self.height * self.width, self.tile(training)[0])
@@ -134,13 +133,13 @@ class Scan:
         if not training:
             return columns * chunk
         # rows that are aligned are copied four numbers at a time
-        state = min(self.tiles * self.block, round_up(self.channels, 16))
+        state = min(self.tiles(False) * self.block(False), round_up(self.channels, 16))
         return (columns + (2 if self.has_norm else 0)) * chunk + self.d_state * state
 
-    def segments(self, batch: int, training: bool) -> Tuple[int, int]:
+    def segments(self, batch: int, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Chunks of a segment, and number of segments."""
         chunks, chunk = self.chunks(training), self.tile(training)[0]
-        programs = max(1, batch * self.groups * self.tiles)  # an empty batch has none
+        programs = max(1, batch * self.groups * self.tiles(backward))  # an empty batch has none
         wanted = 1 if programs >= ENOUGH_PROGRAMS else cdiv(2 * ENOUGH_PROGRAMS, programs)
         most = max(1, chunks * chunk // SHORTEST_SEGMENT)
         chunks_of_segment = cdiv(chunks, min(wanted, most))
@@ -148,30 +147,30 @@ class Scan:
 
     def constants(self, dtype: torch.dtype, is_roomy: bool, training: bool,
                   backward: bool = False) -> dict:
-        chunk, warps = self.tile(training, backward)
+        block, (chunk, warps) = self.block(backward), self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
         # weights in bf16 take less of it, and the backward pass gains half of its time by keeping
         # them and by loading chunks ahead, where there is room
         is_bf16 = _DOT[dtype] == DOT_BF16
-        weights = self.block * columns
+        weights = block * columns
         is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 and is_roomy else 1)
         # chunks are loaded ahead, which takes shared memory
-        if is_large or self.block > 256:
+        if is_large or block > 256:
             stages = 1
         else:
-            stages = 3 if backward and self.block <= 64 and weights < LARGE_WEIGHTS else 2
+            stages = 3 if backward and block <= 64 and weights < LARGE_WEIGHTS else 2
         # other products than these and bf16's take the weights' shared memory two or four times
         dot = DOT_TF32X3 if is_large and not is_bf16 else _DOT[dtype]
-        if self.is_split and dot == DOT_IEEE:
+        if self.is_split(backward) and dot == DOT_IEEE:
             dot = DOT_TF32X3  # a warp has no registers for products without tensor cores
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
-            BD=self.block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
+            BD=block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
             HAS_NORM=self.has_norm, KEPT_ROW=self.kept_row(training), STAGES=stages, DOT=dot,
-            RELOAD=is_large, TILES=self.tiles, num_warps=warps)
+            RELOAD=is_large, TILES=self.tiles(backward), num_warps=warps)
         if backward:
             constants['ROW'] = self.row
-        if warps == 4 and self.block <= 128 and self.d_state == 1 and not backward:
+        if warps == 4 and block <= 128 and self.d_state == 1 and not backward:
             # four programs on a multiprocessor: from 32 channels on a fifth to a third faster
             constants['maxnreg'] = 128
         return constants
@@ -206,7 +205,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     chunks = scan.chunks(keep)
     chunks_of_segment, segments = scan.segments(batch, keep)
     # split groups take up there what is projected before
-    is_kept = keep or scan.is_split
+    is_kept = keep or scan.is_split(backward=False)
     kept = torch.empty((batch, scan.groups, chunks, scan.kept_row(keep)) if is_kept else (0, ),
                        dtype=torch.float32, device=x.device)
     constants = scan.constants(x.dtype, _is_roomy(x.device), training=keep)
@@ -215,7 +214,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_forward_kernel[(batch * scan.groups, segments, scan.tiles)](
+        kernels.scan_forward_kernel[(batch * scan.groups, segments, scan.tiles(backward=False))](
             x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
@@ -223,7 +222,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
             HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only, **constants)
 
     with torch.cuda.device_of(x):
-        if scan.is_split:
+        if scan.is_split(backward=False):
             tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
             kernels.project_kernel[(batch * scan.groups, tiles)](
                 x, x_proj, kept, length, scan.height, scan.width, x.stride(0), x.stride(1),
@@ -246,20 +245,20 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     """
     batch, length, _ = x.shape
     chunks = scan.chunks(True)
-    chunks_of_segment, segments = scan.segments(batch, True)
+    chunks_of_segment, segments = scan.segments(batch, True, backward=True)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
     constants = scan.constants(x.dtype, _is_roomy(x.device), training=True, backward=True)
     partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
                           device=x.device)
     grad_low = torch.empty(
-        (batch, scan.groups, scan.tiles, scan.dt_rank + 2 * scan.d_state,
-         chunks * constants['CHUNK']) if scan.is_split else (0, ),
+        (batch, scan.groups, scan.tiles(backward=True), scan.dt_rank + 2 * scan.d_state,
+         chunks * constants['CHUNK']) if scan.is_split(backward=True) else (0, ),
         dtype=torch.float32, device=x.device)
     gate, grad_gate = (x, grad_x) if z is None else (z, grad_z)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_backward_kernel[(batch * scan.groups, segments, scan.tiles)](
+        kernels.scan_backward_kernel[(batch * scan.groups, segments, scan.tiles(backward=True))](
             x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept,
             sums, ends, partial, grad_low,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
@@ -272,14 +271,14 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
         if segments > 1:
             run(ends_only=True)
         run(ends_only=False)
-        if scan.is_split:
+        if scan.is_split(backward=True):
             tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
             kernels.project_backward_kernel[(batch * scan.groups, segments, tiles)](
                 x, grad_x, x_proj, grad_low, partial, length, scan.height, scan.width, x.stride(0),
                 x.stride(1), grad_x.stride(0), grad_x.stride(1), scan.columns, scan.reverses,
                 chunks, chunks_of_segment, segments,
                 **_of_projection(constants, 'ROW', 'TILES'), **PROJECT_BACKWARD_TILE,
-                PARTS=next_power_of_2(scan.tiles))
+                PARTS=next_power_of_2(scan.tiles(backward=True)))
     return sum_parts(partial)
 
 
