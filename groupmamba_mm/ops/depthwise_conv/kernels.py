@@ -726,18 +726,22 @@ class _Walks(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes: int) -> _Walks:
-    """A thread walks along one segment with eight channels, what a load of half precision takes."""
+    """A thread walks along one segment with eight channels, what a load of half precision takes.
+
+    In the backward pass with four: eight take so many registers that too few threads run at once.
+    """
+    of_thread = 4 if is_backward else 8
     # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
     padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
     channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
                     min(padded, key=lambda size: (padded[size], -size)))
-    walks = max(1, batch * groups * padded[channels] // 8)  # of whole images
+    walks = max(1, batch * groups * padded[channels] // of_thread)  # of whole images
     # Long segments, since each costs a few tokens more, but threads enough to fill the GPU twice:
     # 24 for each of PROGRAMS. Forward more of them, which wait less for the last to finish.
     more = 1 if is_backward else 2
     steps = min(max(MIN_ROWS, cdiv(length * walks, more * 24 * PROGRAMS)), MAX_STEPS // more)
     parts = cdiv(length, steps)
-    segments = _WALK_WARPS * 256 // channels
+    segments = _WALK_WARPS * 32 * of_thread // channels
     return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments),
                   _WALK_WARPS)
 

@@ -33,7 +33,7 @@ ROOMY_BYTES = 227 * 1024
 WIDEST_WHOLE, WIDEST_WHOLE_BACKWARD, TILE_CHANNELS = 32, 64, 32
 #: Tiles of the kernels for the projection of those, forward and backward.
 PROJECT_TILE = dict(TOKENS=64, BD=64, num_warps=4)
-PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=128, num_warps=8)
+PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=64, num_warps=2)
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
