@@ -12,4 +12,5 @@ trap report_time EXIT
 
 bash tools/install.sh --tests
 activate
-python -m pytest --durations=10 "$@"  # without arguments: all of tests/ (pytest.ini)
+# Two processes at once; -n in the arguments comes later and counts. Without paths: all of tests/ (pytest.ini).
+python -m pytest -n 2 --durations=10 "$@"
