@@ -33,7 +33,8 @@ class GroupedSS2D(nn.Module):
         width = channels // groups
         self.in_proj = GroupedLinear(width, 2 * width, groups, bias=False)
         self.conv2d = GridDepthwiseConv(channels)
-        self.ssm = GroupedSSM(channels, groups, math.ceil(width / 16), d_state, scan_backend)
+        self.ssm = GroupedSSM(channels, groups, math.ceil(width / 16), d_state, scan_backend,
+                              has_norm=True)
         self.out_norm = GroupedLayerNorm(channels, groups, eps=1e-5)
         self.out_proj = GroupedLinear(width, width, groups, bias=False)
 

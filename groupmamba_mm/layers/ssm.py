@@ -20,6 +20,7 @@ class GroupedSSM(nn.Module):
         dt_rank: Rank of the projection to dt.
         d_state: State size N of each channel.
         scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
+        has_norm: Whether a LayerNorm over each group follows, which the fused scan takes in.
 
     Parameters, in the shapes in which they are decayed or not (two or more dimensions are decayed,
     as in the released recipe): ``x_proj_weight`` (G, dt_rank + 2N, d), ``dt_proj_weight``
@@ -27,13 +28,14 @@ class GroupedSSM(nn.Module):
     """
 
     def __init__(self, channels: int, num_groups: int, dt_rank: int, d_state: int = 1,
-                 scan_backend: str = 'auto') -> None:
+                 scan_backend: str = 'auto', has_norm: bool = False) -> None:
         super().__init__()
         width = channels // num_groups
         self.num_groups = num_groups
         self.dt_rank = dt_rank
         self.d_state = d_state
         self.scan_backend = check_backend(scan_backend)
+        self.has_norm = has_norm
         self.x_proj_weight = nn.Parameter(torch.empty(num_groups, dt_rank + 2 * d_state, width))
         self.dt_proj_weight = nn.Parameter(torch.empty(num_groups, width, dt_rank))
         self.dt_proj_bias = nn.Parameter(torch.empty(num_groups, width))
@@ -87,8 +89,9 @@ class GroupedSSM(nn.Module):
 
     def resolve_backend(self, x: Tensor) -> str:
         """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""
+        width = self.D.shape[0] // self.num_groups if self.has_norm else 1
         return resolve_backend(self.scan_backend, x.device, x.dtype, self.d_state, self.num_groups,
-                               self.D.shape[0] // self.num_groups, self.dt_rank)
+                               width, self.dt_rank)
 
     def count_macs(self, x: Tensor, grid, plan: ScanPlan) -> int:
         """Multiply-adds of the scans alone, by the convention 9*B*L*C*N + B*L*C for each."""

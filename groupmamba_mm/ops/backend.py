@@ -78,7 +78,8 @@ def choose_backend(backend: str,
         dtype: Their dtype, or None for one that every backend takes.
         d_state: State size N.
         groups: Number of groups G.
-        width: Channels d of a group in the scan.
+        width: Channels d of a group in the scan, if a LayerNorm over them follows: one program then
+            owns them all.
         dt_rank: Rank of the projection to dt.
 
     Returns:
@@ -185,8 +186,8 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
         there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         if needed > there:
             return (f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '
-                    f'channels in the scan, {_describe(device)} has {there // 1024} KB; more '
-                    'groups (num_groups) are narrower')
+                    f'channels that share a LayerNorm, {_describe(device)} has {there // 1024} KB; '
+                    'more groups (num_groups) are narrower')
     failed = check_kernels(device)
     if failed is not None:
         return (f'the self-test of the Triton kernels failed on {_describe(device)}, '
@@ -195,7 +196,7 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
 
 
 def _shared_memory(width: int, dt_rank: int, d_state: int) -> int:
-    """Bytes that the scan's backward kernel cannot do without: at least what Triton 3.6 takes.
+    """Bytes that the scan's backward kernel with a norm needs: at least what Triton 3.6 takes.
 
     One projection's weights and some tiles of 16 tokens, both padded to powers of two. Where a GPU
     has more, the kernel takes more (``grouped_ssm/launch.py``).

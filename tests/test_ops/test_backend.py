@@ -85,9 +85,10 @@ def test_sizes_that_an_h100_can_do(gpu, call):
     assert resolve_backend('auto', GPU, **call) == 'triton'
 
 
-@pytest.mark.parametrize('groups,name', [(4, 'triton'), (1, 'torch')])
-def test_a_layer_tells_its_size(gpu, groups, name):
-    layer = GroupedSSM(1520, groups, dt_rank=48 // groups)
+@pytest.mark.parametrize('groups, has_norm, name', [
+    (4, True, 'triton'), (1, True, 'torch'), (1, False, 'triton')])
+def test_a_layer_tells_its_size(gpu, groups, has_norm, name):
+    layer = GroupedSSM(1520, groups, dt_rank=48 // groups, has_norm=has_norm)
     assert layer.resolve_backend(SimpleNamespace(device=GPU, dtype=torch.bfloat16)) == name
 
 

@@ -698,7 +698,7 @@ def project_backward_kernel(
     grad_low_ptr += program.to(tl.int64) * TILES * P * chunks * CHUNK
     part = tl.arange(0, PARTS)[:, None, None]
     row_of_part = part * P + op[None, :, None]
-    is_part = (part < TILES) & (op < P)[None, :, None]
+    is_row = (op < P)[None, :, None]
 
     grad_to_low = tl.zeros([BP, BD], tl.float32)
     begin = segment * chunks_of_segment * CHUNK
@@ -711,9 +711,14 @@ def project_backward_kernel(
         x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :], mask=valid, other=0.)
         at = grad_x_ptr + position[:, None] * grad_x_token + oc[None, :]
         grad_x = tl.load(at, mask=valid, other=0.).to(tl.float32)
-        parts = tl.load(grad_low_ptr + row_of_part * (chunks * CHUNK) + t[None, None, :],
-                        mask=is_part & (t < end)[None, None, :], other=0.)
-        grad_low = tl.sum(parts, 0)
+        for begun in tl.static_range(0, TILES, PARTS):
+            parts = tl.load(
+                grad_low_ptr + (begun * P + row_of_part) * (chunks * CHUNK) + t[None, None, :],
+                mask=is_row & (begun + part < TILES) & (t < end)[None, None, :], other=0.)
+            if begun == 0:
+                grad_low = tl.sum(parts, 0)
+            else:
+                grad_low += tl.sum(parts, 0)
         grad_to_low += _dot(grad_low, x_tile, DOT)
         grad_x += _dot(tl.trans(grad_low), tl.trans(to_low), DOT)
         tl.store(at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
