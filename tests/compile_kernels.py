@@ -25,6 +25,7 @@ from triton.compiler import code_generator  # noqa: E402
 from groupmamba_mm import GroupMamba, ops  # noqa: E402
 from groupmamba_mm.ops import backend  # noqa: E402
 from groupmamba_mm.ops.depthwise_conv import hidden  # noqa: E402
+from groupmamba_mm.ops.grouped_ssm import launch  # noqa: E402
 from groupmamba_mm.ops.norm import kernels as norm_kernels  # noqa: E402
 
 #: Narrow and wide stages of both families, whose kernels branch by width, with one state and more.
@@ -38,6 +39,12 @@ MODELS = (
     dict(arch=dict(family='paper', stem_channels=8, embed_dims=(144, ), depths=(1, ),
                    ffn_ratios=(2, )), d_state=3),
 )
+#: Of the images: maps of 14 and 7 columns, which strips of seven divide, and of others.
+SIZES = ((56, 56), (56, 56), (56, 72), (56, 72))
+
+#: Values of constants that must all have been translated.
+BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), ENDS_ONLY=(False, True),
+                EVEN=(False, True), HAS_NORM=(False, True), TW=(7, ), KEEP=(False, True))
 
 
 class AbsentGPU:
@@ -63,15 +70,18 @@ class Frontend:
     Attributes:
         problems: What is wrong with each kernel that was launched, by its name.
         variants: How many there were of all kernels, by dtypes and constants.
+        constants: Names and values of the constants they had.
     """
 
     def __init__(self) -> None:
         self.problems = {}
+        self.constants = set()
         self._seen, self._dropped = set(), set()
         generator = code_generator.CodeGenerator
         self._set_value, self._find_carries = generator.set_value, generator._find_carries
         generator.set_value = lambda *args: self._note(*args)
         generator._find_carries = lambda *args, **kwargs: self._compare(*args, **kwargs)
+        triton.knobs.compilation.always_compile = True  # what is cached does not pass the frontend
         triton.runtime.driver.set_active(AbsentGPU())
         triton.knobs.runtime.add_stages_inspection_hook = self._stop
         self._launch, triton.JITFunction.run = triton.JITFunction.run, self._run_of()
@@ -97,6 +107,7 @@ class Frontend:
             if variant in self._seen:
                 return
             self._seen.add(variant)
+            self.constants.update(kwargs.items())
             self._dropped = set()
             found = self.problems.setdefault(kernel.__name__, set())
             try:
@@ -141,15 +152,17 @@ def launched_kernels():
 
 def run_models() -> None:
     """Each model forward, and forward and backward in training, the CPU taken for a GPU."""
-    backend.resolve_backend = backend._problem = lambda *args, **kwargs: None
+    backend._problem = lambda *args, **kwargs: None
     hidden._shared_memory = lambda device: 227 * 1024
     norm_kernels.runs_on = lambda device: True
     torch.cuda.device_of = lambda tensor: contextlib.nullcontext()
-    for options in MODELS:
+    # small maps take what large ones do: whole FFNs in a kernel, sequences cut into segments
+    hidden._PROGRAMS, launch.SHORTEST_SEGMENT = 2, 16
+    for options, (height, width) in zip(MODELS, SIZES):
         model = GroupMamba(scan_backend='triton', drop_path_rate=.1, **options)
         for dtype in (torch.bfloat16, torch.float32):
             with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float32):
-                image = torch.randn(1, 3, 64, 96)
+                image = torch.randn(1, 3, height, width)
                 with torch.no_grad():
                     model.eval()(image)
                 model.train()(image)[-1].float().sum().backward()
@@ -161,6 +174,9 @@ def main() -> int:
     run_models()
     problems = dict.fromkeys(launched_kernels(), {'no model here launches it'})
     problems.update(frontend.problems)
+    problems.update({f'{name}={value}': {'no kernel here has it'}
+                     for name, values in BRANCHES.items() for value in values
+                     if (name, value) not in frontend.constants})
     for name, found in sorted(problems.items()):
         print(f'{name}:', *(sorted(found) or ['fine']))
     print(f'{frontend.variants} variants of {len(frontend.problems)} kernels')

@@ -10,8 +10,9 @@ from torch import nn
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers > 1:  # they share the cores, as do the commands that they run
-    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, torch.get_num_threads() // workers)))
-    torch.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+        os.environ['OMP_NUM_THREADS'] = str(torch.get_num_threads())
 
 if not torch.cuda.is_available():  # kernels are interpreted; Triton reads this when imported
     os.environ.setdefault('TRITON_INTERPRET', '1')

@@ -12,5 +12,6 @@ trap report_time EXIT
 
 bash tools/install.sh --tests
 activate
-# Two processes at once; -n in the arguments comes later and counts. Without paths: all of tests/ (pytest.ini).
+# Two processes at once; -n in the arguments comes later and counts.
+# Without paths: all of tests/ (pytest.ini).
 python -m pytest -n 2 --durations=10 "$@"

@@ -30,7 +30,8 @@ HIDDEN_MULTIPLE = 64
 #: training step would keep.
 WIDE_EXPANSION = 6
 
-#: Up to so many channels that costs less than to keep it, if there is no convolution.
+#: Up to so many channels that costs about as much as to keep it, if there is no convolution, and
+#: saves the memory.
 NARROW = 256
 
 #: What ``mean_of`` of the norms stands for.

@@ -43,10 +43,11 @@ def _draw(device: torch.device, shapes: Dict[str, Tuple[int, ...]],
     return {name: t.to(dtype) if name == 'x' else 0.3 * t for name, t in drawn.items()}
 
 
-def _grouped_ssm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
-    """The scan with everything around it, of the released family's first stage but for its size."""
+def _scan(device: torch.device, what: str, channels: int, dt_rank: int,
+          **others: Tuple[int, ...]) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """A scan of four groups with a gate, and with ``others``, given by their shapes."""
     from .grouped_ssm import grouped_ssm
-    groups, channels = 4, 16
+    groups = 4
     grid, directions = (9, 7), ('left-right', 'top-bottom', 'right-left', 'bottom-top')
 
     def scan(x, x_proj, dt_proj, dt_bias, A_log, D, backend, **others):
@@ -54,13 +55,22 @@ def _grouped_ssm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
                            directions=directions, backend=backend, **others)
 
     inputs = _draw(device, dict(
-        x=(2, 63, 2 * groups * channels), x_proj=(groups, 3, channels),
-        dt_proj=(groups, channels, 1), dt_bias=(groups, channels), A_log=(groups, channels, 1),
-        D=(groups * channels, ), norm_weight=(groups * channels, ),
-        norm_bias=(groups * channels, ), conv_weight=(groups * channels, 1, 3, 3),
-        conv_bias=(groups * channels, )), torch.bfloat16)
+        x=(2, 63, 2 * groups * channels), x_proj=(groups, dt_rank + 2, channels),
+        dt_proj=(groups, channels, dt_rank), dt_bias=(groups, channels),
+        A_log=(groups, channels, 1), D=(groups * channels, ), **others), torch.bfloat16)
     yield from _run_both(functools.partial(scan, backend='triton'),
-                         functools.partial(scan, backend='torch'), 'scan', inputs)
+                         functools.partial(scan, backend='torch'), what, inputs)
+
+
+def _normed_scan(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The released family's scan and convolution, of its first stage but for the size."""
+    yield from _scan(device, 'scan', 16, 1, norm_weight=(64, ), norm_bias=(64, ),
+                     conv_weight=(64, 1, 3, 3), conv_bias=(64, ))
+
+
+def _split_scan(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The paper's scan and causal convolution, with groups that several programs share."""
+    yield from _scan(device, 'scan in tiles', 72, 3, conv_weight=(288, 1, 3), conv_bias=(288, ))
 
 
 def _conv_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
@@ -116,7 +126,7 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
 
 
 #: What is tested: one case for each kind of kernel.
-CASES: Tuple[Case, ...] = (_grouped_ssm, _conv_ffn, _plain_ffn, _scaled_layer_norm)
+CASES: Tuple[Case, ...] = (_normed_scan, _split_scan, _conv_ffn, _plain_ffn, _scaled_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.

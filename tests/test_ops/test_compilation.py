@@ -1,4 +1,5 @@
 """Kernels as Triton's compiler sees them, which the interpreter does not show."""
+import importlib.util
 import os
 import subprocess
 import sys
@@ -6,6 +7,9 @@ import sys
 import pytest
 
 from tests.conftest import REPO
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
+                                reason='Triton is not installed')
 
 WRONG = """
 import torch, triton, triton.language as tl
@@ -42,6 +46,7 @@ def run_apart(*command):
                           capture_output=True)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_and_its_loops_hand_on_what_they_assign():
     done = run_apart('-m', 'tests.compile_kernels')
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -189,14 +189,23 @@ def test_causal_conv_matches_pytorch(kernels, device, dtype, batch, grid, direct
     check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps)
 
 
+@pytest.fixture
+def forgetful(kernels):
+    """How work was cut up is forgotten before and after."""
+    def forget():
+        kernels._choose_tiles.cache_clear()
+        kernels._choose_walks.cache_clear()
+    forget()
+    yield
+    forget()
+
+
 @needs_triton
 @pytest.mark.parametrize('programs, rows', [(1, 8), (10**6, 2)])
-def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, programs, rows):
+def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, forgetful, programs, rows):
     """Several images in a program (1), or each image cut into short pieces (10**6)."""
     monkeypatch.setattr(kernels, 'PROGRAMS', programs)
     monkeypatch.setattr(kernels, 'MIN_ROWS', rows)
-    for choose in (kernels._choose_tiles, kernels._choose_walks):  # they remember their choice
-        choose.cache_clear()
     check_grid(kernels, device, torch.float32, 2, (5, 3), 1, 16, 16, False, 'gelu')
     check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 4)
 
@@ -304,9 +313,23 @@ def test_plain_ffn(device, dtype, sizes, keep_hidden):
 
 
 @needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('wrong', range(1, 5))
+@pytest.mark.parametrize('change', ['shape', 'dtype'])
+def test_ffn_refuses_parameters_that_do_not_fit(device, dtype, wrong, change):
+    inputs = plain_ffn_inputs(device, dtype, 1, 3, 8, 16, 8)
+    inputs[wrong] = inputs[wrong][..., 1:] if change == 'shape' else inputs[wrong].double()
+    name = ('in_weight', 'in_bias', 'weight', 'bias')[wrong - 1]
+    with pytest.raises(ValueError, match=f'plain_ffn: {name} must be'):
+        plain_ffn(*inputs, keep_hidden=False)
+
+
+@needs_triton
 @pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 96, 64, 8)])
 def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
     from groupmamba_mm.ops.depthwise_conv import hidden
+    if not hidden.fits(torch.empty(1, dtype=torch.bfloat16, device=device), 96):
+        pytest.skip('the GPU has less shared memory than the kernel takes')
     monkeypatch.setattr(hidden, '_PROGRAMS', 2)  # no more are wanted
     calls = []
     run = hidden._run
@@ -359,6 +382,7 @@ def test_operators_pass_opcheck(device, keep_hidden):
 @pytest.mark.parametrize('dtype, sizes', [
     pytest.param(torch.bfloat16, (8, 3136, 96, 768, 96), marks=gpu),
     pytest.param(torch.float16, (2, 777, 192, 1536, 192), marks=gpu),
+    pytest.param(torch.bfloat16, (2, 8449, 192, 384, 192), marks=gpu),  # all in one kernel
     pytest.param(torch.bfloat16, (4, 4225, 128, 1000, 120), marks=gpu),
     pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
     pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),

@@ -180,7 +180,9 @@ def test_groups_that_are_split_in_one_pass_only(split_groups, monkeypatch, dtype
 
 def test_shares_of_more_tiles_than_are_added_up_at_once(split_groups, monkeypatch):
     from groupmamba_mm.ops.grouped_ssm import launch
-    monkeypatch.setattr(launch, 'SHARES_AT_ONCE', 2 * 4 * launch.PROJECT_BACKWARD_TILE['TOKENS'])
+    columns = max(4, launch.SHORTEST_SIDE)  # of the projection, as padded
+    monkeypatch.setattr(launch, 'SHARES_AT_ONCE',
+                        2 * columns * launch.PROJECT_BACKWARD_TILE['TOKENS'])
     check((2, 3), channels=4 * split_groups + 3, norm=False)  # five tiles, by two
 
 

@@ -280,7 +280,7 @@ def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
 
 def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
                  keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
-    """GELU(h) and on request h = x in_weight^T + in_bias, where :func:`fits` is too narrow.
+    """GELU(h) and on request h = x in_weight^T + in_bias, for what :func:`ffn_forward` is not.
 
     Args:
         x, in_weight, in_bias: As in :func:`ffn_forward`.

@@ -687,7 +687,7 @@ class _Tiles(NamedTuple):
 @functools.lru_cache(maxsize=None)
 def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
                   channels: int) -> _Tiles:
-    """For the kernels of the grid, whose threads own two channels of a strip.
+    """For the kernels of the grid, whose threads own two channels of a strip (of 32, one).
 
     Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
     """

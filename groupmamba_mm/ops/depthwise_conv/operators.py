@@ -108,8 +108,9 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
               keep_hidden: bool) -> Tuple[Tensor, Tensor]:
     """An FFN, Eq. 5: GELU(x in_weight^T + in_bias) weight^T + bias.
 
-    In half precision GELU is in the kernel of the first product, and with up to 256 channels before
-    and behind, unless the hidden tensor is to be kept, so is its gradient.
+    In half precision, on a GPU with the shared memory of an H100, GELU is in the kernel of the
+    first product if that has up to 512 inputs. With up to 256 channels before and behind, unless
+    the hidden tensor is to be kept, so is its gradient.
 
     Args:
         x: (B, L, I) tokens; fp32, bf16 or fp16.
@@ -121,7 +122,11 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
 
     Returns:
         (B, L, O) in the dtype of ``x``; and what is kept, (B, L, C) or nothing.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit; the message names the argument.
     """
+    _check_plain_ffn(x, in_weight, in_bias, weight, bias)
     from .hidden import ffn_forward, fits, fits_wide, wide_forward
     if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
         return ffn_forward(x, in_weight, in_bias, weight, bias), x.new_empty(0)
@@ -131,6 +136,18 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
         hidden = linear(x, in_weight, in_bias)
         activation = F.gelu(hidden)
     return linear(activation, weight, bias), hidden if keep_hidden else x.new_empty(0)
+
+
+def _check_plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
+                     bias: Tensor) -> None:
+    """Kernels take sizes from the weights: others would be read beyond their end."""
+    inputs, channels, outputs = x.shape[-1], in_weight.shape[0], weight.shape[0]
+    for name, tensor, shape in (
+            ('in_weight', in_weight, (channels, inputs)), ('in_bias', in_bias, (channels, )),
+            ('weight', weight, (outputs, channels)), ('bias', bias, (outputs, ))):
+        if tensor.shape != shape or tensor.dtype != x.dtype:
+            raise ValueError(f'plain_ffn: {name} must be {shape} in {x.dtype} for x of '
+                             f'{tuple(x.shape)}, got {tuple(tensor.shape)} in {tensor.dtype}')
 
 
 @plain_ffn.register_fake
