@@ -50,9 +50,9 @@ def _scan(device: torch.device, what: str, channels: int, dt_rank: int,
     groups = 4
     grid, directions = (9, 7), ('left-right', 'top-bottom', 'right-left', 'bottom-top')
 
-    def scan(x, x_proj, dt_proj, dt_bias, A_log, D, backend, **others):
+    def scan(x, x_proj, dt_proj, dt_bias, A_log, D, backend, **rest):
         return grouped_ssm(x, x_proj, dt_proj, dt_bias - 3, A_log, D, grid=grid,
-                           directions=directions, backend=backend, **others)
+                           directions=directions, backend=backend, **rest)
 
     inputs = _draw(device, dict(
         x=(2, 63, 2 * groups * channels), x_proj=(groups, dt_rank + 2, channels),

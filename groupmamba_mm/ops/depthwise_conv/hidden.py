@@ -6,7 +6,6 @@ is room for the second product as well. The backward pass makes the hidden tenso
 gradient of GELU's output, so that neither is ever stored. With many channels only the first product
 with GELU is left of all this, in a kernel of its own.
 """
-import functools
 from typing import Optional, Tuple
 
 import torch
@@ -14,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from groupmamba_mm.ops.gpu import is_roomy
 from groupmamba_mm.ops.integers import cdiv
 from groupmamba_mm.ops.linear import linear
 from groupmamba_mm.ops.sums import sum_parts
@@ -27,10 +27,9 @@ WHOLE_CHANNELS = 192
 MAX_INPUTS = 512
 #: Tokens of a tile, and warps.
 _TOKENS, _WARPS = 128, 8
-#: Hidden channels of a tile, for rows of up to so many channels: what shared memory takes.
+#: Hidden channels of a tile, for rows of up to so many channels: what an H100's shared memory
+#: takes.
 _HIDDEN = {192: 64, MAX_CHANNELS: 32}
-#: Shared memory that the largest of these need, in bytes: an H100 has 227 KiB, an A100 163.
-_SHARED_MEMORY = 220 * 1024
 #: Of a thread: two programs then run at once on a multiprocessor. Rows of more channels than this
 #: leave no shared memory for a second one where there are two products, and all registers to the
 #: first.
@@ -178,9 +177,7 @@ def _are_for(x: Tensor) -> bool:
 
     Others multiply as fast apart, or exactly.
     """
-    if x.dtype == torch.float32:
-        return False
-    return _INTERPRETED or _shared_memory(x.device) >= _SHARED_MEMORY
+    return x.dtype != torch.float32 and is_roomy(x.device)
 
 
 def fits(x: Tensor, *widths: int) -> bool:
@@ -196,11 +193,6 @@ def fits(x: Tensor, *widths: int) -> bool:
 def fits_wide(x: Tensor) -> bool:
     """Whether :func:`wide_forward` takes these tokens."""
     return x.shape[2] <= MAX_INPUTS and _are_for(x)
-
-
-@functools.lru_cache(maxsize=None)
-def _shared_memory(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _parts(count: int) -> Tuple[int, int]:

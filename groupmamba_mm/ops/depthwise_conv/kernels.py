@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from groupmamba_mm.ops.integers import cdiv
+from groupmamba_mm.ops.integers import cdiv, round_up
 from groupmamba_mm.ops.kernel_functions import reciprocal
 from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
 from groupmamba_mm.ops.sums import sum_parts
@@ -693,26 +693,26 @@ def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
     """
     # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
     # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
-    strip = min((7, 4) if is_backward else (7, 8, 4), key=lambda size: -(-width // size) * size)
-    padded = {size: -(-channels // size) * size for size in (128, 64, 32)}
+    strip = min((7, 4) if is_backward else (7, 8, 4), key=lambda size: round_up(width, size))
+    padded = {size: round_up(channels, size) for size in (128, 64, 32)}
     block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
     warps = max(1, block // 64)
     # Of the warps that run at once sums want no more, since the share of each program costs memory
     # traffic; the others want up to four times as many, to wait less for the last to finish, and
     # twice as many where that takes halo rows.
     at_once = max(1, PROGRAMS // ((4 if is_backward else 2) * warps))
-    strips = -(-width // strip)
-    programs = max(1, batch * strips * -(-channels // block))
+    strips = cdiv(width, strip)
+    programs = max(1, batch * strips * cdiv(channels, block))
     images, rows = 1, height
     if is_backward and programs > at_once:
-        images = min(batch, -(-programs // at_once))
+        images = min(batch, cdiv(programs, at_once))
     elif programs > 4 * at_once:
         images = min(batch, programs // (4 * at_once))
     else:
         parts = max(1, (1 if is_backward else 2) * at_once // programs)
-        rows = -(-height // min(parts, -(-height // MIN_ROWS)))
+        rows = cdiv(height, min(parts, cdiv(height, MIN_ROWS)))
     return _Tiles(strip, block, warps, rows, images,
-                  -(-batch // images) * -(-height // rows) * strips)
+                  cdiv(batch, images) * cdiv(height, rows) * strips)
 
 
 class _Walks(NamedTuple):
@@ -721,7 +721,6 @@ class _Walks(NamedTuple):
     segments: int  # segments of a tile
     steps: int  # tokens of a segment
     programs: int  # for each channel block
-    warps: int
 
 
 @functools.lru_cache(maxsize=None)
@@ -732,7 +731,7 @@ def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes
     """
     of_thread = 4 if is_backward else 8
     # The widest channel block that wastes at most a seventh of its lanes, else the least waste.
-    padded = {size: -(-lanes // size) * size for size in (64, 32, 16)}
+    padded = {size: round_up(lanes, size) for size in (64, 32, 16)}
     channels = next((size for size in padded if padded[size] * 7 <= lanes * 8),
                     min(padded, key=lambda size: (padded[size], -size)))
     walks = max(1, batch * groups * padded[channels] // of_thread)  # of whole images
@@ -742,8 +741,7 @@ def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes
     steps = min(max(MIN_ROWS, cdiv(length * walks, more * 24 * PROGRAMS)), MAX_STEPS // more)
     parts = cdiv(length, steps)
     segments = _WALK_WARPS * 32 * of_thread // channels
-    return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments),
-                  _WALK_WARPS)
+    return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments))
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int) -> None:
@@ -817,7 +815,7 @@ def _split(x: Tensor, grid: Tuple[int, int], groups: int, count: int, is_backwar
     tiles = _choose_tiles(is_backward, x.shape[0], *grid, x.shape[2])
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=true, TW=tiles.width, BC=tiles.channels,
                      EVEN=grid[1] % tiles.width == 0, num_warps=tiles.warps)
-    return tiles, (tiles.programs * -(-x.shape[2] // tiles.channels), ), constants
+    return tiles, (tiles.programs * cdiv(x.shape[2], tiles.channels), ), constants
 
 
 def _prepare_dx(dx: Optional[Tensor], x: Tensor) -> Tensor:
@@ -833,7 +831,7 @@ def _add_up(partial: Tensor, taps: int, groups: int, count: int) -> Tuple[Tensor
     sums = tuple(torch.empty(count, dtype=torch.float32, device=partial.device)
                  for _ in range(rows - taps))
     with torch.cuda.device_of(partial):
-        _add_shares[-(-channels // _SUM_CHANNELS), rows](
+        _add_shares[cdiv(channels, _SUM_CHANNELS), rows](
             partial, dweight, sums[0], sums[-1], programs, TAPS=taps, SUMS=rows, GROUPS=groups,
             LANES=channels // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
             # many shares come with few channels, hence with few programs
@@ -846,7 +844,7 @@ def _split_walks(x: Tensor, bias: Tensor, groups: int, is_backward: bool):
     lanes = x.shape[2] // groups
     walks = _choose_walks(is_backward, x.shape[0], x.shape[1], groups, lanes)
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=bias.shape[0] // groups,
-                     SEGMENTS=walks.segments, BC=walks.channels, num_warps=walks.warps)
+                     SEGMENTS=walks.segments, BC=walks.channels, num_warps=_WALK_WARPS)
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
 
 

@@ -1,5 +1,4 @@
 """Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
-import functools
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -7,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..gpu import is_roomy
 from ..integers import cdiv, next_power_of_2, round_up
 from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
 from ..sums import sum_parts
@@ -25,8 +25,6 @@ SHORTEST_SEGMENT = 256
 
 #: From so many weights of a projection on, padded, shared memory is scarce.
 LARGE_WEIGHTS = 4096
-#: Shared memory that a program may take on an H100, in bytes. Other GPUs allow 99 to 163 KiB.
-ROOMY_BYTES = 227 * 1024
 
 #: Widest group that a program owns as a whole where no norm follows, forward and backward, and the
 #: channels of a program in wider ones: as many as a warp has threads, each of which owns one.
@@ -179,13 +177,6 @@ class Scan:
         return constants
 
 
-@functools.lru_cache(maxsize=None)
-def _is_roomy(device: torch.device) -> bool:
-    """Whether a program may take as much shared memory as on an H100."""
-    return (device.type != 'cuda' or torch.cuda.get_device_properties(
-        device).shared_memory_per_block_optin >= ROOMY_BYTES)
-
-
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
                  dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
                  norm_bias: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
@@ -211,7 +202,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     is_kept = keep or scan.is_split(backward=False)
     kept = torch.empty((batch, scan.groups, chunks, scan.kept_row(keep)) if is_kept else (0, ),
                        dtype=torch.float32, device=x.device)
-    constants = scan.constants(x.dtype, _is_roomy(x.device), training=keep)
+    constants = scan.constants(x.dtype, is_roomy(x.device), training=keep)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
     gate = x if z is None else z
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
@@ -250,7 +241,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     chunks = scan.chunks(True)
     chunks_of_segment, segments = scan.segments(batch, True, backward=True)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
-    constants = scan.constants(x.dtype, _is_roomy(x.device), training=True, backward=True)
+    constants = scan.constants(x.dtype, is_roomy(x.device), training=True, backward=True)
     partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
                           device=x.device)
     grad_low = torch.empty(
