@@ -32,8 +32,8 @@ from groupmamba_mm.ops.norm import kernels as norm_kernels  # noqa: E402
 MODELS = (
     dict(arch=dict(family='official', stem_channels=8, embed_dims=(64, 348), depths=(1, 1),
                    ffn_ratios=(8, 4))),
-    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(96, 368), depths=(1, 1),
-                   ffn_ratios=(8, 2))),
+    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(48, 96, 368), depths=(1, 1, 1),
+                   ffn_ratios=(2, 8, 2))),
     dict(arch=dict(family='official', stem_channels=8, embed_dims=(24, ), depths=(1, ),
                    ffn_ratios=(2, )), d_state=3),
     dict(arch=dict(family='paper', stem_channels=8, embed_dims=(144, ), depths=(1, ),
@@ -44,7 +44,8 @@ SIZES = ((56, 56), (56, 56), (56, 72), (56, 72))
 
 #: Values of constants that must all have been translated.
 BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), ENDS_ONLY=(False, True),
-                EVEN=(False, True), HAS_NORM=(False, True), TW=(7, ), KEEP=(False, True))
+                EVEN=(False, True), HAS_NORM=(False, True), TW=(7, ), KEEP=(False, True),
+                NORM=(False, True), SUM=(False, True))
 
 
 class AbsentGPU:

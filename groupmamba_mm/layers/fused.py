@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn
+from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, conv_ffn, plain_ffn,
+                                              residual_group_ffn)
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,
@@ -33,6 +34,10 @@ WIDE_EXPANSION = 6
 #: Up to so many channels that costs about as much as to keep it, if there is no convolution, and
 #: saves the memory.
 NARROW = 256
+
+#: From so many channels a group on, its FFN is faster by itself than in products of all groups,
+#: with zeros between them.
+NARROWEST_GROUP = 32
 
 #: What ``mean_of`` of the norms stands for.
 NO_MEAN, MEAN_OF_INPUT, MEAN_OF_NORMED = range(3)
@@ -100,16 +105,32 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
         xz, *mamba.ssm.parameters_of_scan(), grid=grid, directions=mamba.plan[0],
         conv_weight=_by_tap(mamba.conv1d.weight), conv_bias=mamba.conv1d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
-    stream, v, _ = add_layer_norm(x, y, None, vsss.norm2.weight, vsss.norm2.bias, vsss.norm2.eps,
-                                  groups, dtype, NO_MEAN)
-    weight, bias = _packed_linear(vsss.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    y = _plain_ffn(v, weight, bias, *_packed_linear(vsss.ffn.fc2, weight.shape[0], dtype))
+    y, stream = _residual_ffn(x, y, vsss, dtype)
     scale = _affinity(layer.affinity, mean, None, x)
     v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
                           layer.norm.eps, dtype)
     weight, bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     y = _plain_ffn(v, weight, bias, *_padded_linear(layer.ffn.fc2, weight.shape[0], dtype))
     return Residual(x, y, _drop_path_scale(layer.drop_path, x))
+
+
+def _residual_ffn(x: Tensor, branch: Tensor, vsss: nn.Module,
+                  dtype: torch.dtype) -> Tuple[Tensor, Optional[Tensor]]:
+    """s + FFN(LN(s)) of each group with s = x + branch: the sum, or its two parts.
+
+    They are a branch of the layer's residual stream, so they have the precision of products.
+    """
+    norm, fc1, fc2 = vsss.norm2, vsss.ffn.fc1, vsss.ffn.fc2
+    if NARROWEST_GROUP <= fc1.weight.shape[-1] <= WIDEST_GROUP:
+        y, _, _ = residual_group_ffn(
+            x, branch, norm.weight, norm.bias, norm.eps,
+            *(parameter.to(dtype) for parameter in (fc1.weight, fc1.bias, fc2.weight, fc2.bias)),
+            keep=torch.is_grad_enabled())
+        return y, None
+    stream, v, _ = add_layer_norm(x, branch, None, norm.weight, norm.bias, norm.eps,
+                                  vsss.num_groups, dtype, NO_MEAN, stream_dtype=dtype)
+    weight, bias = _packed_linear(fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
+    return _plain_ffn(v, weight, bias, *_packed_linear(fc2, weight.shape[0], dtype)), stream
 
 
 def _plain_ffn(x: Tensor, *parameters: Tensor) -> Tensor:

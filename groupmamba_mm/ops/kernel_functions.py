@@ -31,9 +31,10 @@ def log1p_of_fraction(e):
     """log(1 + e) for 0 <= e <= 1, to fp32's precision also for small e.
 
     By 2 artanh(e / (2 + e)): the GPU's own logarithm is exact to 2e-7 in absolute terms only, which
-    for a step size of 1e-3 is a relative error of 2e-4.
+    for a step size of 1e-3 is a relative error of 2e-4. The polynomial is artanh(s) / s = 1 + s^2
+    (1/3 + s^2/5 + ...), interpolated at Chebyshev's points of 0 <= s^2 <= 1/9 to 2e-9.
     """
     s = e * reciprocal(2. + e)
     s2 = s * s
-    series = 1. / 9. + s2 * (1. / 11. + s2 * (1. / 13. + s2 * (1. / 15.)))
-    return 2. * s * (1. + s2 * (1. / 3. + s2 * (1. / 5. + s2 * (1. / 7. + s2 * series))))
+    series = 0.3333332 + s2 * (0.2000378 + s2 * (0.1411831 + s2 * 0.13425749))
+    return 2. * s * (1. + s2 * series)

@@ -109,6 +109,28 @@ def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     yield from _run_both(kernel, reference, 'FFN', inputs)
 
 
+def _residual_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The paper's FFN of groups with what is before it, of its third stage but for the sizes."""
+    from .depthwise_conv import residual_group_ffn
+    names = ('in_weight', 'in_bias', 'weight', 'bias')
+
+    def kernel(x, branch, norm_weight, norm_bias, **parameters):
+        return residual_group_ffn(x, branch.to(x.dtype), norm_weight, norm_bias, 1e-5,
+                                  *(parameters[name].to(x.dtype) for name in names), True)[0]
+
+    def reference(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
+        s = (x + branch).unflatten(-1, bias.shape)
+        n = F.layer_norm(s, s.shape[-1:]) * norm_weight.view_as(bias) + norm_bias.view_as(bias)
+        h = F.gelu(torch.einsum('blgi,gci->blgc', n, in_weight) + in_bias)
+        return (s + torch.einsum('blgc,goc->blgo', h, weight) + bias).flatten(2)
+
+    inputs = _draw(device, dict(
+        x=(2, 63, 192), branch=(2, 63, 192), norm_weight=(192, ), norm_bias=(192, ),
+        in_weight=(2, 128, 96), in_bias=(2, 128), weight=(2, 96, 128), bias=(2, 96)),
+        torch.bfloat16)
+    yield from _run_both(kernel, reference, 'FFN of groups', inputs)
+
+
 def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The norm with most around it."""
     from .norm import scaled_layer_norm
@@ -126,7 +148,8 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
 
 
 #: What is tested: one case for each kind of kernel.
-CASES: Tuple[Case, ...] = (_normed_scan, _split_scan, _conv_ffn, _plain_ffn, _scaled_layer_norm)
+CASES: Tuple[Case, ...] = (_normed_scan, _split_scan, _conv_ffn, _plain_ffn, _residual_ffn,
+                           _scaled_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.

@@ -12,8 +12,8 @@ from torch import Tensor
 from .integers import cdiv, next_power_of_2
 
 #: Rows and columns of a tile of partial sums: few columns, so that a narrow sum is not left to one
-#: program.
-_ROWS, _COLUMNS = 256, 16
+#: program, and more, with as many values in all, where enough programs remain.
+_ROWS, _COLUMNS, _MOST_COLUMNS = 256, 16, 128
 #: Tokens and channels of a tile, and programs wanted: four for each multiprocessor of an H100.
 _TOKENS, _CHANNELS, _PROGRAMS = 32, 64, 528
 
@@ -47,12 +47,15 @@ def sum_parts(parts: Tensor, dim: int = 0, dtype: Optional[torch.dtype] = None) 
     batch, width = parts.shape[:dim].numel(), parts.shape[dim + 1:].numel()
     out = torch.empty(parts.shape[:dim] + parts.shape[dim + 1:], dtype=dtype or parts.dtype,
                       device=parts.device)
-    rows = min(_ROWS, next_power_of_2(max(1, parts.shape[dim])))
+    columns = _COLUMNS
+    while columns < _MOST_COLUMNS and batch * width >= 2 * columns * _PROGRAMS:
+        columns *= 2
+    rows = min(_ROWS * _COLUMNS // columns, next_power_of_2(max(1, parts.shape[dim])))
     if out.numel():
         with torch.cuda.device_of(parts):
-            _sum_parts[batch, cdiv(width, _COLUMNS)](
-                parts, out, parts.shape[dim], width, ROWS=rows, COLUMNS=_COLUMNS,
-                num_warps=8 if rows == _ROWS else 1)
+            _sum_parts[batch, cdiv(width, columns)](
+                parts, out, parts.shape[dim], width, ROWS=rows, COLUMNS=columns,
+                num_warps=8 if rows * columns == _ROWS * _COLUMNS else 1)
     return out
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn
+from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn, residual_group_ffn
 from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 
@@ -263,17 +263,18 @@ def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs):
     return [randn(i, device, dtype, *shape).requires_grad_() for i, shape in enumerate(shapes)]
 
 
-def check_operator(operator, reference, inputs, dtype):
+def check_operator(operator, reference, inputs, dtype, tolerance=None):
     """Output and all gradients; the output's gradient has a stride of zero, as a mean's has."""
+    tolerance = tolerance or TOLERANCE[dtype]
     truth = [t.detach().double().requires_grad_() for t in inputs]
     expected, y = reference(*truth), operator(*inputs)
     assert y.dtype == dtype
-    assert_near('y', y.detach(), expected.detach(), TOLERANCE[dtype])
+    assert_near('y', y.detach(), expected.detach(), tolerance)
     dy = randn(9, y.device, dtype, y.shape[0], 1, y.shape[2]).expand_as(y)
     exact = torch.autograd.grad(expected, truth, dy.double())
     for i, gradient in enumerate(torch.autograd.grad(y, inputs, dy)):
         assert gradient.dtype == inputs[i].dtype
-        assert_near(f'gradient of argument {i}', gradient, exact[i], TOLERANCE[dtype])
+        assert_near(f'gradient of argument {i}', gradient, exact[i], tolerance)
 
 
 @needs_triton
@@ -338,6 +339,90 @@ def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
     assert calls == [6, 5]  # with the last bias, and the backward pass
 
 
+def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, stream=None,
+                        padding=0):
+    """Tokens, branch, then weight and bias of the norm and of the layers of all groups.
+
+    The layers' weights are as large as trained ones: sums of large ones leave what fp16 holds.
+    """
+    channels = groups * width
+    shapes = ((batch, length, channels), (batch, length, channels + padding), (channels, ),
+              (channels, ), (groups, hidden, width), (groups, hidden), (groups, width, hidden),
+              (groups, width))
+    dtypes = (stream or dtype, dtype, torch.float32, torch.float32, dtype, dtype, dtype, dtype)
+    drawn = [randn(i, device, dt, *shape) for i, (dt, shape) in enumerate(zip(dtypes, shapes))]
+    return [(t / t.shape[2]**.5 if t.dim() == 3 and i > 1 else t).requires_grad_()
+            for i, t in enumerate(drawn)]
+
+
+def check_residual_ffn(device, dtype, *sizes, **options):
+    def reference(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
+        s = (x + branch[..., :x.shape[-1]]).unflatten(-1, (in_weight.shape[0], -1))
+        n = F.layer_norm(s, s.shape[-1:], eps=1e-5).flatten(2) * norm_weight + norm_bias
+        h = F.gelu(torch.einsum('blgi,gci->blgc', n.view_as(s), in_weight) + in_bias)
+        return (s + torch.einsum('blgc,goc->blgo', h, weight) + bias).flatten(2)
+
+    def operator(x, branch, norm_weight, norm_bias, *rest):
+        return residual_group_ffn(x, branch, norm_weight, norm_bias, 1e-5, *rest, True)[0]
+
+    # three tensors are rounded one after the other, which the interpreter does downwards
+    tolerance = 1.5e-2 if INTERPRETED and dtype == torch.bfloat16 else TOLERANCE[dtype]
+    check_operator(operator, reference, residual_ffn_inputs(device, dtype, *sizes, **options),
+                   dtype, tolerance)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, sizes, options', [
+    (torch.float32, (2, 9, 3, 5, 7), {}),
+    (torch.bfloat16, (2, 70, 2, 24, 72), {}),  # blocks and tiles that no tensor fills
+    (torch.bfloat16, (1, 130, 3, 11, 24), dict(stream=torch.float32, padding=7)),
+    (torch.float16, (1, 1, 4, 16, 16), dict(stream=torch.float32)),
+    (torch.bfloat16, (1, 3, 1, 200, 16), {}),  # wider than the kernels take
+])
+def test_residual_ffn(device, dtype, sizes, options):
+    check_residual_ffn(device, dtype, *sizes, **options)
+
+
+@needs_triton
+@pytest.mark.parametrize('programs', [1, 7, 1000])
+def test_residual_ffn_by_any_number_of_programs(device, programs, monkeypatch):
+    from groupmamba_mm.ops.depthwise_conv import groups
+    monkeypatch.setattr(groups, '_PROGRAMS', programs)
+    check_residual_ffn(device, torch.bfloat16, 3, 180, 2, 16, 80)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_residual_ffn_without_tokens(device, dtype):
+    inputs = residual_ffn_inputs(device, dtype, 0, 4, 2, 8, 16)
+    residual_group_ffn(*inputs[:4], 1e-5, *inputs[4:], True)[0].sum().backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+    assert all((t.grad == 0).all() for t in inputs)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_residual_ffn_keeps_nothing_where_nothing_is_differentiated(device, dtype):
+    inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 8, 16)
+    y, *kept = residual_group_ffn(*inputs[:4], 1e-5, *inputs[4:], False)
+    assert [t.numel() for t in kept] == [0, 0]
+    with pytest.raises(RuntimeError, match='keep=False'):
+        y.sum().backward()
+
+
+@needs_triton
+@pytest.mark.parametrize('name', ['x', 'branch', 'norm_weight', 'norm_bias', 'in_bias', 'weight',
+                                  'bias'])
+def test_residual_ffn_refuses_what_does_not_fit(device, name):
+    inputs = residual_ffn_inputs(device, torch.bfloat16, 1, 3, 2, 8, 16)
+    names = ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias', 'weight', 'bias']
+    i = names.index(name)
+    for wrong in [inputs[i][..., 1:]] + [inputs[i].double()] * (i > 4):
+        with pytest.raises(ValueError, match=f'residual_group_ffn: {name} must be'):
+            changed = [*inputs[:i], wrong, *inputs[i + 1:]]
+            residual_group_ffn(*changed[:4], 1e-5, *changed[4:], True)
+
+
 @needs_triton
 def test_operators_keep_only_their_inputs(device):
     ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
@@ -377,6 +462,8 @@ def test_operators_pass_opcheck(device, keep_hidden):
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(
             plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
+        inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6)
+        torch.library.opcheck(residual_group_ffn, (*inputs[:4], 1e-5, *inputs[4:], True))
 
 
 @pytest.mark.parametrize('dtype, sizes', [
@@ -390,6 +477,17 @@ def test_operators_pass_opcheck(device, keep_hidden):
 @pytest.mark.parametrize('keep_hidden', [False, True])
 def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
     check_plain_ffn(device, dtype, sizes, keep_hidden)
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 4, 32, 64), marks=gpu),
+    pytest.param(torch.float16, (4, 777, 4, 48, 96), marks=gpu),
+    pytest.param(torch.bfloat16, (128, 196, 4, 92, 184), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 196, 4, 124, 248), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 49, 4, 190, 380), marks=gpu),
+])
+def test_residual_ffn_at_full_size(device, dtype, sizes):
+    check_residual_ffn(device, dtype, *sizes, stream=torch.float32)
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

@@ -116,7 +116,7 @@ def check_layer_norm(size, mean_of=0, dtype=FP32, out_dtype=FP32, padded=False):
 
 
 def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, padded=False,
-              scaled=False):
+              scaled=False, stream_dtype=None):
     batch, length, channels, groups = size
     maker = Maker()
     x = maker('x', batch, length, channels, dtype=dtype, shift=0.5)
@@ -124,8 +124,9 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
     scale = maker('branch_scale', batch, grad=False) if scaled else (None, None)
     weight, bias = maker.params(channels)
     stream, normed, mean = add_layer_norm(x[0], branch[0], scale[0], weight[0], bias[0], 1e-6,
-                                          groups, out_dtype, mean_of)
-    assert stream.dtype == dtype and normed.dtype == out_dtype
+                                          groups, out_dtype, mean_of, stream_dtype)
+    stream_dtype = stream_dtype or dtype
+    assert stream.dtype == stream_dtype and normed.dtype == out_dtype
     assert normed.shape == (batch, length, round_up(channels))
     added = branch[1][..., :channels]
     references = {'stream': x[1] + (added if scale[1] is None else added * scale[1][:, None, None])}
@@ -133,9 +134,9 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
     if mean_of:
         references['mean'] = references['stream' if mean_of == 1 else 'normed'].mean(1)
     outputs = [stream, normed, mean][:len(references)]
-    worst = max(TOLERANCE[dtype], TOLERANCE[out_dtype])
+    worst = max(TOLERANCE[stream_dtype], TOLERANCE[out_dtype])
     return compare(maker, outputs, references,
-                   [TOLERANCE[dtype], worst, TOLERANCE[dtype]])
+                   [TOLERANCE[stream_dtype], worst, TOLERANCE[stream_dtype]])
 
 
 def check_scaled(batch, length, channels, dtype=FP32, out_dtype=FP32, padded=False, residual=True,
@@ -204,6 +205,12 @@ def test_add_layer_norm_variants(mean_of, scaled, padded, groups):
                          [(FP32, BF16, BF16), (BF16, BF16, BF16), (FP32, FP16, FP16)])
 def test_add_layer_norm_precisions(dtype, branch_dtype, out_dtype):
     check_add((2, 5, 44, 2), 1, dtype, branch_dtype, out_dtype, padded=True, scaled=True)
+
+
+@pytest.mark.parametrize('branch_dtype', [FP16, FP32])
+@pytest.mark.parametrize('padded, scaled', [(False, False), (True, False), (False, True)])
+def test_stream_in_a_precision_of_its_own(branch_dtype, padded, scaled):
+    check_add((2, 5, 44, 2), 1, FP32, branch_dtype, FP16, padded, scaled, stream_dtype=FP16)
 
 
 @pytest.mark.parametrize('length, channels', [(1, 64), (49, 64), (21, 348), (5, 760), (63, 24)])

@@ -35,13 +35,13 @@ _HIDDEN = {192: 64, MAX_CHANNELS: 32}
 #: first.
 _MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
 #: The interpreter takes bf16 for whole numbers when it multiplies.
-_INTERPRETED = triton.knobs.runtime.interpret
+INTERPRETED = triton.knobs.runtime.interpret
 #: Programs wanted at least, two for each of an H100's multiprocessors: fewer are split by channels.
 _PROGRAMS = 264
 
 
 @triton.jit
-def _load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
+def load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr):
     """(R, COUNT) as (R, HEAD) and (R, TAIL), zero where there is nothing."""
     column = tl.arange(0, HEAD)[None, :]
     head = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
@@ -53,7 +53,7 @@ def _load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.c
 
 
 @triton.jit
-def _multiply(a, b, sum, IN_FP32: tl.constexpr):
+def multiply(a, b, sum, IN_FP32: tl.constexpr):
     """a @ b + sum, in fp32."""
     if IN_FP32:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
@@ -61,8 +61,8 @@ def _multiply(a, b, sum, IN_FP32: tl.constexpr):
 
 
 @triton.jit
-def _load_columns(weight, channel, exists, CHANNELS: tl.constexpr, COUNT: tl.constexpr,
-                  HEAD: tl.constexpr, TAIL: tl.constexpr):
+def load_columns(weight, channel, exists, CHANNELS: tl.constexpr, COUNT: tl.constexpr,
+                 HEAD: tl.constexpr, TAIL: tl.constexpr):
     """Columns of (COUNT, CHANNELS) as (HEAD, BC) and (TAIL, BC), zero where there is nothing."""
     row = tl.arange(0, HEAD)[:, None]
     head = tl.load(weight + row * CHANNELS + channel, mask=(row < COUNT) & exists, other=0.)
@@ -96,9 +96,9 @@ def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, out_bias, out, dh, par
     """
     token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
     is_token = token < tokens
-    x_head, x_tail = _load_rows(x + token * INPUTS, is_token, INPUTS, IN_HEAD, IN_TAIL)
+    x_head, x_tail = load_rows(x + token * INPUTS, is_token, INPUTS, IN_HEAD, IN_TAIL)
     if BACKWARD:
-        dy_head, dy_tail = _load_rows(dy + token * OUTPUTS, is_token, OUTPUTS, OUT_HEAD, OUT_TAIL)
+        dy_head, dy_tail = load_rows(dy + token * OUTPUTS, is_token, OUTPUTS, OUT_HEAD, OUT_TAIL)
     zeros = tl.zeros([T, BC], tl.float32)
     y_head = tl.zeros([T, OUT_HEAD], tl.float32)
     y_tail = y_head
@@ -112,28 +112,28 @@ def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, out_bias, out, dh, par
             exists = tl.full([BC], True, tl.int1)  # known when compiled: masks vanish
         else:
             exists = channel < CHANNELS
-        w_head, w_tail = _load_rows(in_weight + channel[:, None] * INPUTS, exists[:, None], INPUTS,
-                                    IN_HEAD, IN_TAIL)
-        h = _multiply(x_head, w_head.T, zeros, IN_FP32)
+        w_head, w_tail = load_rows(in_weight + channel[:, None] * INPUTS, exists[:, None], INPUTS,
+                                   IN_HEAD, IN_TAIL)
+        h = multiply(x_head, w_head.T, zeros, IN_FP32)
         if IN_TAIL:
-            h = _multiply(x_tail, w_tail.T, h, IN_FP32)
+            h = multiply(x_tail, w_tail.T, h, IN_FP32)
         bias = tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)
         value, slope = _activate(h + bias[None, :], 'gelu')
         value = value.to(out.dtype.element_ty)
         mask = is_token & exists[None, :]
         if WHOLE or BACKWARD:
-            w_head, w_tail = _load_columns(out_weight, channel[None, :], exists[None, :], CHANNELS,
-                                           OUTPUTS, OUT_HEAD, OUT_TAIL)
+            w_head, w_tail = load_columns(out_weight, channel[None, :], exists[None, :], CHANNELS,
+                                          OUTPUTS, OUT_HEAD, OUT_TAIL)
         if WHOLE:
-            y_head = _multiply(value, w_head.T, y_head, IN_FP32)
+            y_head = multiply(value, w_head.T, y_head, IN_FP32)
             if OUT_TAIL:
-                y_tail = _multiply(value, w_tail.T, y_tail, IN_FP32)
+                y_tail = multiply(value, w_tail.T, y_tail, IN_FP32)
         else:
             tl.store(out + place + channel[None, :], value, mask=mask)
         if BACKWARD:
-            gradient = _multiply(dy_head, w_head, zeros, IN_FP32)
+            gradient = multiply(dy_head, w_head, zeros, IN_FP32)
             if OUT_TAIL:
-                gradient = _multiply(dy_tail, w_tail, gradient, IN_FP32)
+                gradient = multiply(dy_tail, w_tail, gradient, IN_FP32)
             gradient = gradient * slope  # zero for tokens that do not exist, as dy is
             tl.store(dh + place + channel[None, :], gradient.to(dh.dtype.element_ty), mask=mask)
             tl.store(partial + tl.program_id(0).to(tl.int64) * CHANNELS + channel,
@@ -162,7 +162,7 @@ def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
         tile = tl.load(x + token * INPUTS + column, mask=is_token & is_input, other=0.)
         w = tl.load(weight + channel[:, None] * INPUTS + column,
                     mask=exists[:, None] & is_input, other=0.)
-        h = _multiply(tile, w.T, h, IN_FP32)
+        h = multiply(tile, w.T, h, IN_FP32)
     h += tl.load(bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
     at = token * CHANNELS + channel[None, :]
     mask = is_token & exists[None, :]
@@ -195,7 +195,7 @@ def fits_wide(x: Tensor) -> bool:
     return x.shape[2] <= MAX_INPUTS and _are_for(x)
 
 
-def _parts(count: int) -> Tuple[int, int]:
+def parts(count: int) -> Tuple[int, int]:
     """Two powers of 2 that hold ``count`` channels, the second 0 if one does: 96 is 64 and 32."""
     head = max(16, 1 << (count.bit_length() - 1))
     return head, 0 if count <= head else max(16, triton.next_power_of_2(count - head))
@@ -220,7 +220,7 @@ def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = N
                else None)
     if tokens:
         span = steps if whole else cdiv(steps, min(steps, cdiv(_PROGRAMS, blocks)))
-        (in_head, in_tail), (out_head, out_tail) = _parts(inputs), _parts(outputs)
+        (in_head, in_tail), (out_head, out_tail) = parts(inputs), parts(outputs)
         is_alone = (backward or whole) and widest > _TWO_PROGRAMS
         x, dy, *parameters = (None if tensor is None else tensor.contiguous() for tensor in (
             x, dy, in_weight, in_bias, out_weight, out_bias))
@@ -229,7 +229,7 @@ def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = N
                 x, dy, *parameters, out, dh, partial, tokens, span, CHANNELS=channels,
                 INPUTS=inputs, IN_HEAD=in_head, IN_TAIL=in_tail, OUTPUTS=outputs,
                 OUT_HEAD=out_head, OUT_TAIL=out_tail, WHOLE=whole, BACKWARD=backward,
-                IN_FP32=_INTERPRETED, T=_TOKENS, BC=block, num_warps=_WARPS, num_stages=2,
+                IN_FP32=INTERPRETED, T=_TOKENS, BC=block, num_warps=_WARPS, num_stages=2,
                 maxnreg=None if is_alone else _MAX_REGISTERS)
     return (out, dh, sum_parts(partial)) if backward else (out, None, None)
 
@@ -291,5 +291,5 @@ def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
         with torch.cuda.device_of(x):
             _product_gelu[(cdiv(tokens, _TOKENS) * cdiv(channels, tile['BC']), )](
                 x, in_weight, in_bias, hidden, out, tokens, CHANNELS=channels, INPUTS=inputs,
-                KEEP=keep_hidden, IN_FP32=_INTERPRETED, **tile)
+                KEEP=keep_hidden, IN_FP32=INTERPRETED, **tile)
     return out, hidden

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ..linear import linear, linear_gradients, linear_input_gradient
 
+#: Channels of a group that :func:`residual_group_ffn` has kernels for: more do not fit into shared
+#: memory.
+WIDEST_GROUP = 192
+
 
 def _kept(ctx, gradients) -> Tuple:
     """The gradients that are asked for, and None for the others and the grid."""
@@ -196,3 +200,147 @@ def _differentiate_plain_ffn(ctx, dy: Tensor, _) -> Tuple:
 
 
 plain_ffn.register_autograd(_differentiate_plain_ffn, setup_context=_keep_plain_ffn)
+
+
+@torch.library.custom_op('groupmamba_mm::residual_group_ffn', mutates_args=())
+def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+                       eps: float, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
+                       bias: Tensor, keep: bool) -> Tuple[Tensor, Tensor, Tensor]:
+    """s + FFN(LN(s)) with s = x + branch, norm and FFN in each group of W channels on its own.
+
+    In half precision, on a GPU with the shared memory of an H100, all of it is one kernel, or two
+    in training: the backward pass needs s and its norm. The hidden tensor it makes again.
+
+    Args:
+        x: (B, L, C) tokens, C = G * W, any float dtype.
+        branch: (B, L, >=C), any float dtype.
+        norm_weight, norm_bias: (C,) of the LayerNorm of s, any float dtype.
+        eps: Added to its variance.
+        in_weight: (G, H, W); its dtype, fp32, bf16 or fp16, is that of s, of the products and of
+            the output.
+        in_bias: (G, H), in the same.
+        weight: (G, W, H), in the same.
+        bias: (G, W), in the same.
+        keep: Whether what the backward pass needs is returned, else two empty tensors.
+
+    Returns:
+        (B, L, C); s and LN(s), both (B, L, C).
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit; the message names the argument.
+    """
+    _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias)
+    from ..norm.kernels import add_norm_forward
+    from .groups import fits, residual_forward
+    is_one = fits(in_weight)
+    kept = None
+    if keep or not is_one:
+        # two more tensors to write are more than the kernel is in time for
+        *kept, _ = add_norm_forward(x, branch, None, norm_weight, norm_bias, eps,
+                                    in_weight.shape[0], x.shape[2], in_weight.dtype, 0,
+                                    in_weight.dtype)
+    if is_one:
+        y = residual_forward(x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight,
+                             bias, kept)
+    else:
+        stream, n = kept
+        with torch.autocast(x.device.type, enabled=False):
+            activation = F.gelu(_group_hidden(n, in_weight, in_bias))
+            y = stream + _from_groups(torch.baddbmm(bias[:, None], activation, weight.mT), x)
+    return y, *(kept if keep else (y.new_empty(0), y.new_empty(0)))
+
+
+def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight,
+                        bias) -> None:
+    """Kernels take sizes from the first weight: others would be read beyond their end."""
+    groups, hidden, width = in_weight.shape
+    dtype, channels = in_weight.dtype, groups * width
+    for name, tensor, shape in (
+            ('x', x, (*x.shape[:2], channels)),
+            ('branch', branch, (*x.shape[:2], max(channels, branch.shape[-1]))),
+            ('norm_weight', norm_weight, (channels, )), ('norm_bias', norm_bias, (channels, )),
+            ('in_bias', in_bias, (groups, hidden)), ('weight', weight, (groups, width, hidden)),
+            ('bias', bias, (groups, width))):
+        is_parameter = name in ('in_bias', 'weight', 'bias')
+        if tensor.shape != shape or is_parameter and tensor.dtype != dtype:
+            raise ValueError(f'residual_group_ffn: {name} must be {shape}'
+                             + (f' in {dtype}' if is_parameter else '')
+                             + f' for in_weight of {tuple(in_weight.shape)}, got '
+                             f'{tuple(tensor.shape)} in {tensor.dtype}')
+
+
+def _to_groups(x: Tensor, groups: int) -> Tensor:
+    """(B, L, G * W) to (G, B * L, W)."""
+    return x.unflatten(-1, (groups, -1)).flatten(0, 1).transpose(0, 1)
+
+
+def _from_groups(y: Tensor, x: Tensor) -> Tensor:
+    """(G, B * L, W) to (B, L, G * W), the tokens of ``x``."""
+    return y.transpose(0, 1).flatten(1).unflatten(0, x.shape[:2])
+
+
+def _group_hidden(n: Tensor, in_weight: Tensor, in_bias: Tensor) -> Tensor:
+    """What GELU is applied to, (G, B * L, H)."""
+    return torch.baddbmm(in_bias[:, None], _to_groups(n, in_weight.shape[0]), in_weight.mT)
+
+
+@residual_group_ffn.register_fake
+def _(x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight, bias, keep):
+    kept = x.shape if keep else (0, )
+    return tuple(in_weight.new_empty(shape) for shape in (x.shape, kept, kept))
+
+
+@torch.library.custom_op('groupmamba_mm::residual_group_ffn_backward', mutates_args=())
+def _residual_ffn_backward(dy: Tensor, stream: Tensor, n: Tensor, norm_weight: Tensor, eps: float,
+                           in_weight: Tensor, in_bias: Tensor,
+                           weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Gradients of s; of norm_weight, norm_bias and bias, (3, C); of the others, a row a group."""
+    from ..norm.kernels import add_norm_backward
+    from .groups import ffn_backward, fits
+    groups = in_weight.shape[0]
+    if fits(in_weight):
+        dn, rows = ffn_backward(n, dy, in_weight, in_bias, weight)
+    else:
+        with torch.autocast(n.device.type, enabled=False):
+            dy_of_groups, hidden = _to_groups(dy, groups), _group_hidden(n, in_weight, in_bias)
+            dhidden = torch.ops.aten.gelu_backward(dy_of_groups @ weight, hidden)
+            dn = _from_groups(dhidden @ in_weight, n)
+            gradients = (dhidden.mT @ _to_groups(n, groups), dhidden.sum(1),
+                         dy_of_groups.mT @ F.gelu(hidden))
+        rows = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
+    ds, _, vectors = add_norm_backward(stream, None, norm_weight, dy, dn, None, eps, groups, 0,
+                                       n.shape[2], 0, n.dtype, wants_sum=True)
+    return ds, vectors, rows
+
+
+@_residual_ffn_backward.register_fake
+def _(dy, stream, n, norm_weight, eps, in_weight, in_bias, weight):
+    groups, hidden, width = in_weight.shape
+    return (torch.empty_like(stream), norm_weight.new_empty(3, groups * width, dtype=torch.float32),
+            in_weight.new_empty(groups, 2 * hidden * width + hidden))
+
+
+def _keep_residual_ffn(ctx, inputs, output) -> None:
+    x, branch, norm_weight, _, ctx.eps, in_weight, in_bias, weight, _, ctx.keeps = inputs
+    ctx.save_for_backward(*output[1:], norm_weight, in_weight, in_bias, weight)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.dtypes, ctx.padding = (x.dtype, branch.dtype), branch.shape[2] - x.shape[2]
+
+
+def _differentiate_residual_ffn(ctx, dy: Tensor, *_) -> Tuple:
+    if not ctx.keeps:
+        raise RuntimeError('residual_group_ffn was called with keep=False: it has no gradient')
+    stream, n, norm_weight, in_weight, in_bias, weight = ctx.saved_tensors
+    ds, vectors, rows = _residual_ffn_backward(dy, stream, n, norm_weight, ctx.eps, in_weight,
+                                               in_bias, weight)
+    din_weight, din_bias, dweight = rows.split(
+        [in_weight[0].numel(), in_bias.shape[1], weight[0].numel()], 1)
+    dnorm_weight, dnorm_bias, dbias = vectors.unbind(0)
+    dx, dbranch = (ds.to(dtype) for dtype in ctx.dtypes)
+    return _kept(ctx, (dx, F.pad(dbranch, (0, ctx.padding)) if ctx.padding else dbranch,
+                       dnorm_weight.to(norm_weight.dtype), dnorm_bias.to(norm_weight.dtype), None,
+                       din_weight.view(in_weight.shape), din_bias, dweight.view(weight.shape),
+                       dbias.to(weight.dtype).view(weight.shape[:2])))
+
+
+residual_group_ffn.register_autograd(_differentiate_residual_ffn, setup_context=_keep_residual_ffn)

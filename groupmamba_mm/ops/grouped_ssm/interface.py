@@ -87,9 +87,10 @@ def grouped_ssm(xz: Tensor,
         if tuple(tensor.shape) != shape:
             raise ValueError(f'grouped_ssm: {name} must have shape {shape}, got '
                              f'{tuple(tensor.shape)}')
-    if conv_weight is not None and conv_weight.shape[0] != groups * channels:
-        raise ValueError(f'grouped_ssm: conv_weight must have {groups * channels} channels, got '
-                         f'{conv_weight.shape[0]}')
+    for name, tensor in (('conv_weight', conv_weight), ('conv_bias', conv_bias)):
+        if tensor is not None and tensor.shape[0] != groups * channels:
+            raise ValueError(f'grouped_ssm: {name} must have {groups * channels} channels, got '
+                             f'{tensor.shape[0]}')
     if backend == 'torch':
         return grouped_ssm_torch(xz, x_proj_weight, dt_proj_weight, dt_proj_bias, A_log, D,
                                  norm_weight, norm_bias, conv_weight, conv_bias, grid, directions,
@@ -100,6 +101,5 @@ def grouped_ssm(xz: Tensor,
               conv_weight, conv_bias)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (xz, *params))
-    y, _ = grouped_ssm_op(xz, *params, *direction_bits(directions), height, width, gated, eps,
-                          needs_grad)
-    return y
+    return grouped_ssm_op(xz, *params, *direction_bits(directions), height, width, gated, eps,
+                          needs_grad)[0]

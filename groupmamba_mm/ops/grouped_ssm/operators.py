@@ -30,15 +30,20 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
                    D: Tensor, norm_weight: Optional[Tensor], norm_bias: Optional[Tensor],
                    conv_weight: Optional[Tensor], conv_bias: Optional[Tensor], columns: int,
                    reverses: int, height: int, width: int, gated: bool, eps: float,
-                   keep: bool) -> Tuple[Tensor, Tensor]:
-    """See :func:`groupmamba_mm.ops.grouped_ssm`; the second output is for the backward pass."""
+                   keep: bool) -> Tuple[Tensor, Tensor, Tensor]:
+    """See :func:`groupmamba_mm.ops.grouped_ssm`; what follows y is for the backward pass.
+
+    A causal convolution's output is kept: to make it again, as that of one on the grid, would take
+    2 % of a training step of the paper's models.
+    """
     from .launch import scan_forward
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     x, z = _split(xz, gated)
     if conv_weight is not None:
         x = _conv(scan, x, conv_weight, conv_bias)
-    return scan_forward(scan, x, z, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias,
-                        keep)
+    y, kept = scan_forward(scan, x, z, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias,
+                           keep)
+    return y, kept, x if keep and _is_causal(conv_weight) else y.new_empty(0)
 
 
 @grouped_ssm_op.register_fake
@@ -46,14 +51,15 @@ def _(xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weigh
       columns, reverses, height, width, gated, eps, keep):
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     batch, length, _ = xz.shape
+    y = xz.new_empty(batch, length, scan.groups * scan.stored)
     kept = (batch, scan.groups, scan.chunks(True), scan.kept_row(True))
-    return (xz.new_empty(batch, length, scan.groups * scan.stored),
-            xz.new_empty(kept if keep else (0, ), dtype=torch.float32))
+    return (y, xz.new_empty(kept if keep else (0, ), dtype=torch.float32),
+            torch.empty_like(y) if keep and _is_causal(conv_weight) else y.new_empty(0))
 
 
 @torch.library.custom_op('groupmamba_mm::grouped_ssm_backward', mutates_args=())
 def grouped_ssm_backward_op(
-        grad_y: Tensor, kept: Tensor, xz: Tensor, x_proj: Tensor, dt_proj: Tensor,
+        grad_y: Tensor, kept: Tensor, u: Tensor, xz: Tensor, x_proj: Tensor, dt_proj: Tensor,
         dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
         norm_bias: Optional[Tensor], conv_weight: Optional[Tensor], conv_bias: Optional[Tensor],
         columns: int, reverses: int, height: int, width: int, gated: bool,
@@ -64,8 +70,9 @@ def grouped_ssm_backward_op(
     raw, z = _split(xz, gated)
     grad_xz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
     grad_raw, grad_z = _split(grad_xz, gated)
-    # The convolution's output is computed again: kept, it would be a full map of each layer.
-    x = raw if conv_weight is None else _conv(scan, raw, conv_weight, conv_bias)
+    x = raw
+    if conv_weight is not None:
+        x = u if _is_causal(conv_weight) else _conv(scan, raw, conv_weight, conv_bias)
     grad_x = grad_raw if conv_weight is None else torch.empty_like(x)
     if grad_y.stride(-1) != 1:
         grad_y = grad_y.contiguous()
@@ -79,7 +86,7 @@ def grouped_ssm_backward_op(
 
 
 @grouped_ssm_backward_op.register_fake
-def _(grad_y, kept, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight,
+def _(grad_y, kept, u, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias, conv_weight,
       conv_bias, columns, reverses, height, width, gated, eps):
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
     fp32 = dict(dtype=torch.float32)
@@ -93,19 +100,19 @@ def _(grad_y, kept, xz, x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bi
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated, ctx.eps, save = inputs
     ctx.keeps = save
-    ctx.save_for_backward(*tensors, output[1])
+    ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_y, grad_kept):
-    *tensors, kept = ctx.saved_tensors
+def _backward(ctx, grad_y, *_):
+    *tensors, kept, u = ctx.saved_tensors
     if not ctx.keeps:
         raise RuntimeError('grouped_ssm was called with keep=False: it has no gradient')
     x_proj, dt_proj, _, A_log, D, norm_weight, norm_bias, conv_weight, _ = tensors[1:]
     if grad_y is None:
         return (None, ) * 17
     grad_xz, rows, grad_conv_weight, grad_conv_bias = grouped_ssm_backward_op(
-        grad_y, kept, *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated,
+        grad_y, kept, u, *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated,
         ctx.eps)
     groups, channels, _ = dt_proj.shape
     parts = rows.split([x_proj[0].numel(), dt_proj[0].numel(), A_log[0].numel()]
@@ -128,10 +135,15 @@ def _backward(ctx, grad_y, grad_kept):
 grouped_ssm_op.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _is_causal(conv_weight: Optional[Tensor]) -> bool:
+    """Whether it runs along the scan, (C, 1, K), and not on the grid, (C, 1, 3, 3)."""
+    return conv_weight is not None and conv_weight.dim() < 4
+
+
 def _conv(scan, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of the depthwise convolution: on the grid (C, 1, 3, 3), or along the scan (C, 1, K)."""
     from ..depthwise_conv import kernels as conv
-    if weight.dim() == 4:
+    if not _is_causal(weight):
         return conv.grid_conv_forward(x, weight, bias, (scan.height, scan.width), 'silu',
                                       groups=scan.groups)
     return conv.causal_conv_forward(x, weight, bias, (scan.height, scan.width), scan.directions)
@@ -142,7 +154,7 @@ def _conv_backward(scan, x: Tensor, grad_y: Tensor, weight: Tensor, bias: Tensor
     """Write the gradient of ``x``; return those of the weight, in its shape, and the bias."""
     from ..depthwise_conv import kernels as conv
     grid = (scan.height, scan.width)
-    if weight.dim() == 4:
+    if not _is_causal(weight):
         _, grad_weight, grad_bias, _, _ = conv.grid_conv_backward(
             x, grad_y, weight, bias, grid, 'silu', groups=scan.groups, dx=grad_x)
     else:

@@ -217,8 +217,10 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
                        grad_branch, partial, length, chunks, tiles, eps, STREAM_ROW: tl.constexpr,
                        GRAD_STREAM_ROW: tl.constexpr, GRAD_NORMED_ROW: tl.constexpr,
                        X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr, CHANNELS: tl.constexpr,
-                       GROUPS: tl.constexpr, MEAN_OF: tl.constexpr, TOKENS: tl.constexpr,
-                       BLOCK: tl.constexpr, STAGES: tl.constexpr, VECTOR: tl.constexpr):
+                       GROUPS: tl.constexpr, MEAN_OF: tl.constexpr, SUM: tl.constexpr,
+                       TOKENS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+                       VECTOR: tl.constexpr):
+    ROWS: tl.constexpr = 3 if SUM else 2
     WIDTH: tl.constexpr = CHANNELS // GROUPS
     NORMED_USED: tl.constexpr = grad_normed is not None or (grad_mean is not None and MEAN_OF == 2)
     group, image, part, token, row = _locate(length, chunks, tiles, GROUPS, TOKENS)
@@ -234,6 +236,8 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
                             other=0.0)[None, :] / length
     grad_weight = tl.zeros((TOKENS, BLOCK), tl.float32)
     grad_bias = tl.zeros((TOKENS, BLOCK), tl.float32)
+    if SUM:
+        total = tl.zeros((TOKENS, BLOCK), tl.float32)
     for _ in tl.range(tiles, num_stages=STAGES):
         inside = token + tokens < length
         mask = inside[:, None] & exists[None, :]
@@ -245,6 +249,8 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
         g = tl.zeros((TOKENS, BLOCK), tl.float32)
         if grad_stream is not None:
             g = _load(grad_stream, row, tokens, columns, mask, GRAD_STREAM_ROW)
+        if SUM:
+            total += g
         if NORMED_USED:
             if grad_mean is not None and MEAN_OF == 2:
                 n = tl.where(mask, n + from_mean, 0.0)
@@ -262,21 +268,25 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
                           BRANCH_ROW, GROUPS)
         token += TOKENS
         row += TOKENS
-    sums = partial + part.to(tl.int64) * (2 * CHANNELS) + columns
+    sums = partial + part.to(tl.int64) * (ROWS * CHANNELS) + columns
     tl.store(sums, tl.sum(grad_weight, axis=0), mask=exists)
     tl.store(sums + CHANNELS, tl.sum(grad_bias, axis=0), mask=exists)
+    if SUM:
+        tl.store(sums + 2 * CHANNELS, tl.sum(total, axis=0), mask=exists)
 
 
 def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional[Tensor],
                      weight: Tensor, bias: Tensor, eps: float, groups: int, normed_width: int,
-                     out_dtype: torch.dtype, mean_of: int) -> Tuple[Optional[Tensor], ...]:
+                     out_dtype: torch.dtype, mean_of: int,
+                     stream_dtype: Optional[torch.dtype] = None) -> Tuple[Optional[Tensor], ...]:
     """Stream (None without a branch), normed and mean (empty for ``mean_of`` 0)."""
     batch, length, _ = x.shape
     channels = weight.shape[0]
     plan = plan_launch(batch, length, channels // groups, groups, backward=False)
     stream = None
     if branch is not None:
-        stream = torch.empty(batch, length, channels, dtype=x.dtype, device=x.device)
+        stream = torch.empty(batch, length, channels, dtype=stream_dtype or x.dtype,
+                             device=x.device)
     normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=x.device)
     means = torch.empty(batch if mean_of else 0, plan.chunks, channels, device=x.device,
                         dtype=torch.float32)
@@ -294,9 +304,13 @@ def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional
 def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
                       grad_stream: Optional[Tensor], grad_normed: Optional[Tensor],
                       grad_mean: Optional[Tensor], eps: float, groups: int, mean_of: int,
-                      x_width: int, branch_width: int,
-                      branch_dtype: torch.dtype) -> Tuple[Optional[Tensor], ...]:
-    """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias."""
+                      x_width: int, branch_width: int, branch_dtype: torch.dtype,
+                      wants_sum: bool = False) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias.
+
+    ``wants_sum``: a third row, the sum of ``grad_stream`` over all tokens, which is the gradient of
+    a bias that was added to the stream.
+    """
     batch, length, _ = stream.shape
     channels = weight.shape[0]
     plan = plan_launch(batch, length, channels // groups, groups, backward=True)
@@ -305,8 +319,8 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
     if branch_width:
         grad_branch = torch.empty(batch, length, branch_width, dtype=branch_dtype,
                                   device=stream.device)
-    partial = torch.empty(batch * plan.chunks, 2, channels, dtype=torch.float32,
-                          device=stream.device)
+    partial = torch.empty(batch * plan.chunks, 3 if wants_sum else 2, channels,
+                          dtype=torch.float32, device=stream.device)
     stream, stream_row = _rows(stream)
     grad_stream, grad_stream_row = _rows(grad_stream)
     grad_normed, grad_normed_row = _rows(grad_normed)
@@ -316,7 +330,7 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
             _dense(grad_mean), grad_x, grad_branch, partial, length, plan.chunks, plan.tiles, eps,
             STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
             GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width, BRANCH_ROW=branch_width,
-            CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
+            CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of, SUM=wants_sum,
             VECTOR=_vector(channels, stream, grad_normed, grad_branch), **plan.constants())
     return grad_x, grad_branch, sum_parts(partial)
 

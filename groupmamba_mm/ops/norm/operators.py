@@ -81,8 +81,8 @@ layer_norm.register_autograd(_layer_norm_backward, setup_context=_layer_norm_set
 
 @custom_op('groupmamba_mm::add_layer_norm', mutates_args=())
 def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
-                   bias: Tensor, eps: float, groups: int, out_dtype: torch.dtype,
-                   mean_of: int) -> Tuple[Tensor, Tensor, Tensor]:
+                   bias: Tensor, eps: float, groups: int, out_dtype: torch.dtype, mean_of: int,
+                   stream_dtype: Optional[torch.dtype] = None) -> Tuple[Tensor, Tensor, Tensor]:
     """Residual stream x + branch * branch_scale, and its LayerNorm as :func:`layer_norm`.
 
     Args:
@@ -95,10 +95,11 @@ def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], we
         groups: Number of groups of C / groups channels with statistics of their own.
         out_dtype: Precision of the normed tokens.
         mean_of: 0 for no mean, 1 for that of the stream, 2 for that of the normed tokens.
+        stream_dtype: Precision of the stream, that of ``x`` if not given.
 
     Returns:
-        The stream (B, L, C) in the precision of ``x``, the normed tokens (B, L, Cp), and the mean
-        over L, (B, C) in fp32, or an empty tensor.
+        The stream (B, L, C), the normed tokens (B, L, Cp), and the mean over L, (B, C) in fp32, or
+        an empty tensor.
 
     Raises:
         ValueError: If shapes or options do not fit.
@@ -107,13 +108,13 @@ def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], we
     _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of)
     return _kernels('add_layer_norm', x).add_norm_forward(
         x, branch, branch_scale, weight, bias, eps, groups, round_up(weight.shape[0]), out_dtype,
-        mean_of)
+        mean_of, stream_dtype)
 
 
 @add_layer_norm.register_fake
-def _(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of):
+def _(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of, stream_dtype=None):
     _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of)
-    stream = x.new_empty(x.shape[0], x.shape[1], weight.shape[0])
+    stream = x.new_empty(x.shape[0], x.shape[1], weight.shape[0], dtype=stream_dtype or x.dtype)
     return stream, _fake_normed(x, weight, out_dtype), _fake_mean(x, weight, mean_of)
 
 
@@ -126,11 +127,15 @@ def _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtyp
 
 
 def _add_layer_norm_setup(ctx, inputs, output):
-    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of = inputs
+    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], branch_scale, weight)
-    ctx.options = (eps, groups, mean_of, x.shape[2], branch.shape[2], branch.dtype)
-    ctx.bias_dtype = bias.dtype
+    # the same gradient for both, if it is to be rounded alike
+    ctx.is_one = (branch_scale is None and branch.dtype == output[0].dtype
+                  and branch.shape == x.shape)
+    ctx.options = (eps, groups, mean_of, x.shape[2], 0 if ctx.is_one else branch.shape[2],
+                   branch.dtype)
+    ctx.x_dtype, ctx.bias_dtype = x.dtype, bias.dtype
 
 
 def _add_layer_norm_backward(ctx, grad_stream, grad_normed, grad_mean):
@@ -139,8 +144,8 @@ def _add_layer_norm_backward(ctx, grad_stream, grad_normed, grad_mean):
         stream, branch_scale, weight, grad_stream, grad_normed,
         grad_mean if ctx.options[2] else None, *ctx.options)
     grad_weight, grad_bias = grads.unbind(0)
-    return (grad_x, grad_branch, None, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype),
-            *[None] * 4)
+    return (grad_x.to(ctx.x_dtype), grad_x if ctx.is_one else grad_branch, None,
+            grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), *[None] * 5)
 
 
 add_layer_norm.register_autograd(_add_layer_norm_backward, setup_context=_add_layer_norm_setup)

@@ -1,0 +1,310 @@
+"""Triton kernels of a residual FFN of groups of channels, with the grouped LayerNorm before it.
+
+A program has the tokens of one group, whose channels are few: it adds the residual branch, norms,
+and keeps the hidden tensor to itself. In the backward pass a program makes a block of hidden
+channels again on its way over the tokens, and adds up the gradients of the weights on both sides.
+"""
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu import is_roomy
+from ..integers import cdiv
+from ..sums import sum_parts
+from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
+from .kernels import _activate
+from .operators import WIDEST_GROUP
+
+#: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients, for up to
+#: so many channels and for more; of the input's gradient.
+_FORWARD = dict(T=64, BC=64, num_warps=4, maxnreg=168)
+_NARROW = 96
+_BACKWARD = (dict(T=64, BC=64, num_warps=4, num_stages=2),
+             dict(T=128, BC=64, num_warps=8, num_stages=1))
+_PRODUCT = dict(T=128, BC=64, num_warps=8)
+#: Programs wanted that add up gradients: two for each of an H100's multiprocessors.
+_PROGRAMS = 264
+
+
+@triton.jit
+def _columns(FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """Numbers of COUNT columns from FIRST on, (1, COUNT)."""
+    return FIRST + tl.arange(0, COUNT)[None, :]
+
+
+@triton.jit
+def _load_sum(x, branch, is_token, dtype: tl.constexpr, FIRST: tl.constexpr, COUNT: tl.constexpr,
+              WIDTH: tl.constexpr, POLICY: tl.constexpr):
+    """x + branch of the columns from FIRST on, rounded as it is stored, in fp32."""
+    column = _columns(FIRST, COUNT)
+    mask = is_token & (column < WIDTH)
+    s = tl.load(x + column, mask=mask, other=0., eviction_policy=POLICY).to(tl.float32)
+    s += tl.load(branch + column, mask=mask, other=0., eviction_policy=POLICY).to(tl.float32)
+    return s.to(dtype).to(tl.float32)
+
+
+@triton.jit
+def _center(s, mean, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """s - mean, zero where there is nothing."""
+    return tl.where(_columns(FIRST, s.shape[1]) < WIDTH, s - mean[:, None], 0.)
+
+
+@triton.jit
+def _scale(unit, weight, bias, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """unit * weight + bias."""
+    COUNT: tl.constexpr = unit.shape[1]
+    return (unit * _load_vector(weight, FIRST, COUNT, WIDTH)
+            + _load_vector(bias, FIRST, COUNT, WIDTH))
+
+
+@triton.jit
+def _load_vector(vector, FIRST: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr):
+    """Those of WIDTH values, zero behind them, (1, COUNT) in fp32."""
+    column = _columns(FIRST, COUNT)
+    return tl.load(vector + column, mask=column < WIDTH, other=0.).to(tl.float32)
+
+
+@triton.jit
+def _store(rows, value, is_row, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """Store a tile as columns from FIRST on of rows of WIDTH."""
+    column = _columns(FIRST, value.shape[1])
+    tl.store(rows + column, value.to(rows.dtype.element_ty), mask=is_row & (column < WIDTH))
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weight, in_bias, weight,
+                      bias, out, tokens, eps, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+                      WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+                      X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr, NORM: tl.constexpr,
+                      IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """out = s + GELU(n in_weight^T + in_bias) weight^T + bias.
+
+    NORM: s = x + branch and n = LN(s) are made here; else ``stream`` and ``normed`` have them.
+    """
+    group = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    first = group * WIDTH
+    rows = token * (GROUPS * WIDTH) + first
+    dtype: tl.constexpr = out.dtype.element_ty
+
+    if NORM:
+        x += token * X_ROW + first
+        branch += token * BRANCH_ROW + first
+        s_head = _load_sum(x, branch, is_token, dtype, 0, HEAD, WIDTH, '')
+        mean = tl.sum(s_head, 1)
+        if TAIL:
+            s_tail = _load_sum(x, branch, is_token, dtype, HEAD, TAIL, WIDTH, '')
+            mean += tl.sum(s_tail, 1)
+        mean = mean / WIDTH
+        unit_head = _center(s_head, mean, 0, WIDTH)
+        variance = tl.sum(unit_head * unit_head, 1)
+        if TAIL:
+            unit_tail = _center(s_tail, mean, HEAD, WIDTH)
+            variance += tl.sum(unit_tail * unit_tail, 1)
+        rstd = tl.rsqrt(variance / WIDTH + eps)[:, None]
+        n_head = _scale(unit_head * rstd, norm_weight + first, norm_bias + first, 0, WIDTH)
+        n_head = n_head.to(dtype)
+        if TAIL:
+            n_tail = _scale(unit_tail * rstd, norm_weight + first, norm_bias + first, HEAD, WIDTH)
+            n_tail = n_tail.to(dtype)
+    else:
+        n_head, n_tail = load_rows(normed + rows, is_token, WIDTH, HEAD, TAIL)
+    y_head = tl.zeros([T, HEAD], tl.float32)
+    if TAIL:
+        y_tail = tl.zeros([T, TAIL], tl.float32)
+
+    in_weight += group * CHANNELS * WIDTH
+    in_bias += group * CHANNELS
+    weight += group * WIDTH * CHANNELS
+    bias += first
+    for block in range((CHANNELS + BC - 1) // BC):
+        channel = block * BC + tl.arange(0, BC)
+        exists = channel < CHANNELS
+        w_head, w_tail = load_rows(in_weight + channel[:, None] * WIDTH, exists[:, None], WIDTH,
+                                   HEAD, TAIL)
+        h = multiply(n_head, w_head.T, tl.zeros([T, BC], tl.float32), IN_FP32)
+        if TAIL:
+            h = multiply(n_tail, w_tail.T, h, IN_FP32)
+        h += tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
+        value, _ = _activate(h, 'gelu')
+        value = value.to(dtype)
+        v_head, v_tail = load_columns(weight, channel[None, :], exists[None, :], CHANNELS, WIDTH,
+                                      HEAD, TAIL)
+        y_head = multiply(value, v_head.T, y_head, IN_FP32)
+        if TAIL:
+            y_tail = multiply(value, v_tail.T, y_tail, IN_FP32)
+
+    if NORM:
+        # loaded once more, from a cache, instead of held all the while; the policy tells the loads
+        # apart, which the compiler would merge
+        s_head = _load_sum(x, branch, is_token, dtype, 0, HEAD, WIDTH, 'evict_first')
+        if TAIL:
+            s_tail = _load_sum(x, branch, is_token, dtype, HEAD, TAIL, WIDTH, 'evict_first')
+    else:
+        s_head, s_tail = load_rows(stream + rows, is_token, WIDTH, HEAD, TAIL)
+    y_head += s_head.to(tl.float32) + _load_vector(bias, 0, HEAD, WIDTH)
+    _store(out + rows, y_head, is_token, 0, WIDTH)
+    if TAIL:
+        y_tail += s_tail.to(tl.float32) + _load_vector(bias, HEAD, TAIL, WIDTH)
+        _store(out + rows, y_tail, is_token, HEAD, WIDTH)
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _residual_gradients(n, dy, in_weight, in_bias, weight, dh, partial, tokens,
+                        GROUPS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
+                        HEAD: tl.constexpr, TAIL: tl.constexpr, ROW: tl.constexpr,
+                        IN_FP32: tl.constexpr, ONES: tl.constexpr, T: tl.constexpr,
+                        BC: tl.constexpr):
+    """The hidden tensor's gradient dh, and this program's share of the parameters' gradients.
+
+    A program has a block of hidden channels of one group and walks over every n-th tile of tokens.
+    Its share: in_weight (C, W), in_bias (C,), weight (W, C). A sum over the tokens is a product
+    with ONES columns of ones: other warps have the tokens, and would have to be waited for.
+    """
+    BLOCKS: tl.constexpr = (CHANNELS + BC - 1) // BC
+    group, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
+    channel = block * BC + tl.arange(0, BC)
+    exists = channel < CHANNELS
+    w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * WIDTH,
+                               exists[:, None], WIDTH, HEAD, TAIL)
+    v_head, v_tail = load_columns(weight + group * WIDTH * CHANNELS, channel[None, :],
+                                  exists[None, :], CHANNELS, WIDTH, HEAD, TAIL)
+    b = tl.load(in_bias + group * CHANNELS + channel, mask=exists, other=0.).to(tl.float32)
+    ones = tl.full([T, ONES], 1., tl.float32).to(dh.dtype.element_ty)
+    dw_head, dv_head = tl.zeros([BC, HEAD], tl.float32), tl.zeros([BC, HEAD], tl.float32)
+    db = tl.zeros([BC, ONES], tl.float32)
+    if TAIL:
+        dw_tail, dv_tail = tl.zeros([BC, TAIL], tl.float32), tl.zeros([BC, TAIL], tl.float32)
+    for tile in range(tl.program_id(1), tl.cdiv(tokens, T), tl.num_programs(1)):
+        token = (tile * T + tl.arange(0, T)[:, None]).to(tl.int64)
+        is_token = token < tokens
+        rows = token * (GROUPS * WIDTH) + group * WIDTH
+        n_head, n_tail = load_rows(n + rows, is_token, WIDTH, HEAD, TAIL)
+        dy_head, dy_tail = load_rows(dy + rows, is_token, WIDTH, HEAD, TAIL)
+        h = multiply(n_head, w_head.T, tl.zeros([T, BC], tl.float32), IN_FP32)
+        gradient = multiply(dy_head, v_head, tl.zeros([T, BC], tl.float32), IN_FP32)
+        if TAIL:
+            h = multiply(n_tail, w_tail.T, h, IN_FP32)
+            gradient = multiply(dy_tail, v_tail, gradient, IN_FP32)
+        value, slope = _activate(h + b[None, :], 'gelu')
+        gradient = gradient * slope  # zero for tokens that do not exist, as dy is
+        value, gradient = value.to(dh.dtype.element_ty), gradient.to(dh.dtype.element_ty)
+        tl.store(dh + (token * GROUPS + group) * CHANNELS + channel[None, :], gradient,
+                 mask=is_token & exists[None, :])
+        dw_head = multiply(gradient.T, n_head, dw_head, IN_FP32)
+        db = multiply(gradient.T, ones, db, IN_FP32)
+        dv_head = multiply(value.T, dy_head, dv_head, IN_FP32)
+        if TAIL:
+            dw_tail = multiply(gradient.T, n_tail, dw_tail, IN_FP32)
+            dv_tail = multiply(value.T, dy_tail, dv_tail, IN_FP32)
+
+    share = partial + (tl.program_id(1) * GROUPS + group).to(tl.int64) * ROW
+    dw, dv = share + channel[:, None] * WIDTH, share + CHANNELS * (WIDTH + 1) + channel[:, None]
+    head = _columns(0, HEAD)
+    mask = exists[:, None] & (head < WIDTH)
+    tl.store(dw + head, dw_head, mask=mask)
+    tl.store(dv + head * CHANNELS, dv_head, mask=mask)
+    if TAIL:
+        tail = _columns(HEAD, TAIL)
+        mask = exists[:, None] & (tail < WIDTH)
+        tl.store(dw + tail, dw_tail, mask=mask)
+        tl.store(dv + tail * CHANNELS, dv_tail, mask=mask)
+    tl.store(share + CHANNELS * WIDTH + channel, tl.sum(db, 1) / ONES, mask=exists)
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _input_gradient(dh, in_weight, dn, tokens, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
+                    WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+                    IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """dn = dh in_weight of each group."""
+    group = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    dn_head = tl.zeros([T, HEAD], tl.float32)
+    if TAIL:
+        dn_tail = tl.zeros([T, TAIL], tl.float32)
+    for block in range((CHANNELS + BC - 1) // BC):
+        channel = block * BC + tl.arange(0, BC)
+        exists = channel < CHANNELS
+        tile = tl.load(dh + (token * GROUPS + group) * CHANNELS + channel[None, :],
+                       mask=is_token & exists[None, :], other=0.)
+        w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * WIDTH,
+                                   exists[:, None], WIDTH, HEAD, TAIL)
+        dn_head = multiply(tile, w_head, dn_head, IN_FP32)
+        if TAIL:
+            dn_tail = multiply(tile, w_tail, dn_tail, IN_FP32)
+    rows = dn + (token * GROUPS + group) * WIDTH
+    _store(rows, dn_head, is_token, 0, WIDTH)
+    if TAIL:
+        _store(rows, dn_tail, is_token, HEAD, WIDTH)
+
+
+def fits(in_weight: Tensor) -> bool:
+    """Whether the kernels here take these weights: half precision, and a GPU that can hold them."""
+    return (in_weight.dtype != torch.float32 and in_weight.shape[2] <= WIDEST_GROUP
+            and is_roomy(in_weight.device))
+
+
+def residual_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float,
+                     in_weight: Tensor, in_bias: Tensor, weight: Tensor, bias: Tensor,
+                     kept: Optional[Tuple[Tensor, Tensor]]) -> Tensor:
+    """See :func:`.operators.residual_group_ffn`.
+
+    Args:
+        x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight, bias: As there.
+        kept: s = x + branch and its norm, both contiguous, if they have been made already.
+    """
+    groups, channels, width = in_weight.shape
+    tokens = x.shape[0] * x.shape[1]
+    out = torch.empty(x.shape, dtype=in_weight.dtype, device=x.device)
+    head, tail = parts(width)
+    x, branch, norm_weight, norm_bias, *parameters = (tensor.contiguous() for tensor in (
+        x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias))
+    if tokens:
+        with torch.cuda.device_of(x):
+            _residual_forward[cdiv(tokens, _FORWARD['T']), groups](
+                x, branch, norm_weight, norm_bias, *(kept or (out, out)), *parameters, out, tokens,
+                eps, GROUPS=groups, CHANNELS=channels, WIDTH=width, HEAD=head, TAIL=tail,
+                X_ROW=x.shape[2], BRANCH_ROW=branch.shape[2], NORM=kept is None,
+                IN_FP32=INTERPRETED, num_stages=1, **_FORWARD)
+    return out
+
+
+def ffn_backward(n: Tensor, dy: Tensor, in_weight: Tensor, in_bias: Tensor,
+                 weight: Tensor) -> Tuple[Tensor, Tensor]:
+    """Gradients of y = GELU(n in_weight^T + in_bias) weight^T in each group.
+
+    Args:
+        n, dy: (B, L, G * W).
+        in_weight: (G, C, W).
+        in_bias: (G, C).
+        weight: (G, W, C).
+
+    Returns:
+        dn, (B, L, G * W), and of each group the gradients of in_weight, in_bias and weight in a
+        row, (G, 2 * C * W + C), in the dtype of the weights.
+    """
+    n, dy, in_weight, in_bias, weight = (tensor.contiguous() for tensor in (
+        n, dy, in_weight, in_bias, weight))
+    groups, channels, width = in_weight.shape
+    tokens, row = n.shape[0] * n.shape[1], 2 * channels * width + channels
+    tile = _BACKWARD[width > _NARROW]
+    walks = groups * cdiv(channels, tile['BC'])
+    programs = max(1, min(cdiv(tokens, tile['T']), _PROGRAMS // walks))
+    partial = torch.empty(programs, groups, row, dtype=torch.float32, device=n.device)
+    dh = torch.empty(tokens, groups * channels, dtype=n.dtype, device=n.device)
+    dn = torch.empty_like(n)
+    head, tail = parts(width)
+    common = dict(GROUPS=groups, CHANNELS=channels, WIDTH=width, HEAD=head, TAIL=tail,
+                  IN_FP32=INTERPRETED)
+    with torch.cuda.device_of(n):
+        _residual_gradients[walks, programs](n, dy, in_weight, in_bias, weight, dh, partial, tokens,
+                                             ROW=row, ONES=16, **common, **tile)
+        if tokens:
+            _input_gradient[cdiv(tokens, _PRODUCT['T']), groups](dh, in_weight, dn, tokens,
+                                                                 **common, **_PRODUCT)
+    return dn, sum_parts(partial, dtype=in_weight.dtype)
