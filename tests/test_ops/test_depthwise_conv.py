@@ -121,8 +121,8 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
 
     dy_before = dy.clone()
     dx_into = strided(torch.zeros_like(x)) if view else None
-    dx, dweight, dbias, activation, *dx_sum = backward(x, dy, weight, bias, want_activation=True,
-                                                       dx=dx_into)
+    activation = torch.empty_like(y)
+    dx, dweight, dbias, *dx_sum = backward(x, dy, weight, bias, dx=dx_into, activation=activation)
     assert dx_into is None or dx is dx_into
     assert torch.equal(dy, dy_before)
     assert torch.equal(activation, y)
@@ -133,8 +133,7 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
     if dx_sum:
         assert_near('sum of dx', dx_sum[0], truth[0].grad.sum((0, 1)), tolerance)
 
-    again = backward(x, dy, weight, bias, want_activation=False)
-    assert again[3] is None
+    again = backward(x, dy, weight, bias)
     for name, first, second in zip(('dx', 'dweight', 'dbias'), (dx, dweight, dbias), again):
         assert torch.equal(first, second), f'{name} differs between two runs'
 
@@ -244,6 +243,9 @@ def test_errors_of_gradients_and_scans(kernels, device):
     with pytest.raises(ValueError, match='last stride'):
         kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu',
                                    dx=x.transpose(1, 2).contiguous().transpose(1, 2))
+    with pytest.raises(ValueError, match='activation is written in place'):
+        kernels.grid_conv_backward(x, x, weight, bias, (2, 3), 'gelu',
+                                   activation=x.transpose(1, 2).contiguous().transpose(1, 2))
     with pytest.raises(ValueError, match='1 to 4 taps'):
         kernels.causal_conv_forward(x, weight, bias, (2, 3), DIRECTIONS)
 
@@ -291,6 +293,24 @@ def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
 
     check_operator(lambda *args: conv_ffn(*args, *grid, keep_hidden)[0], reference,
                    ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('images', [1, 2])
+def test_conv_ffn_backward_in_parts(device, images, keep_hidden, monkeypatch):
+    """Three images, one or two at once: the gradients are those of all of them."""
+    from groupmamba_mm.ops.depthwise_conv import operators
+    inputs = ffn_inputs(device, torch.float32, 3, (3, 5), 12, 3)
+    dy = randn(7, device, torch.float32, 3, 15, 3)
+    y, _ = conv_ffn(*inputs, 3, 5, keep_hidden)
+    whole = torch.autograd.grad(y, inputs, dy)
+    monkeypatch.setattr(operators, '_PART', images * 15 * 12 * 4)
+    parts = list(operators._parts_of_batch(torch.empty(3, 15, 12)))
+    assert [len(range(3)[part]) for part in parts] == ([1, 1, 1] if images == 1 else [2, 1])
+    y, _ = conv_ffn(*inputs, 3, 5, keep_hidden)
+    for i, (got, expected) in enumerate(zip(torch.autograd.grad(y, inputs, dy), whole)):
+        assert_near(f'gradient of argument {i}', got, expected.double(), 1e-6)
 
 
 def check_plain_ffn(device, dtype, sizes, keep_hidden):

@@ -779,6 +779,15 @@ def _writable(name: str, tensor: Tensor, x: Tensor) -> Tensor:
     return tensor
 
 
+def _check_activation(activation: Optional[Tensor], x: Tensor) -> None:
+    if activation is None:
+        return
+    _check_like('activation', activation, x)
+    if not activation.is_contiguous():
+        raise ValueError('depthwise_conv: activation is written in place, so it must be contiguous,'
+                         f' got strides {activation.stride()}')
+
+
 def _by_tap(weight: Tensor) -> Tensor:
     """(C, ...) to (K, C), whose rows load in one go; free for a view of that layout."""
     return weight.reshape(weight.shape[0], -1).t().contiguous()
@@ -884,21 +893,22 @@ def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, 
 
 def grid_conv_backward(
         x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
-        groups: int = 1, want_activation: bool = False, dx: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        groups: int = 1, dx: Optional[Tensor] = None, activation: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`grid_conv_forward`, from its inputs only.
 
     Args:
         x, weight, bias, grid, act, groups: As in the forward pass.
         dy: Gradient of the output, (B, L, C'), dtype of ``x``.
-        want_activation: Also return the output of the forward pass, which is recomputed anyway.
         dx: Where to write the gradient of ``x``, last stride 1, sharing no memory with ``x`` or
             ``dy``; None for a new tensor.
+        activation: Where to write the output of the forward pass, contiguous; None if it is not
+            wanted.
 
     Returns:
-        dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, the output
-        or None, and the sum of dx over the tokens, (C,) in fp32: the gradient of a bias that was
-        added to ``x``, which would cost another pass over dx.
+        dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, and the sum
+        of dx over the tokens, (C,) in fp32: the gradient of a bias that was added to ``x``, which
+        would cost another pass over dx.
 
     Raises:
         ValueError: An argument does not fit; the message names it.
@@ -907,7 +917,7 @@ def grid_conv_backward(
     _check_like('dy', dy, x)
     x, dy, count = _readable(x), _readable(dy), bias.shape[0]
     dx = _prepare_dx(dx, x)
-    activation = torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation else None
+    _check_activation(activation, x)
     tiles, launch, constants = _split(x, grid, groups, count, is_backward=True)
     partial = torch.empty(tiles.programs, 11, x.shape[2], dtype=torch.float32, device=x.device)
     if launch[0]:
@@ -917,10 +927,9 @@ def grid_conv_backward(
                 x, dy, dx, dx if activation is None else activation, _by_tap(weight), bias, partial,
                 x.shape[0], *grid, tiles.rows, tiles.images, *strides, X_TOKEN=x.stride(1),
                 DY_TOKEN=dy.stride(1), DX_TOKEN=dx.stride(1), ACT=act,
-                WANT_ACTIVATION=want_activation, ALIGN=align, **constants,
+                WANT_ACTIVATION=activation is not None, ALIGN=align, **constants,
                 maxnreg=_MAX_REGISTERS['backward'])
-    dweight, dbias, dx_sum = _add_up(partial, 9, groups, count)
-    return dx, dweight, dbias, activation, dx_sum
+    return (dx, *_add_up(partial, 9, groups, count))
 
 
 def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
@@ -959,17 +968,16 @@ def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int
 
 def causal_conv_backward(
         x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
-        directions: Sequence[str], want_activation: bool = False,
-        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+        directions: Sequence[str], dx: Optional[Tensor] = None,
+        activation: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
 
     Args:
         x, weight, bias, grid, directions: As in the forward pass.
-        dy, want_activation, dx: As in :func:`grid_conv_backward`.
+        dy, dx, activation: As in :func:`grid_conv_backward`.
 
     Returns:
-        dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32, and the
-        output or None.
+        dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32.
 
     Raises:
         ValueError: An argument does not fit; the message names it.
@@ -978,8 +986,7 @@ def causal_conv_backward(
     _check_like('dy', dy, x)
     dx = _prepare_dx(dx, x)
     x, dy, taps = _readable(x), _readable(dy), _by_tap(weight)
-    activation = (torch.empty(x.shape, dtype=x.dtype, device=x.device) if want_activation
-                  else None)
+    _check_activation(activation, x)
     groups, rows = len(directions), taps.shape[0] + 1
     walks, launch, constants = _split_walks(x, bias, groups, is_backward=True)
     partial = torch.empty(walks.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
@@ -989,8 +996,9 @@ def causal_conv_backward(
             _causal_backward[launch](
                 x, dy, dx, dx if activation is None else activation, taps, bias, partial,
                 x.shape[0], *grid, walks.steps, *strides, *_direction_bits(directions),
-                TAPS=taps.shape[0], WANT_ACTIVATION=want_activation, ALIGN=align, **constants)
-    return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]), activation)
+                TAPS=taps.shape[0], WANT_ACTIVATION=activation is not None, ALIGN=align,
+                **constants)
+    return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]))
 
 
 def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -4,17 +4,30 @@ What is between GELU and the last layer is as large as a network's tensors get, 
 again in the backward pass instead of kept. Kernels are in Triton, which is imported when they are
 first called.
 """
-from typing import Tuple
+import functools
+from typing import Iterator, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..integers import cdiv
 from ..linear import linear, linear_gradients, linear_input_gradient
 
 #: Channels of a group that :func:`residual_group_ffn` has kernels for: more do not fit into shared
 #: memory.
 WIDEST_GROUP = 192
+
+#: Bytes of a part of the batch's hidden tensors in the backward pass. There are four of them, two
+#: of which are made part by part.
+_PART = 2**27
+
+
+def _parts_of_batch(tensor: Tensor) -> Iterator[slice]:
+    """Images of each part of (B, L, C), as few parts of up to _PART bytes as will do."""
+    images = tensor.shape[0]
+    step = max(1, cdiv(images, max(1, cdiv(tensor.nbytes, _PART))))
+    return (slice(first, first + step) for first in range(0, max(1, images), step))
 
 
 def _kept(ctx, gradients) -> Tuple:
@@ -70,12 +83,18 @@ def _conv_ffn_backward(
         keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, in_weight, in_bias, conv_weight, conv_bias, weight and bias."""
     from .kernels import grid_conv_backward
-    if not keep_hidden:
-        hidden = linear(x, in_weight, in_bias)
-    dhidden, dconv_weight, dconv_bias, activation, din_bias = grid_conv_backward(
-        hidden, linear_input_gradient(dy, weight), conv_weight, conv_bias, (height, width), 'gelu',
-        want_activation=True)
-    del hidden
+    dhidden, activation = (torch.empty(*x.shape[:2], in_weight.shape[0], dtype=x.dtype,
+                                       device=x.device) for _ in range(2))
+    sums = []
+    for images in _parts_of_batch(dhidden):
+        part = hidden[images] if keep_hidden else linear(x[images], in_weight, in_bias)
+        _, *sums_of_part = grid_conv_backward(
+            part, linear_input_gradient(dy[images], weight), conv_weight, conv_bias,
+            (height, width), 'gelu', dx=dhidden[images], activation=activation[images])
+        sums.append(sums_of_part)
+    dconv_weight, dconv_bias, din_bias = (functools.reduce(torch.add, of_parts)
+                                          for of_parts in zip(*sums))
+    del hidden, part
     dweight, dbias = linear_gradients(dy, activation)
     del activation
     din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)

@@ -155,9 +155,9 @@ def _conv_backward(scan, x: Tensor, grad_y: Tensor, weight: Tensor, bias: Tensor
     from ..depthwise_conv import kernels as conv
     grid = (scan.height, scan.width)
     if not _is_causal(weight):
-        _, grad_weight, grad_bias, _, _ = conv.grid_conv_backward(
+        _, grad_weight, grad_bias, _ = conv.grid_conv_backward(
             x, grad_y, weight, bias, grid, 'silu', groups=scan.groups, dx=grad_x)
     else:
-        _, grad_weight, grad_bias, _ = conv.causal_conv_backward(
+        _, grad_weight, grad_bias = conv.causal_conv_backward(
             x, grad_y, weight, bias, grid, scan.directions, dx=grad_x)
     return grad_weight.view(weight.shape), grad_bias
