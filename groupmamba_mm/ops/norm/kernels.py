@@ -650,7 +650,7 @@ def _rows(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
 
 
 def _vector(channels: int, *tensors: Optional[Tensor]) -> int:
-    """Neighbouring channels of a thread in all tensors: 16 bytes of the widest precision.
+    """Neighbouring channels of a thread in all tensors: 16 bytes of the widest precision, or 8.
 
     Left to itself, Triton gives a thread eight channels of a 16-bit tensor and four of an fp32
     one, or of any where eight do not divide the channels, and exchanges the values of every tile
