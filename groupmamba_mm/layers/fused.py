@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, conv_ffn, plain_ffn,
+from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, conv_ffn, group_linear, plain_ffn,
                                               residual_group_ffn)
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
@@ -100,7 +100,7 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     has_affinity = isinstance(layer.affinity, ChannelAffinity)
     x, v, mean, dtype = _first_norm(x, vsss.norm1, groups,
                                     MEAN_OF_INPUT if has_affinity else NO_MEAN)
-    xz = F.linear(v, _packed_in_proj(mamba.in_proj, 2, v.shape[-1], dtype))
+    xz = _in_proj(mamba.in_proj, v, dtype)
     y = grouped_ssm(
         xz, *mamba.ssm.parameters_of_scan(), grid=grid, directions=mamba.plan[0],
         conv_weight=_by_tap(mamba.conv1d.weight), conv_bias=mamba.conv1d.bias, backend='triton')
@@ -112,6 +112,13 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     weight, bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     y = _plain_ffn(v, weight, bias, *_padded_linear(layer.ffn.fc2, weight.shape[0], dtype))
     return Residual(x, y, _drop_path_scale(layer.drop_path, x))
+
+
+def _in_proj(linear: nn.Module, v: Tensor, dtype: torch.dtype) -> Tensor:
+    """x and z of all groups, (B, L, 2 * G * dp)."""
+    if NARROWEST_GROUP <= linear.weight.shape[2] <= WIDEST_GROUP:
+        return group_linear(v, linear.weight.to(dtype), 2, round_up(linear.weight.shape[1] // 2))
+    return F.linear(v, _packed_in_proj(linear, 2, v.shape[-1], dtype))
 
 
 def _residual_ffn(x: Tensor, branch: Tensor, vsss: nn.Module,

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.depthwise_conv import conv_ffn, plain_ffn, residual_group_ffn
+from groupmamba_mm.ops.depthwise_conv import (conv_ffn, group_linear, plain_ffn,
+                                              residual_group_ffn)
 from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 
@@ -359,6 +360,53 @@ def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
     assert calls == [6, 5]  # with the last bias, and the backward pass
 
 
+def check_group_linear(device, dtype, batch, length, groups, width, channels, parts, stored,
+                       padding=0):
+    def reference(x, weight):
+        x = x[..., :groups * width].unflatten(-1, (groups, width))
+        y = torch.einsum('blgi,gpci->blpgc', x, weight.unflatten(1, (parts, channels)))
+        return F.pad(y, (0, stored - channels)).flatten(2)
+
+    inputs = [randn(0, device, dtype, batch, length, groups * width + padding).requires_grad_(),
+              randn(1, device, dtype, groups, parts * channels, width).requires_grad_()]
+    check_operator(lambda x, weight: group_linear(x, weight, parts, stored), reference, inputs,
+                   dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, sizes', [
+    (torch.float32, (2, 9, 3, 5, 7, 2, 8, 1)),
+    (torch.bfloat16, (2, 70, 2, 24, 72, 2, 72)),
+    (torch.bfloat16, (1, 130, 3, 11, 21, 3, 24, 7)),
+    (torch.float16, (1, 1, 4, 16, 16, 1, 16)),
+    (torch.bfloat16, (1, 3, 1, 200, 16, 2, 16)),  # wider than the kernels take
+])
+def test_group_linear(device, dtype, sizes):
+    check_group_linear(device, dtype, *sizes)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_group_linear_without_tokens(device, dtype):
+    x = torch.zeros(0, 4, 16, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.ones(2, 6, 8, device=device, dtype=dtype, requires_grad=True)
+    group_linear(x, weight, 2, 8).sum().backward()
+    assert x.grad.shape == x.shape and (weight.grad == 0).all()
+
+
+@needs_triton
+@pytest.mark.parametrize('change, message', [
+    (dict(x=torch.zeros(1, 3, 15)), r'x must be \(B, L, >=16\)'),
+    (dict(x=torch.zeros(1, 3, 16).half()), 'weight must be in torch.float16'),
+    (dict(parts=4), '6 outputs a group, which are not 4 parts'),
+    (dict(stored=2), 'of up to 2'),
+])
+def test_group_linear_refuses_what_does_not_fit(change, message):
+    arguments = dict(x=torch.zeros(1, 3, 16), weight=torch.zeros(2, 6, 8), parts=2, stored=8)
+    with pytest.raises(ValueError, match=message):
+        group_linear(**{**arguments, **change})
+
+
 def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, stream=None,
                         padding=0):
     """Tokens, branch, then weight and bias of the norm and of the layers of all groups.
@@ -482,6 +530,9 @@ def test_operators_pass_opcheck(device, keep_hidden):
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(
             plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
+        torch.library.opcheck(group_linear, (randn(0, device, dtype, 1, 6, 8).requires_grad_(),
+                                             randn(1, device, dtype, 2, 6, 4).requires_grad_(),
+                                             2, 8))
         inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6)
         torch.library.opcheck(residual_group_ffn, (*inputs[:4], 1e-5, *inputs[4:], True))
 
@@ -497,6 +548,16 @@ def test_operators_pass_opcheck(device, keep_hidden):
 @pytest.mark.parametrize('keep_hidden', [False, True])
 def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
     check_plain_ffn(device, dtype, sizes, keep_hidden)
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 4, 32, 64, 2, 64), marks=gpu),
+    pytest.param(torch.bfloat16, (128, 196, 4, 92, 184, 2, 184), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 196, 4, 124, 248, 2, 248), marks=gpu),
+    pytest.param(torch.float16, (16, 49, 4, 190, 380, 2, 384), marks=gpu),
+])
+def test_group_linear_at_full_size(device, dtype, sizes):
+    check_group_linear(device, dtype, *sizes)
 
 
 @pytest.mark.parametrize('dtype, sizes', [

@@ -178,14 +178,6 @@ def test_groups_that_are_split_in_one_pass_only(split_groups, monkeypatch, dtype
           conv=conv)
 
 
-def test_shares_of_more_tiles_than_are_added_up_at_once(split_groups, monkeypatch):
-    from groupmamba_mm.ops.grouped_ssm import launch
-    columns = max(4, launch.SHORTEST_SIDE)  # of the projection, as padded
-    monkeypatch.setattr(launch, 'SHARES_AT_ONCE',
-                        2 * columns * launch.PROJECT_BACKWARD_TILE['TOKENS'])
-    check((2, 3), channels=4 * split_groups + 3, norm=False)  # five tiles, by two
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_split_groups_cut_into_segments(split_groups, monkeypatch, dtype):
     from groupmamba_mm.ops.grouped_ssm import launch

@@ -1,4 +1,4 @@
-"""Triton kernels of a residual FFN of groups of channels, with the grouped LayerNorm before it.
+"""Triton kernels of products of groups of channels: a projection, and a residual FFN with its norm.
 
 A program has the tokens of one group, whose channels are few: it adds the residual branch, norms,
 and keeps the hidden tensor to itself. In the backward pass a program makes a block of hidden
@@ -25,6 +25,9 @@ _NARROW = 96
 _BACKWARD = (dict(T=64, BC=64, num_warps=4, num_stages=2),
              dict(T=128, BC=64, num_warps=8, num_stages=1))
 _PRODUCT = dict(T=128, BC=64, num_warps=8)
+#: Of the projection: forward and to the input, and of the weight's gradient.
+_PROJECTION = dict(T=128, BC=64, num_warps=8)
+_WEIGHT = dict(T=64, BC=64, num_warps=4)
 #: Programs wanted that add up gradients: two for each of an H100's multiprocessors.
 _PROGRAMS = 264
 
@@ -243,6 +246,98 @@ def _input_gradient(dh, in_weight, dn, tokens, GROUPS: tl.constexpr, CHANNELS: t
         _store(rows, dn_tail, is_token, HEAD, WIDTH)
 
 
+@triton.jit
+def _block(index, group, GROUPS: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl.constexpr,
+           STORED: tl.constexpr, BC: tl.constexpr):
+    """Of a block of a group's output channels: which rows of its weight, and whether they exist;
+    where in a row of all outputs, and whether there is room.
+
+    Rows are PARTS times the groups, each with its channels padded to STORED.
+    """
+    BLOCKS: tl.constexpr = (STORED + BC - 1) // BC
+    part = index // BLOCKS
+    channel = (index % BLOCKS) * BC + tl.arange(0, BC)
+    return ((group * PARTS + part) * CHANNELS + channel, channel < CHANNELS,
+            (part * GROUPS + group) * STORED + channel, channel < STORED)
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _project_forward(x, weight, out, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+                     CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
+                     HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
+                     IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """out = x weight^T of one group, zero in the padding of its channels."""
+    group = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    x_head, x_tail = load_rows(x + token * X_ROW + group * WIDTH, is_token, WIDTH, HEAD, TAIL)
+    rows = out + token * (PARTS * GROUPS * STORED)
+    for index in range(PARTS * ((STORED + BC - 1) // BC)):
+        row, exists, column, is_stored = _block(index, group, GROUPS, PARTS, CHANNELS, STORED, BC)
+        w_head, w_tail = load_rows(weight + row[:, None] * WIDTH, exists[:, None], WIDTH, HEAD,
+                                   TAIL)
+        y = multiply(x_head, w_head.T, tl.zeros([T, BC], tl.float32), IN_FP32)
+        if TAIL:
+            y = multiply(x_tail, w_tail.T, y, IN_FP32)
+        tl.store(rows + column[None, :], y.to(out.dtype.element_ty),
+                 mask=is_token & is_stored[None, :])
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _project_input(dy, weight, dx, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+                   CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
+                   HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
+                   IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """dx = dy weight of one group."""
+    group = tl.program_id(1)
+    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    is_token = token < tokens
+    rows = dy + token * (PARTS * GROUPS * STORED)
+    dx_head = tl.zeros([T, HEAD], tl.float32)
+    if TAIL:
+        dx_tail = tl.zeros([T, TAIL], tl.float32)
+    for index in range(PARTS * ((STORED + BC - 1) // BC)):
+        row, exists, column, _ = _block(index, group, GROUPS, PARTS, CHANNELS, STORED, BC)
+        tile = tl.load(rows + column[None, :], mask=is_token & exists[None, :], other=0.)
+        w_head, w_tail = load_rows(weight + row[:, None] * WIDTH, exists[:, None], WIDTH, HEAD,
+                                   TAIL)
+        dx_head = multiply(tile, w_head, dx_head, IN_FP32)
+        if TAIL:
+            dx_tail = multiply(tile, w_tail, dx_tail, IN_FP32)
+    rows = dx + token * X_ROW + group * WIDTH
+    _store(rows, dx_head, is_token, 0, WIDTH)
+    if TAIL:
+        _store(rows, dx_tail, is_token, HEAD, WIDTH)
+
+
+@triton.jit(do_not_specialize=['tokens'])
+def _project_weight(x, dy, partial, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
+                    CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
+                    HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
+                    IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+    """This program's share of the gradient of a block of weight's rows: every n-th tile's."""
+    BLOCKS: tl.constexpr = PARTS * ((STORED + BC - 1) // BC)
+    group, index = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
+    row, exists, column, _ = _block(index, group, GROUPS, PARTS, CHANNELS, STORED, BC)
+    dw_head = tl.zeros([BC, HEAD], tl.float32)
+    if TAIL:
+        dw_tail = tl.zeros([BC, TAIL], tl.float32)
+    for number in range(tl.program_id(1), tl.cdiv(tokens, T), tl.num_programs(1)):
+        token = (number * T + tl.arange(0, T)[:, None]).to(tl.int64)
+        is_token = token < tokens
+        x_head, x_tail = load_rows(x + token * X_ROW + group * WIDTH, is_token, WIDTH, HEAD, TAIL)
+        tile = tl.load(dy + token * (PARTS * GROUPS * STORED) + column[None, :],
+                       mask=is_token & exists[None, :], other=0.)
+        dw_head = multiply(tile.T, x_head, dw_head, IN_FP32)
+        if TAIL:
+            dw_tail = multiply(tile.T, x_tail, dw_tail, IN_FP32)
+    share = partial + tl.program_id(1).to(tl.int64) * (GROUPS * PARTS * CHANNELS * WIDTH)
+    rows = share + row[:, None] * WIDTH
+    _store(rows, dw_head, exists[:, None], 0, WIDTH)
+    if TAIL:
+        _store(rows, dw_tail, exists[:, None], HEAD, WIDTH)
+
+
 def fits(in_weight: Tensor) -> bool:
     """Whether the kernels here take these weights: half precision, and a GPU that can hold them."""
     return (in_weight.dtype != torch.float32 and in_weight.shape[2] <= WIDEST_GROUP
@@ -308,3 +403,43 @@ def ffn_backward(n: Tensor, dy: Tensor, in_weight: Tensor, in_bias: Tensor,
             _input_gradient[cdiv(tokens, _PRODUCT['T']), groups](dh, in_weight, dn, tokens,
                                                                  **common, **_PRODUCT)
     return dn, sum_parts(partial, dtype=in_weight.dtype)
+
+
+def _projection(weight: Tensor, parts_of_output: int, stored: int, x_row: int) -> dict:
+    """Constants of a projection's kernels."""
+    groups, outputs, width = weight.shape
+    head, tail = parts(width)
+    return dict(GROUPS=groups, PARTS=parts_of_output, CHANNELS=outputs // parts_of_output,
+                STORED=stored, WIDTH=width, HEAD=head, TAIL=tail, X_ROW=x_row, IN_FP32=INTERPRETED)
+
+
+def project_forward(x: Tensor, weight: Tensor, parts_of_output: int, stored: int) -> Tensor:
+    """See :func:`.operators.group_linear`."""
+    x, weight = x.contiguous(), weight.contiguous()
+    groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
+    y = torch.empty(*x.shape[:2], parts_of_output * groups * stored, dtype=x.dtype, device=x.device)
+    if tokens:
+        with torch.cuda.device_of(x):
+            _project_forward[cdiv(tokens, _PROJECTION['T']), groups](
+                x, weight, y, tokens, **_projection(weight, parts_of_output, stored, x.shape[2]),
+                **_PROJECTION)
+    return y
+
+
+def project_backward(dy: Tensor, x: Tensor, weight: Tensor, parts_of_output: int,
+                     stored: int) -> Tuple[Tensor, Tensor]:
+    """Gradients of x and the weight."""
+    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+    groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
+    dx = torch.empty_like(x)
+    dx[..., groups * weight.shape[2]:] = 0  # nothing, or a few channels
+    constants = _projection(weight, parts_of_output, stored, x.shape[2])
+    walks = groups * parts_of_output * cdiv(stored, _WEIGHT['BC'])
+    programs = max(1, min(cdiv(tokens, _WEIGHT['T']), 2 * _PROGRAMS // walks))
+    partial = torch.empty(programs, *weight.shape, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        if tokens:
+            _project_input[cdiv(tokens, _PROJECTION['T']), groups](dy, weight, dx, tokens,
+                                                                   **constants, **_PROJECTION)
+        _project_weight[walks, programs](x, dy, partial, tokens, **constants, **_WEIGHT)
+    return dx, sum_parts(partial, dtype=weight.dtype)

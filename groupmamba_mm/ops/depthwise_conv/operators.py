@@ -363,3 +363,80 @@ def _differentiate_residual_ffn(ctx, dy: Tensor, *_) -> Tuple:
 
 
 residual_group_ffn.register_autograd(_differentiate_residual_ffn, setup_context=_keep_residual_ffn)
+
+
+@torch.library.custom_op('groupmamba_mm::group_linear', mutates_args=())
+def group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> Tensor:
+    """A linear layer of each group without bias: x weight^T, in ``parts`` of all groups.
+
+    Args:
+        x: (B, L, >=G * W) tokens, what is behind the groups is ignored; fp32, bf16 or fp16.
+        weight: (G, parts * d, W) in the dtype of ``x``.
+        parts: What each group's outputs are split into.
+        stored: Channels of a group in memory, at least d.
+
+    Returns:
+        (B, L, parts * G * stored) in the dtype of ``x``: all groups of the first part, then those
+        of the next; zero in the padding of each group's channels.
+
+    Raises:
+        ValueError: Shapes or dtypes do not fit; the message names the argument.
+    """
+    _check_group_linear(x, weight, parts, stored)
+    from .groups import fits, project_forward
+    if fits(weight):
+        return project_forward(x, weight, parts, stored)
+    groups, outputs, width = weight.shape
+    with torch.autocast(x.device.type, enabled=False):
+        y = torch.bmm(_to_groups(x[..., :groups * width], groups), weight.mT)
+    y = F.pad(y.unflatten(2, (parts, -1)), (0, stored - outputs // parts))
+    return y.movedim(0, 2).flatten(1).unflatten(0, x.shape[:2])
+
+
+def _check_group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> None:
+    groups, outputs, width = weight.shape
+    if x.dim() != 3 or x.shape[2] < groups * width:
+        raise ValueError(f'group_linear: x must be (B, L, >={groups * width}) for weight of '
+                         f'{tuple(weight.shape)}, got {tuple(x.shape)}')
+    if weight.dtype != x.dtype:
+        raise ValueError(f'group_linear: weight must be in {x.dtype} as x is, got {weight.dtype}')
+    if parts < 1 or outputs % parts or stored < outputs // parts:
+        raise ValueError(f'group_linear: weight has {outputs} outputs a group, which are not '
+                         f'{parts} parts of up to {stored} (parts, stored)')
+
+
+@group_linear.register_fake
+def _(x, weight, parts, stored):
+    return x.new_empty(*x.shape[:2], parts * weight.shape[0] * stored)
+
+
+@torch.library.custom_op('groupmamba_mm::group_linear_backward', mutates_args=())
+def _group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, parts: int,
+                           stored: int) -> Tuple[Tensor, Tensor]:
+    from .groups import fits, project_backward
+    if fits(weight):
+        return project_backward(dy, x, weight, parts, stored)
+    groups, outputs, width = weight.shape
+    dy = dy.flatten(0, 1).unflatten(1, (parts, groups, stored))[..., :outputs // parts]
+    dy = dy.movedim(2, 0).flatten(2)
+    with torch.autocast(x.device.type, enabled=False):
+        dx = _from_groups(dy @ weight, x)
+        dweight = dy.mT @ _to_groups(x[..., :groups * width], groups)
+    return F.pad(dx, (0, x.shape[2] - dx.shape[2])), dweight
+
+
+@_group_linear_backward.register_fake
+def _(dy, x, weight, parts, stored):
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
+
+
+def _keep_group_linear(ctx, inputs, output) -> None:
+    x, weight, ctx.parts, ctx.stored = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _differentiate_group_linear(ctx, dy: Tensor) -> Tuple:
+    return _kept(ctx, _group_linear_backward(dy, *ctx.saved_tensors, ctx.parts, ctx.stored))
+
+
+group_linear.register_autograd(_differentiate_group_linear, setup_context=_keep_group_linear)

@@ -682,11 +682,8 @@ def project_backward_kernel(
         grad_x_batch, grad_x_token, columns, reverses, chunks, chunks_of_segment, segments,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, ROW: tl.constexpr,
-        DOT: tl.constexpr, TILES: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr):
-    """One tile of one segment: add the projection's share to ``grad_x``; the gradient of x_proj.
-
-    What the tiles' scans have left of the gradient of low rank, B and C is added up in their order.
-    """
+        DOT: tl.constexpr, TOKENS: tl.constexpr):
+    """One tile of one segment: add the projection's share to ``grad_x``; the gradient of x_proj."""
     P: tl.constexpr = R + 2 * N
     program, segment = tl.program_id(0), tl.program_id(1)
     b, g = (program // G).to(tl.int64), program % G
@@ -695,10 +692,7 @@ def project_backward_kernel(
     to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
     x_ptr += b * x_batch + g * DP
     grad_x_ptr += b * grad_x_batch + g * DP
-    grad_low_ptr += program.to(tl.int64) * TILES * P * chunks * CHUNK
-    part = tl.arange(0, PARTS)[:, None, None]
-    row_of_part = part * P + op[None, :, None]
-    is_row = (op < P)[None, :, None]
+    grad_low_ptr += program.to(tl.int64) * P * chunks * CHUNK
 
     grad_to_low = tl.zeros([BP, BD], tl.float32)
     begin = segment * chunks_of_segment * CHUNK
@@ -711,14 +705,8 @@ def project_backward_kernel(
         x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :], mask=valid, other=0.)
         at = grad_x_ptr + position[:, None] * grad_x_token + oc[None, :]
         grad_x = tl.load(at, mask=valid, other=0.).to(tl.float32)
-        for begun in tl.static_range(0, TILES, PARTS):
-            parts = tl.load(
-                grad_low_ptr + (begun * P + row_of_part) * (chunks * CHUNK) + t[None, None, :],
-                mask=is_row & (begun + part < TILES) & (t < end)[None, None, :], other=0.)
-            if begun == 0:
-                grad_low = tl.sum(parts, 0)
-            else:
-                grad_low += tl.sum(parts, 0)
+        grad_low = tl.load(grad_low_ptr + op[:, None] * (chunks * CHUNK) + t[None, :],
+                           mask=(op < P)[:, None] & (t < end)[None, :], other=0.)
         grad_to_low += _dot(grad_low, x_tile, DOT)
         grad_x += _dot(tl.trans(grad_low), tl.trans(to_low), DOT)
         tl.store(at, grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)

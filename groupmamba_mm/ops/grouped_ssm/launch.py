@@ -31,10 +31,7 @@ LARGE_WEIGHTS = 4096
 WIDEST_WHOLE, WIDEST_WHOLE_BACKWARD, TILE_CHANNELS = 32, 64, 32
 #: Tiles of the kernels for the projection of those, forward and backward.
 PROJECT_TILE = dict(TOKENS=64, BD=64, num_warps=4)
-PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=64)
-#: Of the tiles' shares that the latter adds up, for a thread and at once: more would not fit into
-#: its registers.
-SHARES_OF_THREAD, SHARES_AT_ONCE = 64, 2**15
+PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=64, num_warps=2)
 
 #: fp16's range is too small for gradients inside the kernels; the interpreter (on a CPU, for tests)
 #: does not know bf16 products.
@@ -267,16 +264,11 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
         run(ends_only=False)
         if scan.is_split(backward=True):
             tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
-            of_tile = constants['BP'] * PROJECT_BACKWARD_TILE['TOKENS']
-            parts = min(next_power_of_2(scan.tiles(backward=True)),
-                        max(1, SHARES_AT_ONCE // of_tile))
-            warps = min(32, max(2, parts * of_tile // (32 * SHARES_OF_THREAD)))
             kernels.project_backward_kernel[(batch * scan.groups, segments, tiles)](
-                x, grad_x, x_proj, grad_low, partial, length, scan.height, scan.width, x.stride(0),
-                x.stride(1), grad_x.stride(0), grad_x.stride(1), scan.columns, scan.reverses,
-                chunks, chunks_of_segment, segments,
-                **_of_projection(constants, 'ROW', 'TILES'), **PROJECT_BACKWARD_TILE,
-                PARTS=parts, num_warps=warps)
+                x, grad_x, x_proj, sum_parts(grad_low, dim=2), partial, length, scan.height,
+                scan.width, x.stride(0), x.stride(1), grad_x.stride(0), grad_x.stride(1),
+                scan.columns, scan.reverses, chunks, chunks_of_segment, segments,
+                **_of_projection(constants, 'ROW'), **PROJECT_BACKWARD_TILE)
     return sum_parts(partial)
 
 
