@@ -512,15 +512,14 @@ def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, 
 
 @triton.jit
 def _causal_slope(now, dy, earlier, bias, w, is_true, PADDED: tl.constexpr, TAPS: tl.constexpr):
-    """x of a step in fp32, silu(p) and dp = dy * silu'(p) there."""
+    """x of a step in fp32, and dp = dy * silu'(p) there."""
     value = now.to(tl.float32)
-    y, slope = _activate(_convolve(bias, w, value, earlier, TAPS), 'silu')
+    _, slope = _activate(_convolve(bias, w, value, earlier, TAPS), 'silu')
     dp = dy.to(tl.float32) * slope
     if PADDED:
-        y = tl.where(is_true, y, 0.)
         dp = tl.where(is_true, dp, 0.)
         value = tl.where(is_true, value, 0.)
-    return value, y, dp
+    return value, dp
 
 
 @triton.jit
@@ -537,11 +536,11 @@ def _causal_dx(dp, later, w, TAPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
-def _causal_backward(x, dy, dx, activation, weight, bias, partial, batch, height, width, steps,
-                     x_batch, x_token, dy_batch, dy_token, dx_batch, dx_token, column_major,
-                     backwards, GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
-                     TAPS: tl.constexpr, WANT_ACTIVATION: tl.constexpr, ALIGN: tl.constexpr,
-                     SEGMENTS: tl.constexpr, BC: tl.constexpr):
+def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, steps, x_batch,
+                     x_token, dy_batch, dy_token, dx_batch, dx_token, column_major, backwards,
+                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
+                     TAPS: tl.constexpr, ALIGN: tl.constexpr, SEGMENTS: tl.constexpr,
+                     BC: tl.constexpr):
     """dx, and this program's share of the gradients of the taps and, in the last row, the bias.
 
     One walk for both halves: ``dp``, the gradient before the activation, is never stored, and dx
@@ -562,7 +561,6 @@ def _causal_backward(x, dy, dx, activation, weight, bias, partial, batch, height
     x += image * x_batch * ALIGN + channel[None, :]
     dy += image * dy_batch * ALIGN + channel[None, :]
     dx += image * dx_batch * ALIGN + channel[None, :]
-    activation += image * length * CHANNELS + channel[None, :]
 
     zeros = tl.zeros([SEGMENTS, BC], tl.float32)
     earlier = _earlier_steps(x, start, length, x_token, height, width, is_column_major,
@@ -586,14 +584,10 @@ def _causal_backward(x, dy, dx, activation, weight, bias, partial, batch, height
         mask = exists & (start + t + 2 < length) & (t + 3 < steps + TAPS)
         far = _load_step(x, far_position, x_token, ALIGN, mask)
         dy_far = _load_step(dy, far_position, dy_token, ALIGN, mask)
-        value, y, dp = _causal_slope(now, dy_now, earlier, b, w, is_true, LANES != TRUE, TAPS)
+        value, dp = _causal_slope(now, dy_now, earlier, b, w, is_true, LANES != TRUE, TAPS)
         own = tl.where(t < steps, dp, 0.)
         g = (g[0] + own * value, g[1] + own * earlier[0], g[2] + own * earlier[1],
              g[3] + own * earlier[2], g[4] + own)
-        if WANT_ACTIVATION:
-            tl.store(activation + position.to(tl.int64) * CHANNELS,
-                     y.to(activation.dtype.element_ty),
-                     mask=exists & (start + t < length) & (t < steps))
         target = position
         if TAPS > 1:
             target = behind[TAPS - 2]
@@ -968,13 +962,13 @@ def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int
 
 def causal_conv_backward(
         x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
-        directions: Sequence[str], dx: Optional[Tensor] = None,
-        activation: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+        directions: Sequence[str],
+        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
 
     Args:
         x, weight, bias, grid, directions: As in the forward pass.
-        dy, dx, activation: As in :func:`grid_conv_backward`.
+        dy, dx: As in :func:`grid_conv_backward`.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32.
@@ -986,7 +980,6 @@ def causal_conv_backward(
     _check_like('dy', dy, x)
     dx = _prepare_dx(dx, x)
     x, dy, taps = _readable(x), _readable(dy), _by_tap(weight)
-    _check_activation(activation, x)
     groups, rows = len(directions), taps.shape[0] + 1
     walks, launch, constants = _split_walks(x, bias, groups, is_backward=True)
     partial = torch.empty(walks.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
@@ -994,10 +987,8 @@ def causal_conv_backward(
     if launch[0]:
         with torch.cuda.device_of(x):
             _causal_backward[launch](
-                x, dy, dx, dx if activation is None else activation, taps, bias, partial,
-                x.shape[0], *grid, walks.steps, *strides, *_direction_bits(directions),
-                TAPS=taps.shape[0], WANT_ACTIVATION=activation is not None, ALIGN=align,
-                **constants)
+                x, dy, dx, taps, bias, partial, x.shape[0], *grid, walks.steps, *strides,
+                *_direction_bits(directions), TAPS=taps.shape[0], ALIGN=align, **constants)
     return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]))
 
 
