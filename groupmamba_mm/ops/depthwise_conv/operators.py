@@ -254,7 +254,7 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
     is_one = fits(in_weight)
     kept = None
     if keep or not is_one:
-        # two more tensors to write are more than the kernel is in time for
+        # a kernel of its own for these two is faster than one that also writes them
         *kept, _ = add_norm_forward(x, branch, None, norm_weight, norm_bias, eps,
                                     in_weight.shape[0], x.shape[2], in_weight.dtype, 0,
                                     in_weight.dtype)

@@ -33,8 +33,8 @@ def grouped_ssm_op(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
                    keep: bool) -> Tuple[Tensor, Tensor, Tensor]:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; what follows y is for the backward pass.
 
-    A causal convolution's output is kept: to make it again, as that of one on the grid, would take
-    2 % of a training step of the paper's models.
+    A causal convolution's output is kept: to make it again, as that of one on the grid, took 2 % of
+    a training step of the paper's small.
     """
     from .launch import scan_forward
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
