@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, conv_ffn, group_linear, plain_ffn,
-                                              residual_group_ffn)
+from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, WIDEST_LINEAR_GROUP, conv_ffn,
+                                              group_linear, plain_ffn, residual_group_ffn)
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,
@@ -38,6 +38,10 @@ NARROW = 256
 #: From so many channels a group on, its FFN runs by itself, not in products of all groups with
 #: zeros between them: on an H100 faster with 48 channels, slower with 24 (docs/speed.md).
 NARROWEST_GROUP = 32
+
+#: The same for the input projection: slower with 48 channels, as fast with 92, then faster. The
+#: output projection, which writes few channels, is not.
+NARROWEST_LINEAR_GROUP = 64
 
 #: What ``mean_of`` of the norms stands for.
 NO_MEAN, MEAN_OF_INPUT, MEAN_OF_NORMED = range(3)
@@ -70,7 +74,7 @@ def official_block(block: nn.Module, x: Union[Tensor, Residual],
     mixer, ss2d = block.mixer, block.mixer.ss2d
     norm, groups = mixer.norm, ss2d.ssm.num_groups
     has_affinity = isinstance(mixer.affinity, ChannelAffinity)
-    x, u, mean, dtype = _first_norm(x, norm, 1, MEAN_OF_NORMED if has_affinity else NO_MEAN)
+    x, u, mean, dtype, _ = _first_norm(x, norm, 1, MEAN_OF_NORMED if has_affinity else NO_MEAN)
     scale = _affinity(mixer.affinity, mean, mixer.skip_scale, x)
     xz = F.linear(u, _packed_in_proj(ss2d.in_proj, 2, u.shape[-1], dtype))
     y = grouped_ssm(
@@ -80,8 +84,8 @@ def official_block(block: nn.Module, x: Union[Tensor, Residual],
     y = F.linear(y, _packed_out_proj(ss2d.out_proj, y.shape[-1] // groups, dtype))
     y = scaled_norm_linear(y, None, u, scale, norm.weight, norm.bias, norm.eps,
                            *_padded_linear(mixer.proj, u.shape[-1], dtype))
-    x, v, _ = add_layer_norm(x, y, _drop_path_scale(block.drop_path, x), block.norm2.weight,
-                             block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
+    x, v, *_ = add_layer_norm(x, y, _drop_path_scale(block.drop_path, x), block.norm2.weight,
+                              block.norm2.bias, block.norm2.eps, 1, dtype, NO_MEAN)
     ffn = block.ffn
     weight, bias = _padded_linear(ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     hidden = weight.shape[0]
@@ -98,14 +102,15 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     vsss, mamba = layer.vsss, layer.vsss.mamba
     groups = vsss.num_groups
     has_affinity = isinstance(layer.affinity, ChannelAffinity)
-    x, v, mean, dtype = _first_norm(x, vsss.norm1, groups,
-                                    MEAN_OF_INPUT if has_affinity else NO_MEAN)
+    x, v, mean, dtype, rounded = _first_norm(x, vsss.norm1, groups,
+                                             MEAN_OF_INPUT if has_affinity else NO_MEAN,
+                                             wants_rounded=torch.is_grad_enabled())
     xz = _in_proj(mamba.in_proj, v, dtype)
     y = grouped_ssm(
         xz, *mamba.ssm.parameters_of_scan(), grid=grid, directions=mamba.plan[0],
         conv_weight=_by_tap(mamba.conv1d.weight), conv_bias=mamba.conv1d.bias, backend='triton')
     y = F.linear(y, _packed_out_proj(mamba.out_proj, y.shape[-1] // groups, dtype))
-    y, stream = _residual_ffn(x, y, vsss, dtype)
+    y, stream = _residual_ffn(rounded, y, vsss, dtype)
     scale = _affinity(layer.affinity, mean, None, x)
     v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
                           layer.norm.eps, dtype)
@@ -116,8 +121,9 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
 
 def _in_proj(linear: nn.Module, v: Tensor, dtype: torch.dtype) -> Tensor:
     """x and z of all groups, (B, L, 2 * G * dp)."""
-    if NARROWEST_GROUP <= linear.weight.shape[2] <= WIDEST_GROUP:
-        return group_linear(v, linear.weight.to(dtype), 2, round_up(linear.weight.shape[1] // 2))
+    _, outputs, width = linear.weight.shape
+    if NARROWEST_LINEAR_GROUP <= width <= WIDEST_LINEAR_GROUP:
+        return group_linear(v, _aligned(linear.weight, dtype), width, 2, round_up(outputs // 2))
     return F.linear(v, _packed_in_proj(linear, 2, v.shape[-1], dtype))
 
 
@@ -130,12 +136,12 @@ def _residual_ffn(x: Tensor, branch: Tensor, vsss: nn.Module,
     norm, fc1, fc2 = vsss.norm2, vsss.ffn.fc1, vsss.ffn.fc2
     if NARROWEST_GROUP <= fc1.weight.shape[-1] <= WIDEST_GROUP:
         y, _, _ = residual_group_ffn(
-            x, branch, norm.weight, norm.bias, norm.eps,
-            *(parameter.to(dtype) for parameter in (fc1.weight, fc1.bias, fc2.weight, fc2.bias)),
+            x, branch, norm.weight, norm.bias, norm.eps, _aligned(fc1.weight, dtype),
+            *(parameter.to(dtype) for parameter in (fc1.bias, fc2.weight, fc2.bias)),
             keep=torch.is_grad_enabled())
         return y, None
-    stream, v, _ = add_layer_norm(x, branch, None, norm.weight, norm.bias, norm.eps,
-                                  vsss.num_groups, dtype, NO_MEAN, stream_dtype=dtype)
+    stream, v, *_ = add_layer_norm(x, branch, None, norm.weight, norm.bias, norm.eps,
+                                   vsss.num_groups, dtype, NO_MEAN, stream_dtype=dtype)
     weight, bias = _packed_linear(fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
     return _plain_ffn(v, weight, bias, *_packed_linear(fc2, weight.shape[0], dtype)), stream
 
@@ -147,15 +153,19 @@ def _plain_ffn(x: Tensor, *parameters: Tensor) -> Tensor:
     return plain_ffn(x, *parameters, keep_hidden=is_kept)[0]
 
 
-def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int,
-                mean_of: int) -> Tuple[Tensor, Tensor, Tensor, torch.dtype]:
-    """The stream, its norm, the mean asked for, and the precision of the products behind."""
+def _first_norm(x: Union[Tensor, Residual], norm: nn.Module, groups: int, mean_of: int,
+                wants_rounded: bool = False) -> Tuple[Tensor, Tensor, Tensor, torch.dtype, Tensor]:
+    """The stream, its norm, the mean asked for, the precision of the products behind, and the
+    stream for a second use, in that precision if ``wants_rounded``."""
     if isinstance(x, Residual):
         dtype = _compute_dtype(x.tokens)
-        return (*add_layer_norm(*x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of),
-                dtype)
+        wants_rounded = wants_rounded and dtype != x.tokens.dtype
+        stream, normed, mean, rounded = add_layer_norm(
+            *x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of,
+            wants_rounded=wants_rounded)
+        return stream, normed, mean, dtype, rounded if wants_rounded else stream
     dtype = _compute_dtype(x)
-    return (x, *layer_norm(x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of), dtype)
+    return x, *layer_norm(x, norm.weight, norm.bias, norm.eps, groups, dtype, mean_of), dtype, x
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -192,6 +202,11 @@ def _pad(tensor: Tensor, *amounts: int) -> Tensor:
     if not any(amounts):
         return tensor
     return F.pad(tensor, [side for amount in amounts for side in (0, amount)])
+
+
+def _aligned(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """In that precision, each row with zeros behind it to a multiple of 8."""
+    return _pad(weight.to(dtype), round_up(weight.shape[-1]) - weight.shape[-1])
 
 
 def _padded_rows(weight: Tensor, rows: int) -> Tensor:

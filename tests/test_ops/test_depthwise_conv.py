@@ -369,8 +369,13 @@ def check_group_linear(device, dtype, batch, length, groups, width, channels, pa
 
     inputs = [randn(0, device, dtype, batch, length, groups * width + padding).requires_grad_(),
               randn(1, device, dtype, groups, parts * channels, width).requires_grad_()]
-    check_operator(lambda x, weight: group_linear(x, weight, parts, stored), reference, inputs,
-                   dtype)
+
+    def aligned(x, weight):
+        return group_linear(x, F.pad(weight, (0, -width % 8)), width, parts, stored)
+
+    check_operator(lambda x, weight: group_linear(x, weight, width, parts, stored), reference,
+                   inputs, dtype)
+    check_operator(aligned, reference, inputs, dtype)
 
 
 @needs_triton
@@ -379,7 +384,7 @@ def check_group_linear(device, dtype, batch, length, groups, width, channels, pa
     (torch.bfloat16, (2, 70, 2, 24, 72, 2, 72)),
     (torch.bfloat16, (1, 130, 3, 11, 21, 3, 24, 7)),
     (torch.float16, (1, 1, 4, 16, 16, 1, 16)),
-    (torch.bfloat16, (1, 3, 1, 200, 16, 2, 16)),  # wider than the kernels take
+    (torch.bfloat16, (1, 3, 1, 300, 16, 2, 16)),  # wider than the kernels take
 ])
 def test_group_linear(device, dtype, sizes):
     check_group_linear(device, dtype, *sizes)
@@ -390,19 +395,22 @@ def test_group_linear(device, dtype, sizes):
 def test_group_linear_without_tokens(device, dtype):
     x = torch.zeros(0, 4, 16, device=device, dtype=dtype, requires_grad=True)
     weight = torch.ones(2, 6, 8, device=device, dtype=dtype, requires_grad=True)
-    group_linear(x, weight, 2, 8).sum().backward()
+    group_linear(x, weight, 8, 2, 8).sum().backward()
     assert x.grad.shape == x.shape and (weight.grad == 0).all()
 
 
 @needs_triton
 @pytest.mark.parametrize('change, message', [
+    (dict(width=0), 'width must be one of 1 to 8'),
+    (dict(width=9), 'width must be one of 1 to 8'),
     (dict(x=torch.zeros(1, 3, 15)), r'x must be \(B, L, >=16\)'),
     (dict(x=torch.zeros(1, 3, 16).half()), 'weight must be in torch.float16'),
     (dict(parts=4), '6 outputs a group, which are not 4 parts'),
     (dict(stored=2), 'of up to 2'),
 ])
 def test_group_linear_refuses_what_does_not_fit(change, message):
-    arguments = dict(x=torch.zeros(1, 3, 16), weight=torch.zeros(2, 6, 8), parts=2, stored=8)
+    arguments = dict(x=torch.zeros(1, 3, 16), weight=torch.zeros(2, 6, 8), width=8, parts=2,
+                     stored=8)
     with pytest.raises(ValueError, match=message):
         group_linear(**{**arguments, **change})
 
@@ -423,15 +431,18 @@ def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, str
             for i, t in enumerate(drawn)]
 
 
-def check_residual_ffn(device, dtype, *sizes, **options):
+def check_residual_ffn(device, dtype, *sizes, is_aligned=False, **options):
     def reference(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
         s = (x + branch[..., :x.shape[-1]]).unflatten(-1, (in_weight.shape[0], -1))
         n = F.layer_norm(s, s.shape[-1:], eps=1e-5).flatten(2) * norm_weight + norm_bias
         h = F.gelu(torch.einsum('blgi,gci->blgc', n.view_as(s), in_weight) + in_bias)
         return (s + torch.einsum('blgc,goc->blgo', h, weight) + bias).flatten(2)
 
-    def operator(x, branch, norm_weight, norm_bias, *rest):
-        return residual_group_ffn(x, branch, norm_weight, norm_bias, 1e-5, *rest, True)[0]
+    def operator(x, branch, norm_weight, norm_bias, in_weight, *rest):
+        if is_aligned:
+            in_weight = F.pad(in_weight, (0, -in_weight.shape[2] % 8))
+        return residual_group_ffn(x, branch, norm_weight, norm_bias, 1e-5, in_weight, *rest,
+                                  True)[0]
 
     # three tensors are rounded one after the other, which the interpreter does downwards
     tolerance = 1.5e-2 if INTERPRETED and dtype == torch.bfloat16 else TOLERANCE[dtype]
@@ -446,6 +457,8 @@ def check_residual_ffn(device, dtype, *sizes, **options):
     (torch.bfloat16, (1, 130, 3, 11, 24), dict(stream=torch.float32, padding=7)),
     (torch.float16, (1, 1, 4, 16, 16), dict(stream=torch.float32)),
     (torch.bfloat16, (1, 3, 1, 200, 16), {}),  # wider than the kernels take
+    (torch.float32, (2, 9, 3, 5, 7), dict(is_aligned=True)),
+    (torch.bfloat16, (1, 130, 3, 11, 24), dict(is_aligned=True)),
 ])
 def test_residual_ffn(device, dtype, sizes, options):
     check_residual_ffn(device, dtype, *sizes, **options)
@@ -479,7 +492,7 @@ def test_residual_ffn_keeps_nothing_where_nothing_is_differentiated(device, dtyp
 
 
 @needs_triton
-@pytest.mark.parametrize('name', ['x', 'branch', 'norm_weight', 'norm_bias', 'in_bias', 'weight',
+@pytest.mark.parametrize('name', ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias',
                                   'bias'])
 def test_residual_ffn_refuses_what_does_not_fit(device, name):
     inputs = residual_ffn_inputs(device, torch.bfloat16, 1, 3, 2, 8, 16)
@@ -532,7 +545,7 @@ def test_operators_pass_opcheck(device, keep_hidden):
             plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
         torch.library.opcheck(group_linear, (randn(0, device, dtype, 1, 6, 8).requires_grad_(),
                                              randn(1, device, dtype, 2, 6, 4).requires_grad_(),
-                                             2, 8))
+                                             4, 2, 8))
         inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6)
         torch.library.opcheck(residual_group_ffn, (*inputs[:4], 1e-5, *inputs[4:], True))
 
@@ -555,6 +568,7 @@ def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
     pytest.param(torch.bfloat16, (128, 196, 4, 92, 184, 2, 184), marks=gpu),
     pytest.param(torch.bfloat16, (16, 196, 4, 124, 248, 2, 248), marks=gpu),
     pytest.param(torch.float16, (16, 49, 4, 190, 380, 2, 384), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 49, 4, 253, 506, 2, 512, 4), marks=gpu),
 ])
 def test_group_linear_at_full_size(device, dtype, sizes):
     check_group_linear(device, dtype, *sizes)
@@ -567,8 +581,9 @@ def test_group_linear_at_full_size(device, dtype, sizes):
     pytest.param(torch.bfloat16, (16, 196, 4, 124, 248), marks=gpu),
     pytest.param(torch.bfloat16, (16, 49, 4, 190, 380), marks=gpu),
 ])
-def test_residual_ffn_at_full_size(device, dtype, sizes):
-    check_residual_ffn(device, dtype, *sizes, stream=torch.float32)
+@pytest.mark.parametrize('is_aligned', [False, True])
+def test_residual_ffn_at_full_size(device, dtype, sizes, is_aligned):
+    check_residual_ffn(device, dtype, *sizes, stream=torch.float32, is_aligned=is_aligned)
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

@@ -116,15 +116,16 @@ def check_layer_norm(size, mean_of=0, dtype=FP32, out_dtype=FP32, padded=False):
 
 
 def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, padded=False,
-              scaled=False, stream_dtype=None):
+              scaled=False, stream_dtype=None, wants_rounded=False):
     batch, length, channels, groups = size
     maker = Maker()
     x = maker('x', batch, length, channels, dtype=dtype, shift=0.5)
     branch = maker('branch', batch, length, wide(channels, padded), dtype=branch_dtype)
     scale = maker('branch_scale', batch, grad=False) if scaled else (None, None)
     weight, bias = maker.params(channels)
-    stream, normed, mean = add_layer_norm(x[0], branch[0], scale[0], weight[0], bias[0], 1e-6,
-                                          groups, out_dtype, mean_of, stream_dtype)
+    stream, normed, mean, rounded = add_layer_norm(
+        x[0], branch[0], scale[0], weight[0], bias[0], 1e-6, groups, out_dtype, mean_of,
+        stream_dtype, wants_rounded)
     stream_dtype = stream_dtype or dtype
     assert stream.dtype == stream_dtype and normed.dtype == out_dtype
     assert normed.shape == (batch, length, round_up(channels))
@@ -135,8 +136,15 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
         references['mean'] = references['stream' if mean_of == 1 else 'normed'].mean(1)
     outputs = [stream, normed, mean][:len(references)]
     worst = max(TOLERANCE[stream_dtype], TOLERANCE[out_dtype])
-    return compare(maker, outputs, references,
-                   [TOLERANCE[stream_dtype], worst, TOLERANCE[stream_dtype]])
+    tolerances = [TOLERANCE[stream_dtype], worst, TOLERANCE[stream_dtype]][:len(references)]
+    if wants_rounded:
+        assert rounded.dtype == out_dtype
+        outputs.append(rounded)
+        references['rounded'] = references['stream']
+        tolerances.append(worst)
+    else:
+        assert rounded.numel() == 0
+    return compare(maker, outputs, references, tolerances)
 
 
 def check_scaled(batch, length, channels, dtype=FP32, out_dtype=FP32, padded=False, residual=True,
@@ -205,6 +213,12 @@ def test_add_layer_norm_variants(mean_of, scaled, padded, groups):
                          [(FP32, BF16, BF16), (BF16, BF16, BF16), (FP32, FP16, FP16)])
 def test_add_layer_norm_precisions(dtype, branch_dtype, out_dtype):
     check_add((2, 5, 44, 2), 1, dtype, branch_dtype, out_dtype, padded=True, scaled=True)
+
+
+@pytest.mark.parametrize('mean_of, groups, out_dtype', [(0, 1, FP16), (1, 4, FP16), (2, 4, FP32)])
+def test_stream_once_more_in_the_precision_of_products(mean_of, groups, out_dtype):
+    check_add((2, 21, 44, groups), mean_of, FP32, out_dtype, out_dtype, scaled=True,
+              wants_rounded=True)
 
 
 @pytest.mark.parametrize('branch_dtype', [FP16, FP32])
@@ -286,11 +300,14 @@ def leaf(*shape, dtype=FP32):
     (layer_norm, lambda: (leaf(2, 3, 16), leaf(12), leaf(12), 1e-5, 4, BF16, 2)),
     (add_layer_norm, lambda: (leaf(2, 3, 12), leaf(2, 3, 16, dtype=BF16), None, leaf(12), leaf(12),
                               1e-5, 1, BF16, 1)),
+    (add_layer_norm, lambda: (leaf(2, 3, 12), leaf(2, 3, 16, dtype=BF16), None, leaf(12), leaf(12),
+                              1e-5, 1, BF16, 1, None, True)),
     (scaled_layer_norm, lambda: (leaf(2, 3, 16), None, leaf(2, 3, 16), leaf(2, 12), leaf(12),
                                  leaf(12), 1e-5, BF16)),
     (channel_affinity, lambda: (leaf(2, 16), leaf(1, 16), leaf(1), leaf(16, 1), leaf(16),
                                 leaf(1))),
-], ids=['layer_norm', 'add_layer_norm', 'scaled_layer_norm', 'channel_affinity'])
+], ids=['layer_norm', 'add_layer_norm', 'add_layer_norm_rounded', 'scaled_layer_norm',
+        'channel_affinity'])
 def test_opcheck(operator, arguments, monkeypatch):
     monkeypatch.undo()  # tracing must see the real torch.empty
     torch.library.opcheck(operator, arguments())
@@ -336,8 +353,8 @@ LARGE = [pytest.param(case, marks=gpu) for case in [
 @pytest.mark.parametrize('branch_dtype', [FP32, BF16])
 def test_large(size, branch_dtype):
     check_layer_norm(size, 1, out_dtype=branch_dtype)
-    first, second = (check_add(size, 2, FP32, branch_dtype, branch_dtype, padded=True,
-                               scaled=True) for _ in range(2))
+    first, second = (check_add(size, 2, FP32, branch_dtype, branch_dtype, padded=True, scaled=True,
+                               wants_rounded=branch_dtype == BF16) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     check_scaled(*size[:3], branch_dtype, branch_dtype)
 

@@ -16,20 +16,26 @@ from ..integers import cdiv
 from ..sums import sum_parts
 from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
 from .kernels import _activate
-from .operators import WIDEST_GROUP
 
-#: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients, for up to
-#: so many channels and for more; of the input's gradient.
+#: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients; of the
+#: input's gradient.
 _FORWARD = dict(T=64, BC=64, num_warps=4, maxnreg=168)
-_NARROW = 96
-_BACKWARD = (dict(T=64, BC=64, num_warps=4, num_stages=2),
-             dict(T=128, BC=64, num_warps=8, num_stages=1))
+_BACKWARD = dict(T=32, BC=64, num_warps=4, num_stages=3)
 _PRODUCT = dict(T=128, BC=64, num_warps=8)
 #: Of the projection: forward and to the input, and of the weight's gradient.
-_PROJECTION = dict(T=128, BC=64, num_warps=8)
-_WEIGHT = dict(T=64, BC=64, num_warps=4)
+_PROJECTION = dict(T=64, BC=64, num_warps=4)
+_WEIGHT = dict(T=64, BC=64, num_warps=4, num_stages=2)
 #: Programs wanted that add up gradients: two for each of an H100's multiprocessors.
 _PROGRAMS = 264
+
+
+@triton.jit
+def _place(GROUPS: tl.constexpr, T: tl.constexpr):
+    """Group and tokens (T, 1) of this program. Groups run side by side: where one ends and the next
+    begins, both write parts of the same sector of memory, which has to be in the cache still.
+    """
+    tile = (tl.program_id(0) // GROUPS).to(tl.int64)
+    return tl.program_id(0) % GROUPS, tile * T + tl.arange(0, T)[:, None]
 
 
 @triton.jit
@@ -80,15 +86,15 @@ def _store(rows, value, is_row, FIRST: tl.constexpr, WIDTH: tl.constexpr):
 @triton.jit(do_not_specialize=['tokens'])
 def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weight, in_bias, weight,
                       bias, out, tokens, eps, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-                      WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-                      X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr, NORM: tl.constexpr,
-                      IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+                      WIDTH: tl.constexpr, W_ROW: tl.constexpr, HEAD: tl.constexpr,
+                      TAIL: tl.constexpr, X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr,
+                      NORM: tl.constexpr, IN_FP32: tl.constexpr, T: tl.constexpr,
+                      BC: tl.constexpr):
     """out = s + GELU(n in_weight^T + in_bias) weight^T + bias.
 
     NORM: s = x + branch and n = LN(s) are made here; else ``stream`` and ``normed`` have them.
     """
-    group = tl.program_id(1)
-    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    group, token = _place(GROUPS, T)
     is_token = token < tokens
     first = group * WIDTH
     rows = token * (GROUPS * WIDTH) + first
@@ -120,14 +126,14 @@ def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weig
     if TAIL:
         y_tail = tl.zeros([T, TAIL], tl.float32)
 
-    in_weight += group * CHANNELS * WIDTH
+    in_weight += group * CHANNELS * W_ROW
     in_bias += group * CHANNELS
     weight += group * WIDTH * CHANNELS
     bias += first
     for block in range((CHANNELS + BC - 1) // BC):
         channel = block * BC + tl.arange(0, BC)
         exists = channel < CHANNELS
-        w_head, w_tail = load_rows(in_weight + channel[:, None] * WIDTH, exists[:, None], WIDTH,
+        w_head, w_tail = load_rows(in_weight + channel[:, None] * W_ROW, exists[:, None], W_ROW,
                                    HEAD, TAIL)
         h = multiply(n_head, w_head.T, tl.zeros([T, BC], tl.float32), IN_FP32)
         if TAIL:
@@ -159,21 +165,21 @@ def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weig
 @triton.jit(do_not_specialize=['tokens'])
 def _residual_gradients(n, dy, in_weight, in_bias, weight, dh, partial, tokens,
                         GROUPS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
-                        HEAD: tl.constexpr, TAIL: tl.constexpr, ROW: tl.constexpr,
-                        IN_FP32: tl.constexpr, ONES: tl.constexpr, T: tl.constexpr,
-                        BC: tl.constexpr):
+                        W_ROW: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+                        ROW: tl.constexpr, IN_FP32: tl.constexpr, ONES: tl.constexpr,
+                        T: tl.constexpr, BC: tl.constexpr):
     """The hidden tensor's gradient dh, and this program's share of the parameters' gradients.
 
     A program has a block of hidden channels of one group and walks over every n-th tile of tokens.
-    Its share: in_weight (C, W), in_bias (C,), weight (W, C). A sum over the tokens is a product
+    Its share: in_weight (C, W_ROW), in_bias (C,), weight (W, C). A sum over the tokens is a product
     with ONES columns of ones: other warps have the tokens, and would have to be waited for.
     """
     BLOCKS: tl.constexpr = (CHANNELS + BC - 1) // BC
     group, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     channel = block * BC + tl.arange(0, BC)
     exists = channel < CHANNELS
-    w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * WIDTH,
-                               exists[:, None], WIDTH, HEAD, TAIL)
+    w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * W_ROW,
+                               exists[:, None], W_ROW, HEAD, TAIL)
     v_head, v_tail = load_columns(weight + group * WIDTH * CHANNELS, channel[None, :],
                                   exists[None, :], CHANNELS, WIDTH, HEAD, TAIL)
     b = tl.load(in_bias + group * CHANNELS + channel, mask=exists, other=0.).to(tl.float32)
@@ -206,26 +212,23 @@ def _residual_gradients(n, dy, in_weight, in_bias, weight, dh, partial, tokens,
             dv_tail = multiply(value.T, dy_tail, dv_tail, IN_FP32)
 
     share = partial + (tl.program_id(1) * GROUPS + group).to(tl.int64) * ROW
-    dw, dv = share + channel[:, None] * WIDTH, share + CHANNELS * (WIDTH + 1) + channel[:, None]
+    dw, dv = share + channel[:, None] * W_ROW, share + CHANNELS * (W_ROW + 1) + channel[:, None]
     head = _columns(0, HEAD)
-    mask = exists[:, None] & (head < WIDTH)
-    tl.store(dw + head, dw_head, mask=mask)
-    tl.store(dv + head * CHANNELS, dv_head, mask=mask)
+    _store(dw, dw_head, exists[:, None], 0, W_ROW)
+    tl.store(dv + head * CHANNELS, dv_head, mask=exists[:, None] & (head < WIDTH))
     if TAIL:
         tail = _columns(HEAD, TAIL)
-        mask = exists[:, None] & (tail < WIDTH)
-        tl.store(dw + tail, dw_tail, mask=mask)
-        tl.store(dv + tail * CHANNELS, dv_tail, mask=mask)
-    tl.store(share + CHANNELS * WIDTH + channel, tl.sum(db, 1) / ONES, mask=exists)
+        _store(dw, dw_tail, exists[:, None], HEAD, W_ROW)
+        tl.store(dv + tail * CHANNELS, dv_tail, mask=exists[:, None] & (tail < WIDTH))
+    tl.store(share + CHANNELS * W_ROW + channel, tl.sum(db, 1) / ONES, mask=exists)
 
 
 @triton.jit(do_not_specialize=['tokens'])
 def _input_gradient(dh, in_weight, dn, tokens, GROUPS: tl.constexpr, CHANNELS: tl.constexpr,
-                    WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
-                    IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+                    WIDTH: tl.constexpr, W_ROW: tl.constexpr, HEAD: tl.constexpr,
+                    TAIL: tl.constexpr, IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
     """dn = dh in_weight of each group."""
-    group = tl.program_id(1)
-    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    group, token = _place(GROUPS, T)
     is_token = token < tokens
     dn_head = tl.zeros([T, HEAD], tl.float32)
     if TAIL:
@@ -235,8 +238,8 @@ def _input_gradient(dh, in_weight, dn, tokens, GROUPS: tl.constexpr, CHANNELS: t
         exists = channel < CHANNELS
         tile = tl.load(dh + (token * GROUPS + group) * CHANNELS + channel[None, :],
                        mask=is_token & exists[None, :], other=0.)
-        w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * WIDTH,
-                                   exists[:, None], WIDTH, HEAD, TAIL)
+        w_head, w_tail = load_rows(in_weight + (group * CHANNELS + channel[:, None]) * W_ROW,
+                                   exists[:, None], W_ROW, HEAD, TAIL)
         dn_head = multiply(tile, w_head, dn_head, IN_FP32)
         if TAIL:
             dn_tail = multiply(tile, w_tail, dn_tail, IN_FP32)
@@ -264,17 +267,17 @@ def _block(index, group, GROUPS: tl.constexpr, PARTS: tl.constexpr, CHANNELS: tl
 @triton.jit(do_not_specialize=['tokens'])
 def _project_forward(x, weight, out, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
                      CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
-                     HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
-                     IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+                     W_ROW: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+                     X_ROW: tl.constexpr, IN_FP32: tl.constexpr, T: tl.constexpr,
+                     BC: tl.constexpr):
     """out = x weight^T of one group, zero in the padding of its channels."""
-    group = tl.program_id(1)
-    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    group, token = _place(GROUPS, T)
     is_token = token < tokens
     x_head, x_tail = load_rows(x + token * X_ROW + group * WIDTH, is_token, WIDTH, HEAD, TAIL)
     rows = out + token * (PARTS * GROUPS * STORED)
     for index in range(PARTS * ((STORED + BC - 1) // BC)):
         row, exists, column, is_stored = _block(index, group, GROUPS, PARTS, CHANNELS, STORED, BC)
-        w_head, w_tail = load_rows(weight + row[:, None] * WIDTH, exists[:, None], WIDTH, HEAD,
+        w_head, w_tail = load_rows(weight + row[:, None] * W_ROW, exists[:, None], W_ROW, HEAD,
                                    TAIL)
         y = multiply(x_head, w_head.T, tl.zeros([T, BC], tl.float32), IN_FP32)
         if TAIL:
@@ -286,11 +289,10 @@ def _project_forward(x, weight, out, tokens, GROUPS: tl.constexpr, PARTS: tl.con
 @triton.jit(do_not_specialize=['tokens'])
 def _project_input(dy, weight, dx, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
                    CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
-                   HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
+                   W_ROW: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
                    IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
     """dx = dy weight of one group."""
-    group = tl.program_id(1)
-    token = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)[:, None]
+    group, token = _place(GROUPS, T)
     is_token = token < tokens
     rows = dy + token * (PARTS * GROUPS * STORED)
     dx_head = tl.zeros([T, HEAD], tl.float32)
@@ -299,7 +301,7 @@ def _project_input(dy, weight, dx, tokens, GROUPS: tl.constexpr, PARTS: tl.const
     for index in range(PARTS * ((STORED + BC - 1) // BC)):
         row, exists, column, _ = _block(index, group, GROUPS, PARTS, CHANNELS, STORED, BC)
         tile = tl.load(rows + column[None, :], mask=is_token & exists[None, :], other=0.)
-        w_head, w_tail = load_rows(weight + row[:, None] * WIDTH, exists[:, None], WIDTH, HEAD,
+        w_head, w_tail = load_rows(weight + row[:, None] * W_ROW, exists[:, None], W_ROW, HEAD,
                                    TAIL)
         dx_head = multiply(tile, w_head, dx_head, IN_FP32)
         if TAIL:
@@ -313,8 +315,9 @@ def _project_input(dy, weight, dx, tokens, GROUPS: tl.constexpr, PARTS: tl.const
 @triton.jit(do_not_specialize=['tokens'])
 def _project_weight(x, dy, partial, tokens, GROUPS: tl.constexpr, PARTS: tl.constexpr,
                     CHANNELS: tl.constexpr, STORED: tl.constexpr, WIDTH: tl.constexpr,
-                    HEAD: tl.constexpr, TAIL: tl.constexpr, X_ROW: tl.constexpr,
-                    IN_FP32: tl.constexpr, T: tl.constexpr, BC: tl.constexpr):
+                    W_ROW: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+                    X_ROW: tl.constexpr, IN_FP32: tl.constexpr, T: tl.constexpr,
+                    BC: tl.constexpr):
     """This program's share of the gradient of a block of weight's rows: every n-th tile's."""
     BLOCKS: tl.constexpr = PARTS * ((STORED + BC - 1) // BC)
     group, index = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
@@ -331,17 +334,25 @@ def _project_weight(x, dy, partial, tokens, GROUPS: tl.constexpr, PARTS: tl.cons
         dw_head = multiply(tile.T, x_head, dw_head, IN_FP32)
         if TAIL:
             dw_tail = multiply(tile.T, x_tail, dw_tail, IN_FP32)
-    share = partial + tl.program_id(1).to(tl.int64) * (GROUPS * PARTS * CHANNELS * WIDTH)
-    rows = share + row[:, None] * WIDTH
-    _store(rows, dw_head, exists[:, None], 0, WIDTH)
+    share = partial + tl.program_id(1).to(tl.int64) * (GROUPS * PARTS * CHANNELS * W_ROW)
+    rows = share + row[:, None] * W_ROW
+    _store(rows, dw_head, exists[:, None], 0, W_ROW)
     if TAIL:
-        _store(rows, dw_tail, exists[:, None], HEAD, WIDTH)
+        _store(rows, dw_tail, exists[:, None], HEAD, W_ROW)
 
 
-def fits(in_weight: Tensor) -> bool:
+def fits(weight: Tensor, widest: int) -> bool:
     """Whether the kernels here take these weights: half precision, and a GPU that can hold them."""
-    return (in_weight.dtype != torch.float32 and in_weight.shape[2] <= WIDEST_GROUP
-            and is_roomy(in_weight.device))
+    return (weight.dtype != torch.float32 and weight.shape[2] <= widest
+            and is_roomy(weight.device))
+
+
+def _of_ffn(in_weight: Tensor, weight: Tensor) -> dict:
+    """Constants of an FFN's kernels."""
+    groups, channels, row = in_weight.shape
+    head, tail = parts(row)
+    return dict(GROUPS=groups, CHANNELS=channels, WIDTH=weight.shape[1], W_ROW=row, HEAD=head,
+                TAIL=tail, IN_FP32=INTERPRETED)
 
 
 def residual_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float,
@@ -353,19 +364,16 @@ def residual_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: 
         x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight, bias: As there.
         kept: s = x + branch and its norm, both contiguous, if they have been made already.
     """
-    groups, channels, width = in_weight.shape
-    tokens = x.shape[0] * x.shape[1]
+    groups, tokens = in_weight.shape[0], x.shape[0] * x.shape[1]
     out = torch.empty(x.shape, dtype=in_weight.dtype, device=x.device)
-    head, tail = parts(width)
     x, branch, norm_weight, norm_bias, *parameters = (tensor.contiguous() for tensor in (
         x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias))
     if tokens:
         with torch.cuda.device_of(x):
-            _residual_forward[cdiv(tokens, _FORWARD['T']), groups](
+            _residual_forward[(cdiv(tokens, _FORWARD['T']) * groups, )](
                 x, branch, norm_weight, norm_bias, *(kept or (out, out)), *parameters, out, tokens,
-                eps, GROUPS=groups, CHANNELS=channels, WIDTH=width, HEAD=head, TAIL=tail,
-                X_ROW=x.shape[2], BRANCH_ROW=branch.shape[2], NORM=kept is None,
-                IN_FP32=INTERPRETED, num_stages=1, **_FORWARD)
+                eps, X_ROW=x.shape[2], BRANCH_ROW=branch.shape[2], NORM=kept is None, num_stages=1,
+                **_of_ffn(in_weight, weight), **_FORWARD)
     return out
 
 
@@ -375,71 +383,71 @@ def ffn_backward(n: Tensor, dy: Tensor, in_weight: Tensor, in_bias: Tensor,
 
     Args:
         n, dy: (B, L, G * W).
-        in_weight: (G, C, W).
+        in_weight: (G, C, Wp), zero from column W on.
         in_bias: (G, C).
         weight: (G, W, C).
 
     Returns:
         dn, (B, L, G * W), and of each group the gradients of in_weight, in_bias and weight in a
-        row, (G, 2 * C * W + C), in the dtype of the weights.
+        row, (G, C * Wp + C + W * C), in the dtype of the weights.
     """
     n, dy, in_weight, in_bias, weight = (tensor.contiguous() for tensor in (
         n, dy, in_weight, in_bias, weight))
-    groups, channels, width = in_weight.shape
-    tokens, row = n.shape[0] * n.shape[1], 2 * channels * width + channels
-    tile = _BACKWARD[width > _NARROW]
-    walks = groups * cdiv(channels, tile['BC'])
-    programs = max(1, min(cdiv(tokens, tile['T']), _PROGRAMS // walks))
+    constants = _of_ffn(in_weight, weight)
+    groups, channels, width = constants['GROUPS'], constants['CHANNELS'], constants['WIDTH']
+    tokens, row = n.shape[0] * n.shape[1], channels * (in_weight.shape[2] + 1 + width)
+    walks = groups * cdiv(channels, _BACKWARD['BC'])
+    programs = max(1, min(cdiv(tokens, _BACKWARD['T']), _PROGRAMS // walks))
     partial = torch.empty(programs, groups, row, dtype=torch.float32, device=n.device)
     dh = torch.empty(tokens, groups * channels, dtype=n.dtype, device=n.device)
     dn = torch.empty_like(n)
-    head, tail = parts(width)
-    common = dict(GROUPS=groups, CHANNELS=channels, WIDTH=width, HEAD=head, TAIL=tail,
-                  IN_FP32=INTERPRETED)
     with torch.cuda.device_of(n):
         _residual_gradients[walks, programs](n, dy, in_weight, in_bias, weight, dh, partial, tokens,
-                                             ROW=row, ONES=16, **common, **tile)
+                                             ROW=row, ONES=16, **constants, **_BACKWARD)
         if tokens:
-            _input_gradient[cdiv(tokens, _PRODUCT['T']), groups](dh, in_weight, dn, tokens,
-                                                                 **common, **_PRODUCT)
+            _input_gradient[(cdiv(tokens, _PRODUCT['T']) * groups, )](dh, in_weight, dn, tokens,
+                                                                      **constants, **_PRODUCT)
     return dn, sum_parts(partial, dtype=in_weight.dtype)
 
 
-def _projection(weight: Tensor, parts_of_output: int, stored: int, x_row: int) -> dict:
+def _of_projection(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
+                   stored: int) -> dict:
     """Constants of a projection's kernels."""
-    groups, outputs, width = weight.shape
-    head, tail = parts(width)
+    groups, outputs, row = weight.shape
+    head, tail = parts(row)
     return dict(GROUPS=groups, PARTS=parts_of_output, CHANNELS=outputs // parts_of_output,
-                STORED=stored, WIDTH=width, HEAD=head, TAIL=tail, X_ROW=x_row, IN_FP32=INTERPRETED)
+                STORED=stored, WIDTH=width, W_ROW=row, HEAD=head, TAIL=tail, X_ROW=x.shape[2],
+                IN_FP32=INTERPRETED)
 
 
-def project_forward(x: Tensor, weight: Tensor, parts_of_output: int, stored: int) -> Tensor:
+def project_forward(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
+                    stored: int) -> Tensor:
     """See :func:`.operators.group_linear`."""
     x, weight = x.contiguous(), weight.contiguous()
     groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
     y = torch.empty(*x.shape[:2], parts_of_output * groups * stored, dtype=x.dtype, device=x.device)
     if tokens:
         with torch.cuda.device_of(x):
-            _project_forward[cdiv(tokens, _PROJECTION['T']), groups](
-                x, weight, y, tokens, **_projection(weight, parts_of_output, stored, x.shape[2]),
+            _project_forward[(cdiv(tokens, _PROJECTION['T']) * groups, )](
+                x, weight, y, tokens, **_of_projection(x, weight, width, parts_of_output, stored),
                 **_PROJECTION)
     return y
 
 
-def project_backward(dy: Tensor, x: Tensor, weight: Tensor, parts_of_output: int,
+def project_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts_of_output: int,
                      stored: int) -> Tuple[Tensor, Tensor]:
     """Gradients of x and the weight."""
     dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
     groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
     dx = torch.empty_like(x)
-    dx[..., groups * weight.shape[2]:] = 0  # nothing, or a few channels
-    constants = _projection(weight, parts_of_output, stored, x.shape[2])
+    dx[..., groups * width:] = 0  # nothing, or a few channels
+    constants = _of_projection(x, weight, width, parts_of_output, stored)
     walks = groups * parts_of_output * cdiv(stored, _WEIGHT['BC'])
     programs = max(1, min(cdiv(tokens, _WEIGHT['T']), 2 * _PROGRAMS // walks))
     partial = torch.empty(programs, *weight.shape, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         if tokens:
-            _project_input[cdiv(tokens, _PROJECTION['T']), groups](dy, weight, dx, tokens,
-                                                                   **constants, **_PROJECTION)
+            _project_input[(cdiv(tokens, _PROJECTION['T']) * groups, )](
+                dy, weight, dx, tokens, **constants, **_PROJECTION)
         _project_weight[walks, programs](x, dy, partial, tokens, **constants, **_WEIGHT)
     return dx, sum_parts(partial, dtype=weight.dtype)

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..integers import cdiv
 from ..linear import linear, linear_gradients, linear_input_gradient
 
-#: Channels of a group that :func:`residual_group_ffn` has kernels for: more do not fit into shared
-#: memory.
-WIDEST_GROUP = 192
+#: Channels of a group that :func:`residual_group_ffn` and :func:`group_linear` have kernels for:
+#: more do not fit into shared memory.
+WIDEST_GROUP, WIDEST_LINEAR_GROUP = 192, 256
 
 #: Bytes of a part of the batch's hidden tensors in the backward pass. There are four of them, two
 #: of which are made part by part.
@@ -235,8 +235,8 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
         branch: (B, L, >=C), any float dtype.
         norm_weight, norm_bias: (C,) of the LayerNorm of s, any float dtype.
         eps: Added to its variance.
-        in_weight: (G, H, W); its dtype, fp32, bf16 or fp16, is that of s, of the products and of
-            the output.
+        in_weight: (G, H, >=W), zero from column W on; its dtype, fp32, bf16 or fp16, is that of s,
+            of the products and of the output. Rows of a multiple of 8 are faster than others.
         in_bias: (G, H), in the same.
         weight: (G, W, H), in the same.
         bias: (G, W), in the same.
@@ -251,13 +251,13 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
     _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias)
     from ..norm.kernels import add_norm_forward
     from .groups import fits, residual_forward
-    is_one = fits(in_weight)
+    is_one = fits(in_weight, WIDEST_GROUP)
     kept = None
     if keep or not is_one:
         # a kernel of its own for these two is faster than one that also writes them
-        *kept, _ = add_norm_forward(x, branch, None, norm_weight, norm_bias, eps,
-                                    in_weight.shape[0], x.shape[2], in_weight.dtype, 0,
-                                    in_weight.dtype)
+        *kept, _, _ = add_norm_forward(x, branch, None, norm_weight, norm_bias, eps,
+                                       in_weight.shape[0], x.shape[2], in_weight.dtype, 0,
+                                       in_weight.dtype)
     if is_one:
         y = residual_forward(x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight,
                              bias, kept)
@@ -271,20 +271,21 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
 
 def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight,
                         bias) -> None:
-    """Kernels take sizes from the first weight: others would be read beyond their end."""
-    groups, hidden, width = in_weight.shape
+    """Kernels take sizes from the last weight: others would be read beyond their end."""
+    groups, width, hidden = weight.shape
     dtype, channels = in_weight.dtype, groups * width
     for name, tensor, shape in (
             ('x', x, (*x.shape[:2], channels)),
             ('branch', branch, (*x.shape[:2], max(channels, branch.shape[-1]))),
             ('norm_weight', norm_weight, (channels, )), ('norm_bias', norm_bias, (channels, )),
-            ('in_bias', in_bias, (groups, hidden)), ('weight', weight, (groups, width, hidden)),
+            ('in_weight', in_weight, (groups, hidden, max(width, in_weight.shape[-1]))),
+            ('in_bias', in_bias, (groups, hidden)), ('weight', weight, weight.shape),
             ('bias', bias, (groups, width))):
         is_parameter = name in ('in_bias', 'weight', 'bias')
         if tensor.shape != shape or is_parameter and tensor.dtype != dtype:
-            raise ValueError(f'residual_group_ffn: {name} must be {shape}'
+            raise ValueError(f'residual_group_ffn: {name} must be {tuple(shape)}'
                              + (f' in {dtype}' if is_parameter else '')
-                             + f' for in_weight of {tuple(in_weight.shape)}, got '
+                             + f' for weight of {tuple(weight.shape)}, got '
                              f'{tuple(tensor.shape)} in {tensor.dtype}')
 
 
@@ -300,7 +301,8 @@ def _from_groups(y: Tensor, x: Tensor) -> Tensor:
 
 def _group_hidden(n: Tensor, in_weight: Tensor, in_bias: Tensor) -> Tensor:
     """What GELU is applied to, (G, B * L, H)."""
-    return torch.baddbmm(in_bias[:, None], _to_groups(n, in_weight.shape[0]), in_weight.mT)
+    n = _to_groups(n, in_weight.shape[0])
+    return torch.baddbmm(in_bias[:, None], n, in_weight[..., :n.shape[2]].mT)
 
 
 @residual_group_ffn.register_fake
@@ -316,27 +318,27 @@ def _residual_ffn_backward(dy: Tensor, stream: Tensor, n: Tensor, norm_weight: T
     """Gradients of s; of norm_weight, norm_bias and bias, (3, C); of the others, a row a group."""
     from ..norm.kernels import add_norm_backward
     from .groups import ffn_backward, fits
-    groups = in_weight.shape[0]
-    if fits(in_weight):
+    groups, width, _ = weight.shape
+    if fits(in_weight, WIDEST_GROUP):
         dn, rows = ffn_backward(n, dy, in_weight, in_bias, weight)
     else:
         with torch.autocast(n.device.type, enabled=False):
             dy_of_groups, hidden = _to_groups(dy, groups), _group_hidden(n, in_weight, in_bias)
             dhidden = torch.ops.aten.gelu_backward(dy_of_groups @ weight, hidden)
-            dn = _from_groups(dhidden @ in_weight, n)
-            gradients = (dhidden.mT @ _to_groups(n, groups), dhidden.sum(1),
-                         dy_of_groups.mT @ F.gelu(hidden))
+            dn = _from_groups(dhidden @ in_weight[..., :width], n)
+            din_weight = F.pad(dhidden.mT @ _to_groups(n, groups), (0, in_weight.shape[2] - width))
+            gradients = din_weight, dhidden.sum(1), dy_of_groups.mT @ F.gelu(hidden)
         rows = torch.cat([gradient.flatten(1) for gradient in gradients], 1)
-    ds, _, vectors = add_norm_backward(stream, None, norm_weight, dy, dn, None, eps, groups, 0,
-                                       n.shape[2], 0, n.dtype, wants_sum=True)
+    ds, _, vectors = add_norm_backward(stream, None, norm_weight, dy, None, dn, None, eps, groups,
+                                       0, n.shape[2], 0, n.dtype, wants_sum=True)
     return ds, vectors, rows
 
 
 @_residual_ffn_backward.register_fake
 def _(dy, stream, n, norm_weight, eps, in_weight, in_bias, weight):
-    groups, hidden, width = in_weight.shape
+    groups, width, hidden = weight.shape
     return (torch.empty_like(stream), norm_weight.new_empty(3, groups * width, dtype=torch.float32),
-            in_weight.new_empty(groups, 2 * hidden * width + hidden))
+            in_weight.new_empty(groups, hidden * (in_weight.shape[2] + 1 + width)))
 
 
 def _keep_residual_ffn(ctx, inputs, output) -> None:
@@ -366,12 +368,14 @@ residual_group_ffn.register_autograd(_differentiate_residual_ffn, setup_context=
 
 
 @torch.library.custom_op('groupmamba_mm::group_linear', mutates_args=())
-def group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> Tensor:
+def group_linear(x: Tensor, weight: Tensor, width: int, parts: int, stored: int) -> Tensor:
     """A linear layer of each group without bias: x weight^T, in ``parts`` of all groups.
 
     Args:
-        x: (B, L, >=G * W) tokens, what is behind the groups is ignored; fp32, bf16 or fp16.
-        weight: (G, parts * d, W) in the dtype of ``x``.
+        x: (B, L, >=G * width) tokens, what is behind the groups is ignored; fp32, bf16 or fp16.
+        weight: (G, parts * d, >=width) in the dtype of ``x``, zero from column ``width`` on. Rows
+            of a multiple of 8 are faster than others.
+        width: Channels of a group of ``x``.
         parts: What each group's outputs are split into.
         stored: Channels of a group in memory, at least d.
 
@@ -382,22 +386,25 @@ def group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> Tensor:
     Raises:
         ValueError: Shapes or dtypes do not fit; the message names the argument.
     """
-    _check_group_linear(x, weight, parts, stored)
+    _check_group_linear(x, weight, width, parts, stored)
     from .groups import fits, project_forward
-    if fits(weight):
-        return project_forward(x, weight, parts, stored)
-    groups, outputs, width = weight.shape
+    if fits(weight, WIDEST_LINEAR_GROUP):
+        return project_forward(x, weight, width, parts, stored)
+    groups, outputs, _ = weight.shape
     with torch.autocast(x.device.type, enabled=False):
-        y = torch.bmm(_to_groups(x[..., :groups * width], groups), weight.mT)
+        y = torch.bmm(_to_groups(x[..., :groups * width], groups), weight[..., :width].mT)
     y = F.pad(y.unflatten(2, (parts, -1)), (0, stored - outputs // parts))
     return y.movedim(0, 2).flatten(1).unflatten(0, x.shape[:2])
 
 
-def _check_group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> None:
-    groups, outputs, width = weight.shape
+def _check_group_linear(x: Tensor, weight: Tensor, width: int, parts: int, stored: int) -> None:
+    groups, outputs, columns = weight.shape
+    if not 1 <= width <= columns:
+        raise ValueError(f'group_linear: width must be one of 1 to {columns}, the columns of '
+                         f'weight, got {width}')
     if x.dim() != 3 or x.shape[2] < groups * width:
-        raise ValueError(f'group_linear: x must be (B, L, >={groups * width}) for weight of '
-                         f'{tuple(weight.shape)}, got {tuple(x.shape)}')
+        raise ValueError(f'group_linear: x must be (B, L, >={groups * width}) for {groups} groups '
+                         f'of {width} channels, got {tuple(x.shape)}')
     if weight.dtype != x.dtype:
         raise ValueError(f'group_linear: weight must be in {x.dtype} as x is, got {weight.dtype}')
     if parts < 1 or outputs % parts or stored < outputs // parts:
@@ -406,37 +413,37 @@ def _check_group_linear(x: Tensor, weight: Tensor, parts: int, stored: int) -> N
 
 
 @group_linear.register_fake
-def _(x, weight, parts, stored):
+def _(x, weight, width, parts, stored):
     return x.new_empty(*x.shape[:2], parts * weight.shape[0] * stored)
 
 
 @torch.library.custom_op('groupmamba_mm::group_linear_backward', mutates_args=())
-def _group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, parts: int,
+def _group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts: int,
                            stored: int) -> Tuple[Tensor, Tensor]:
     from .groups import fits, project_backward
-    if fits(weight):
-        return project_backward(dy, x, weight, parts, stored)
-    groups, outputs, width = weight.shape
+    if fits(weight, WIDEST_LINEAR_GROUP):
+        return project_backward(dy, x, weight, width, parts, stored)
+    groups, outputs, columns = weight.shape
     dy = dy.flatten(0, 1).unflatten(1, (parts, groups, stored))[..., :outputs // parts]
     dy = dy.movedim(2, 0).flatten(2)
     with torch.autocast(x.device.type, enabled=False):
-        dx = _from_groups(dy @ weight, x)
+        dx = _from_groups(dy @ weight[..., :width], x)
         dweight = dy.mT @ _to_groups(x[..., :groups * width], groups)
-    return F.pad(dx, (0, x.shape[2] - dx.shape[2])), dweight
+    return F.pad(dx, (0, x.shape[2] - dx.shape[2])), F.pad(dweight, (0, columns - width))
 
 
 @_group_linear_backward.register_fake
-def _(dy, x, weight, parts, stored):
+def _(dy, x, weight, width, parts, stored):
     return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
 
 
 def _keep_group_linear(ctx, inputs, output) -> None:
-    x, weight, ctx.parts, ctx.stored = inputs
+    x, weight, *ctx.sizes = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _differentiate_group_linear(ctx, dy: Tensor) -> Tuple:
-    return _kept(ctx, _group_linear_backward(dy, *ctx.saved_tensors, ctx.parts, ctx.stored))
+    return _kept(ctx, _group_linear_backward(dy, *ctx.saved_tensors, *ctx.sizes))
 
 
 group_linear.register_autograd(_differentiate_group_linear, setup_context=_keep_group_linear)

@@ -275,6 +275,16 @@ def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
 
 
 @triton.jit
+def _place(TILES: tl.constexpr):
+    """Group of an image, tile of its channels, and segment of this program.
+
+    Tiles run side by side: where one ends and the next begins, both read and write parts of the
+    same sector of memory, which has to be in the cache still.
+    """
+    return tl.program_id(0) // TILES, tl.program_id(0) % TILES, tl.program_id(1)
+
+
+@triton.jit
 def scan_forward_kernel(
         x_ptr, z_ptr, y_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr, A_log_ptr, D_ptr, norm_w_ptr,
         norm_b_ptr, kept_ptr, sums_ptr, ends_ptr,
@@ -289,11 +299,11 @@ def scan_forward_kernel(
     P: tl.constexpr = R + 2 * N
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
     IN_THREADS: tl.constexpr = TILES > 1
-    program, segment = tl.program_id(0), tl.program_id(1)
+    program, tile, segment = _place(TILES)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     if TILES > 1:
-        oc += tl.program_id(2) * BD
+        oc += tile * BD
     is_channel, is_stored = oc < D_IN, oc < DP
     if FEW:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
@@ -420,7 +430,7 @@ def scan_backward_kernel(
     FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
     IN_THREADS: tl.constexpr = TILES > 1 or BD >= 64  # see Scan.tile
     SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
-    program, segment = tl.program_id(0), tl.program_id(1)
+    program, tile, segment = _place(TILES)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
     if FEW:
@@ -428,7 +438,7 @@ def scan_backward_kernel(
         # dearer one, as it moves all its operands across the lanes, and the states' has fewer
         ot = CHUNK - 1 - ot
     if TILES > 1:
-        oc += tl.program_id(2) * BD
+        oc += tile * BD
     is_channel, is_stored = oc < D_IN, oc < DP
     if FEW:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
@@ -610,7 +620,7 @@ def scan_backward_kernel(
                 grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
                 grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
                 if TILES > 1:
-                    of_tile = grad_low_ptr + (program * TILES + tl.program_id(2)).to(
+                    of_tile = grad_low_ptr + (program * TILES + tile).to(
                         tl.int64) * P * chunks * CHUNK
                     tl.store(of_tile + op[None, :] * (chunks * CHUNK) + t[:, None], grad_low,
                              mask=(op < P)[None, :])
@@ -685,9 +695,9 @@ def project_backward_kernel(
         DOT: tl.constexpr, TOKENS: tl.constexpr):
     """One tile of one segment: add the projection's share to ``grad_x``; the gradient of x_proj."""
     P: tl.constexpr = R + 2 * N
-    program, segment = tl.program_id(0), tl.program_id(1)
+    program, tile, segment = _place((DP + BD - 1) // BD)
     b, g = (program // G).to(tl.int64), program % G
-    op, oc = tl.arange(0, BP), tl.program_id(2) * BD + tl.arange(0, BD)
+    op, oc = tl.arange(0, BP), tile * BD + tl.arange(0, BD)
     column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
     to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
     x_ptr += b * x_batch + g * DP

@@ -205,7 +205,7 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_forward_kernel[(batch * scan.groups, segments, scan.tiles(backward=False))](
+        kernels.scan_forward_kernel[(batch * scan.groups * constants['TILES'], segments)](
             x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
             gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
@@ -249,7 +249,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_backward_kernel[(batch * scan.groups, segments, scan.tiles(backward=True))](
+        kernels.scan_backward_kernel[(batch * scan.groups * constants['TILES'], segments)](
             x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept,
             sums, ends, partial, grad_low,
             length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
@@ -264,7 +264,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
         run(ends_only=False)
         if scan.is_split(backward=True):
             tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
-            kernels.project_backward_kernel[(batch * scan.groups, segments, tiles)](
+            kernels.project_backward_kernel[(batch * scan.groups * tiles, segments)](
                 x, grad_x, x_proj, sum_parts(grad_low, dim=2), partial, length, scan.height,
                 scan.width, x.stride(0), x.stride(1), grad_x.stride(0), grad_x.stride(1),
                 scan.columns, scan.reverses, chunks, chunks_of_segment, segments,

@@ -169,8 +169,8 @@ def _normalize_backward(x, grad, exists, eps, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, normed, means, length, chunks,
-                      tiles, eps, X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr,
+def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, rounded, normed, means,
+                      length, chunks, tiles, eps, X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr,
                       NORMED_ROW: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
                       MEAN_OF: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
                       STAGES: tl.constexpr, VECTOR: tl.constexpr):
@@ -197,6 +197,8 @@ def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, normed, mea
             # rounded as stored: backward normalizes the stored stream again
             s = (s + added).to(stream.dtype.element_ty).to(tl.float32)
             _store(stream, row, tokens, columns, mask, s, CHANNELS)
+            if rounded is not None:
+                _store(rounded, row, tokens, columns, mask, s, CHANNELS)
         unit = _normalize(s, exists[None, :], eps, WIDTH)
         n = unit * w + b
         _store_padded(normed, row, tokens, columns, inside, exists, n, CHANNELS, NORMED_ROW,
@@ -213,9 +215,10 @@ def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, normed, mea
 
 
 @triton.jit
-def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, grad_mean, grad_x,
-                       grad_branch, partial, length, chunks, tiles, eps, STREAM_ROW: tl.constexpr,
-                       GRAD_STREAM_ROW: tl.constexpr, GRAD_NORMED_ROW: tl.constexpr,
+def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_rounded, grad_normed,
+                       grad_mean, grad_x, grad_branch, partial, length, chunks, tiles, eps,
+                       STREAM_ROW: tl.constexpr, GRAD_STREAM_ROW: tl.constexpr,
+                       GRAD_ROUNDED_ROW: tl.constexpr, GRAD_NORMED_ROW: tl.constexpr,
                        X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr, CHANNELS: tl.constexpr,
                        GROUPS: tl.constexpr, MEAN_OF: tl.constexpr, SUM: tl.constexpr,
                        TOKENS: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
@@ -249,6 +252,8 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
         g = tl.zeros((TOKENS, BLOCK), tl.float32)
         if grad_stream is not None:
             g = _load(grad_stream, row, tokens, columns, mask, GRAD_STREAM_ROW)
+        if grad_rounded is not None:
+            g += _load(grad_rounded, row, tokens, columns, mask, GRAD_ROUNDED_ROW)
         if SUM:
             total += g
         if NORMED_USED:
@@ -278,8 +283,10 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_normed, g
 def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional[Tensor],
                      weight: Tensor, bias: Tensor, eps: float, groups: int, normed_width: int,
                      out_dtype: torch.dtype, mean_of: int,
-                     stream_dtype: Optional[torch.dtype] = None) -> Tuple[Optional[Tensor], ...]:
-    """Stream (None without a branch), normed and mean (empty for ``mean_of`` 0)."""
+                     stream_dtype: Optional[torch.dtype] = None,
+                     wants_rounded: bool = False) -> Tuple[Optional[Tensor], ...]:
+    """Stream (None without a branch), normed, mean (empty for ``mean_of`` 0), and the stream in
+    ``out_dtype`` (empty unless asked for)."""
     batch, length, _ = x.shape
     channels = weight.shape[0]
     plan = plan_launch(batch, length, channels // groups, groups, backward=False)
@@ -287,6 +294,9 @@ def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional
     if branch is not None:
         stream = torch.empty(batch, length, channels, dtype=stream_dtype or x.dtype,
                              device=x.device)
+    rounded = None
+    if wants_rounded:
+        rounded = torch.empty(batch, length, channels, dtype=out_dtype, device=x.device)
     normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=x.device)
     means = torch.empty(batch if mean_of else 0, plan.chunks, channels, device=x.device,
                         dtype=torch.float32)
@@ -294,17 +304,19 @@ def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional
     branch, branch_row = _rows(branch)
     with torch.cuda.device_of(x):
         _add_norm_forward[(batch * plan.chunks * groups, )](
-            x, branch, _dense(branch_scale), _dense(weight), _dense(bias), stream, normed, means,
-            length, plan.chunks, plan.tiles, eps, X_ROW=x_row, BRANCH_ROW=branch_row,
+            x, branch, _dense(branch_scale), _dense(weight), _dense(bias), stream, rounded, normed,
+            means, length, plan.chunks, plan.tiles, eps, X_ROW=x_row, BRANCH_ROW=branch_row,
             NORMED_ROW=normed_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
             VECTOR=_vector(channels, x, branch, normed), **plan.constants())
-    return stream, normed, _sum_chunks(means) if mean_of else means.new_empty(0)
+    return (stream, normed, _sum_chunks(means) if mean_of else means.new_empty(0),
+            normed.new_empty(0) if rounded is None else rounded)
 
 
 def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
-                      grad_stream: Optional[Tensor], grad_normed: Optional[Tensor],
-                      grad_mean: Optional[Tensor], eps: float, groups: int, mean_of: int,
-                      x_width: int, branch_width: int, branch_dtype: torch.dtype,
+                      grad_stream: Optional[Tensor], grad_rounded: Optional[Tensor],
+                      grad_normed: Optional[Tensor], grad_mean: Optional[Tensor], eps: float,
+                      groups: int, mean_of: int, x_width: int, branch_width: int,
+                      branch_dtype: torch.dtype,
                       wants_sum: bool = False) -> Tuple[Optional[Tensor], ...]:
     """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias.
 
@@ -323,15 +335,17 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
                           dtype=torch.float32, device=stream.device)
     stream, stream_row = _rows(stream)
     grad_stream, grad_stream_row = _rows(grad_stream)
+    grad_rounded, grad_rounded_row = _rows(grad_rounded)
     grad_normed, grad_normed_row = _rows(grad_normed)
     with torch.cuda.device_of(stream):
         _add_norm_backward[(batch * plan.chunks * groups, )](
-            stream, _dense(branch_scale), _dense(weight), grad_stream, grad_normed,
+            stream, _dense(branch_scale), _dense(weight), grad_stream, grad_rounded, grad_normed,
             _dense(grad_mean), grad_x, grad_branch, partial, length, plan.chunks, plan.tiles, eps,
             STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
-            GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width, BRANCH_ROW=branch_width,
-            CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of, SUM=wants_sum,
-            VECTOR=_vector(channels, stream, grad_normed, grad_branch), **plan.constants())
+            GRAD_ROUNDED_ROW=grad_rounded_row, GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width,
+            BRANCH_ROW=branch_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
+            SUM=wants_sum, VECTOR=_vector(channels, stream, grad_normed, grad_branch),
+            **plan.constants())
     return grad_x, grad_branch, sum_parts(partial)
 
 

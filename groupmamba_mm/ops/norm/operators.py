@@ -46,7 +46,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: int,
     _check_norm('layer_norm', weight, bias, eps, groups, out_dtype, mean_of)
     channels = weight.shape[0]
     _check_tokens('layer_norm', 'x', x, x, channels)
-    _, normed, mean = _kernels('layer_norm', x).add_norm_forward(
+    _, normed, mean, _ = _kernels('layer_norm', x).add_norm_forward(
         x, None, None, weight, bias, eps, groups, round_up(channels), out_dtype, mean_of)
     return normed, mean
 
@@ -68,7 +68,7 @@ def _layer_norm_setup(ctx, inputs, output):
 
 def _layer_norm_backward(ctx, grad_normed, grad_mean):
     x, weight = ctx.saved_tensors
-    grad_x, _, grads = _add_norm_backward(x, None, weight, None, grad_normed,
+    grad_x, _, grads = _add_norm_backward(x, None, weight, None, None, grad_normed,
                                           grad_mean if ctx.options[2] else None, *ctx.options)
     grad_weight, grad_bias = grads.unbind(0)
     return grad_x, grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), *[None] * 4
@@ -82,7 +82,8 @@ layer_norm.register_autograd(_layer_norm_backward, setup_context=_layer_norm_set
 @custom_op('groupmamba_mm::add_layer_norm', mutates_args=())
 def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
                    bias: Tensor, eps: float, groups: int, out_dtype: torch.dtype, mean_of: int,
-                   stream_dtype: Optional[torch.dtype] = None) -> Tuple[Tensor, Tensor, Tensor]:
+                   stream_dtype: Optional[torch.dtype] = None,
+                   wants_rounded: bool = False) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Residual stream x + branch * branch_scale, and its LayerNorm as :func:`layer_norm`.
 
     Args:
@@ -96,10 +97,13 @@ def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], we
         out_dtype: Precision of the normed tokens.
         mean_of: 0 for no mean, 1 for that of the stream, 2 for that of the normed tokens.
         stream_dtype: Precision of the stream, that of ``x`` if not given.
+        wants_rounded: Whether to return the stream once more, for a second use that needs no more
+            than the precision of products. The gradients of both uses are added on the way, where
+            autograd would add them in a pass over the stream.
 
     Returns:
-        The stream (B, L, C), the normed tokens (B, L, Cp), and the mean over L, (B, C) in fp32, or
-        an empty tensor.
+        The stream (B, L, C), the normed tokens (B, L, Cp), the mean over L, (B, C) in fp32, or an
+        empty tensor, and the stream in ``out_dtype``, (B, L, C), or an empty tensor.
 
     Raises:
         ValueError: If shapes or options do not fit.
@@ -108,14 +112,16 @@ def add_layer_norm(x: Tensor, branch: Tensor, branch_scale: Optional[Tensor], we
     _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of)
     return _kernels('add_layer_norm', x).add_norm_forward(
         x, branch, branch_scale, weight, bias, eps, groups, round_up(weight.shape[0]), out_dtype,
-        mean_of, stream_dtype)
+        mean_of, stream_dtype, wants_rounded)
 
 
 @add_layer_norm.register_fake
-def _(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of, stream_dtype=None):
+def _(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of, stream_dtype=None,
+      wants_rounded=False):
     _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of)
     stream = x.new_empty(x.shape[0], x.shape[1], weight.shape[0], dtype=stream_dtype or x.dtype)
-    return stream, _fake_normed(x, weight, out_dtype), _fake_mean(x, weight, mean_of)
+    rounded = stream.new_empty(stream.shape if wants_rounded else 0, dtype=out_dtype)
+    return stream, _fake_normed(x, weight, out_dtype), _fake_mean(x, weight, mean_of), rounded
 
 
 def _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of):
@@ -127,7 +133,7 @@ def _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtyp
 
 
 def _add_layer_norm_setup(ctx, inputs, output):
-    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of, _ = inputs
+    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of, *_ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], branch_scale, weight)
     # the same gradient for both, if it is to be rounded alike
@@ -136,16 +142,17 @@ def _add_layer_norm_setup(ctx, inputs, output):
     ctx.options = (eps, groups, mean_of, x.shape[2], 0 if ctx.is_one else branch.shape[2],
                    branch.dtype)
     ctx.x_dtype, ctx.bias_dtype = x.dtype, bias.dtype
+    ctx.is_rounded = output[3].shape == output[0].shape
 
 
-def _add_layer_norm_backward(ctx, grad_stream, grad_normed, grad_mean):
+def _add_layer_norm_backward(ctx, grad_stream, grad_normed, grad_mean, grad_rounded):
     stream, branch_scale, weight = ctx.saved_tensors
     grad_x, grad_branch, grads = _add_norm_backward(
-        stream, branch_scale, weight, grad_stream, grad_normed,
-        grad_mean if ctx.options[2] else None, *ctx.options)
+        stream, branch_scale, weight, grad_stream, grad_rounded if ctx.is_rounded else None,
+        grad_normed, grad_mean if ctx.options[2] else None, *ctx.options)
     grad_weight, grad_bias = grads.unbind(0)
     return (grad_x.to(ctx.x_dtype), grad_x if ctx.is_one else grad_branch, None,
-            grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), *[None] * 5)
+            grad_weight.to(weight.dtype), grad_bias.to(ctx.bias_dtype), *[None] * 6)
 
 
 add_layer_norm.register_autograd(_add_layer_norm_backward, setup_context=_add_layer_norm_setup)
@@ -153,19 +160,19 @@ add_layer_norm.register_autograd(_add_layer_norm_backward, setup_context=_add_la
 
 @custom_op('groupmamba_mm::add_layer_norm_backward', mutates_args=())
 def _add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
-                       grad_stream: Optional[Tensor], grad_normed: Optional[Tensor],
-                       grad_mean: Optional[Tensor], eps: float, groups: int, mean_of: int,
-                       x_width: int, branch_width: int,
+                       grad_stream: Optional[Tensor], grad_rounded: Optional[Tensor],
+                       grad_normed: Optional[Tensor], grad_mean: Optional[Tensor], eps: float,
+                       groups: int, mean_of: int, x_width: int, branch_width: int,
                        branch_dtype: torch.dtype) -> Tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_branch, grads = _kernels('layer_norm', stream).add_norm_backward(
-        stream, branch_scale, weight, grad_stream, grad_normed, grad_mean, eps, groups, mean_of,
-        x_width, branch_width, branch_dtype)
+        stream, branch_scale, weight, grad_stream, grad_rounded, grad_normed, grad_mean, eps,
+        groups, mean_of, x_width, branch_width, branch_dtype)
     return grad_x, _or_empty(grad_branch, stream), grads
 
 
 @_add_norm_backward.register_fake
-def _(stream, branch_scale, weight, grad_stream, grad_normed, grad_mean, eps, groups, mean_of,
-      x_width, branch_width, branch_dtype):
+def _(stream, branch_scale, weight, grad_stream, grad_rounded, grad_normed, grad_mean, eps, groups,
+      mean_of, x_width, branch_width, branch_dtype):
     rows = stream.shape[:2]
     grad_branch = stream.new_empty(*rows, branch_width, dtype=branch_dtype)
     return (stream.new_empty(*rows, x_width), grad_branch if branch_width else stream.new_empty(0),
