@@ -131,6 +131,21 @@ def _residual_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     yield from _run_both(kernel, reference, 'FFN of groups', inputs)
 
 
+def _group_linear(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The paper's input projection, of its third stage but for the outputs."""
+    from .depthwise_conv import group_linear
+
+    def kernel(x, weight):
+        return group_linear(x, weight.to(x.dtype), 96, 2, 72)
+
+    def reference(x, weight):
+        x, weight = x.unflatten(-1, (2, 96)), weight.unflatten(1, (2, 70))
+        return F.pad(torch.einsum('blgi,gpci->blpgc', x, weight), (0, 2)).flatten(2)
+
+    inputs = _draw(device, dict(x=(2, 63, 192), weight=(2, 140, 96)), torch.bfloat16)
+    yield from _run_both(kernel, reference, 'projection of groups', inputs)
+
+
 def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The norm with most around it."""
     from .norm import scaled_layer_norm
@@ -149,7 +164,7 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
 
 #: What is tested: one case for each kind of kernel.
 CASES: Tuple[Case, ...] = (_normed_scan, _split_scan, _conv_ffn, _plain_ffn, _residual_ffn,
-                           _scaled_layer_norm)
+                           _group_linear, _scaled_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.
