@@ -114,8 +114,10 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     scale = _affinity(layer.affinity, mean, None, x)
     v = scaled_layer_norm(y, stream, None, scale, layer.norm.weight, layer.norm.bias,
                           layer.norm.eps, dtype)
-    weight, bias = _padded_linear(layer.ffn.fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE)
-    y = _plain_ffn(v, weight, bias, *_padded_linear(layer.ffn.fc2, weight.shape[0], dtype))
+    fc1, fc2 = layer.ffn.fc1, layer.ffn.fc2
+    weight, bias = _padded_linear(fc1, v.shape[-1], dtype, HIDDEN_MULTIPLE, casts_bias=False)
+    y = _plain_ffn(v, weight, bias,
+                   *_padded_linear(fc2, weight.shape[0], dtype, casts_bias=False))
     return Residual(x, y, _drop_path_scale(layer.drop_path, x))
 
 
@@ -137,8 +139,7 @@ def _residual_ffn(x: Tensor, branch: Tensor, vsss: nn.Module,
     if NARROWEST_GROUP <= fc1.weight.shape[-1] <= WIDEST_GROUP:
         y, _, _ = residual_group_ffn(
             x, branch, norm.weight, norm.bias, norm.eps, _aligned(fc1.weight, dtype),
-            *(parameter.to(dtype) for parameter in (fc1.bias, fc2.weight, fc2.bias)),
-            keep=torch.is_grad_enabled())
+            fc1.bias, fc2.weight.to(dtype), fc2.bias, keep=torch.is_grad_enabled())
         return y, None
     stream, v, *_ = add_layer_norm(x, branch, None, norm.weight, norm.bias, norm.eps,
                                    vsss.num_groups, dtype, NO_MEAN, stream_dtype=dtype)
@@ -214,9 +215,15 @@ def _padded_rows(weight: Tensor, rows: int) -> Tensor:
 
 
 def _padded_linear(linear: nn.Linear, in_channels: int, dtype: torch.dtype,
-                   multiple: int = 8) -> Tuple[Tensor, Tensor]:
-    """Weight and bias for padded rows, (Op, in_channels) and (Op,), zero where padded."""
-    weight, bias = linear.weight.to(dtype), linear.bias.to(dtype)
+                   multiple: int = 8,
+                   casts_bias: bool = True) -> Tuple[Tensor, Tensor]:
+    """Weight and bias for padded rows, (Op, in_channels) and (Op,), zero where padded.
+
+    Operators that take a bias in any precision spare the cast, which is a kernel, if a small one.
+    """
+    weight, bias = linear.weight.to(dtype), linear.bias
+    if casts_bias:
+        bias = bias.to(dtype)
     out, missing = round_up(weight.shape[0], multiple), in_channels - weight.shape[1]
     return _pad(weight, missing, out - weight.shape[0]), _pad(bias, out - bias.shape[0])
 
@@ -253,4 +260,4 @@ def _packed_linear(linear: nn.Module, in_channels: int, dtype: torch.dtype,
     weight = _block_diagonal(linear.weight.to(dtype)).flatten(2).flatten(0, 1)
     rows = round_up(weight.shape[0], multiple)
     weight = _pad(weight, in_channels - weight.shape[1], rows - weight.shape[0])
-    return weight, _padded_rows(linear.bias.to(dtype).flatten(), rows)
+    return weight, _padded_rows(linear.bias.flatten(), rows)

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x @ weight^T + bias of (B, L, I) tokens, all in one dtype: (B, L, O)."""
+    """x @ weight^T + bias of (B, L, I) tokens, (B, L, O), in the dtype of both x and weight."""
     with torch.autocast(x.device.type, enabled=False):
-        y = torch.addmm(bias, x.flatten(0, 1), weight.t())
+        y = torch.addmm(bias.to(x.dtype), x.flatten(0, 1), weight.t())
     return y.unflatten(0, x.shape[:2])
 
 

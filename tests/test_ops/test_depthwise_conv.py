@@ -259,11 +259,13 @@ def ffn_inputs(device, dtype, batch, grid, channels, outputs):
             for i, shape in enumerate(shapes)]
 
 
-def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs):
-    """Tokens, then weight and bias of both layers."""
+def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs, biases=None):
+    """Tokens, then weight and bias of both layers, the biases in a dtype of their own if given."""
     shapes = ((batch, length, inputs), (channels, inputs), (channels, ), (outputs, channels),
               (outputs, ))
-    return [randn(i, device, dtype, *shape).requires_grad_() for i, shape in enumerate(shapes)]
+    dtypes = (dtype, dtype, biases or dtype, dtype, biases or dtype)
+    return [randn(i, device, dt, *shape).requires_grad_()
+            for i, (dt, shape) in enumerate(zip(dtypes, shapes))]
 
 
 def check_operator(operator, reference, inputs, dtype, tolerance=None):
@@ -314,11 +316,18 @@ def test_conv_ffn_backward_in_parts(device, images, keep_hidden, monkeypatch):
         assert_near(f'gradient of argument {i}', got, expected.double(), 1e-6)
 
 
-def check_plain_ffn(device, dtype, sizes, keep_hidden):
+def check_plain_ffn(device, dtype, sizes, keep_hidden, biases=None):
     check_operator(lambda *args: plain_ffn(*args, keep_hidden)[0],
                    lambda x, in_weight, in_bias, *rest: F.linear(
                        F.gelu(F.linear(x, in_weight, in_bias)), *rest),
-                   plain_ffn_inputs(device, dtype, *sizes), dtype)
+                   plain_ffn_inputs(device, dtype, *sizes, biases), dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 264, 136, 8)])
+def test_plain_ffn_with_biases_of_higher_precision(device, sizes, keep_hidden):
+    check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden, torch.float32)
 
 
 @needs_triton
@@ -336,8 +345,8 @@ def test_plain_ffn(device, dtype, sizes, keep_hidden):
 
 @needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('wrong', range(1, 5))
-@pytest.mark.parametrize('change', ['shape', 'dtype'])
+@pytest.mark.parametrize('wrong, change', [(1, 'shape'), (2, 'shape'), (3, 'shape'), (4, 'shape'),
+                                           (1, 'dtype'), (3, 'dtype')])
 def test_ffn_refuses_parameters_that_do_not_fit(device, dtype, wrong, change):
     inputs = plain_ffn_inputs(device, dtype, 1, 3, 8, 16, 8)
     inputs[wrong] = inputs[wrong][..., 1:] if change == 'shape' else inputs[wrong].double()
@@ -416,7 +425,7 @@ def test_group_linear_refuses_what_does_not_fit(change, message):
 
 
 def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, stream=None,
-                        padding=0):
+                        padding=0, biases=None):
     """Tokens, branch, then weight and bias of the norm and of the layers of all groups.
 
     The layers' weights are as large as trained ones: sums of large ones leave what fp16 holds.
@@ -425,7 +434,8 @@ def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, str
     shapes = ((batch, length, channels), (batch, length, channels + padding), (channels, ),
               (channels, ), (groups, hidden, width), (groups, hidden), (groups, width, hidden),
               (groups, width))
-    dtypes = (stream or dtype, dtype, torch.float32, torch.float32, dtype, dtype, dtype, dtype)
+    dtypes = (stream or dtype, dtype, torch.float32, torch.float32, dtype, biases or dtype, dtype,
+              biases or dtype)
     drawn = [randn(i, device, dt, *shape) for i, (dt, shape) in enumerate(zip(dtypes, shapes))]
     return [(t / t.shape[2]**.5 if t.dim() == 3 and i > 1 else t).requires_grad_()
             for i, t in enumerate(drawn)]
@@ -458,7 +468,8 @@ def check_residual_ffn(device, dtype, *sizes, is_aligned=False, **options):
     (torch.float16, (1, 1, 4, 16, 16), dict(stream=torch.float32)),
     (torch.bfloat16, (1, 3, 1, 200, 16), {}),  # wider than the kernels take
     (torch.float32, (2, 9, 3, 5, 7), dict(is_aligned=True)),
-    (torch.bfloat16, (1, 130, 3, 11, 24), dict(is_aligned=True)),
+    (torch.bfloat16, (1, 130, 3, 11, 24), dict(is_aligned=True, biases=torch.float32)),
+    (torch.float16, (1, 3, 1, 200, 16), dict(biases=torch.float32)),
 ])
 def test_residual_ffn(device, dtype, sizes, options):
     check_residual_ffn(device, dtype, *sizes, **options)
@@ -498,7 +509,7 @@ def test_residual_ffn_refuses_what_does_not_fit(device, name):
     inputs = residual_ffn_inputs(device, torch.bfloat16, 1, 3, 2, 8, 16)
     names = ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias', 'weight', 'bias']
     i = names.index(name)
-    for wrong in [inputs[i][..., 1:]] + [inputs[i].double()] * (i > 4):
+    for wrong in [inputs[i][..., 1:]] + [inputs[i].double()] * (name == 'in_weight'):
         with pytest.raises(ValueError, match=f'residual_group_ffn: {name} must be'):
             changed = [*inputs[:i], wrong, *inputs[i + 1:]]
             residual_group_ffn(*changed[:4], 1e-5, *changed[4:], True)
@@ -583,7 +594,8 @@ def test_group_linear_at_full_size(device, dtype, sizes):
 ])
 @pytest.mark.parametrize('is_aligned', [False, True])
 def test_residual_ffn_at_full_size(device, dtype, sizes, is_aligned):
-    check_residual_ffn(device, dtype, *sizes, stream=torch.float32, is_aligned=is_aligned)
+    check_residual_ffn(device, dtype, *sizes, stream=torch.float32, is_aligned=is_aligned,
+                       biases=torch.float32 if is_aligned else None)  # as in the blocks
 
 
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [

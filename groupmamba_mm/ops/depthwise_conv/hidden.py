@@ -241,9 +241,9 @@ def ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
     Args:
         x: (B, L, I), bf16 or fp16.
         in_weight: (C, I), in the same.
-        in_bias: (C,), in the same.
-        weight: (O, C), in the same.
-        bias: (O,), in the same.
+        in_bias: (C,), any float dtype.
+        weight: (O, C), in the dtype of ``x``.
+        bias: (O,), any float dtype.
 
     Returns:
         (B, L, O).

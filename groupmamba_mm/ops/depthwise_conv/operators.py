@@ -138,9 +138,9 @@ def plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bia
     Args:
         x: (B, L, I) tokens; fp32, bf16 or fp16.
         in_weight: (C, I) in the dtype of ``x``.
-        in_bias: (C,) in the dtype of ``x``.
+        in_bias: (C,) in any float dtype: the kernels spare the caller a cast.
         weight: (O, C) in the dtype of ``x``.
-        bias: (O,) in the dtype of ``x``.
+        bias: (O,) in any float dtype.
         keep_hidden: Whether the hidden tensor is kept for the backward pass, or made again there.
 
     Returns:
@@ -168,9 +168,12 @@ def _check_plain_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tens
     for name, tensor, shape in (
             ('in_weight', in_weight, (channels, inputs)), ('in_bias', in_bias, (channels, )),
             ('weight', weight, (outputs, channels)), ('bias', bias, (outputs, ))):
-        if tensor.shape != shape or tensor.dtype != x.dtype:
-            raise ValueError(f'plain_ffn: {name} must be {shape} in {x.dtype} for x of '
-                             f'{tuple(x.shape)}, got {tuple(tensor.shape)} in {tensor.dtype}')
+        is_weight = tensor.dim() > 1
+        if tensor.shape != shape or is_weight and tensor.dtype != x.dtype:
+            raise ValueError(f'plain_ffn: {name} must be {shape}'
+                             + (f' in {x.dtype}' if is_weight else '')
+                             + f' for x of {tuple(x.shape)}, got {tuple(tensor.shape)} in '
+                             f'{tensor.dtype}')
 
 
 @plain_ffn.register_fake
@@ -183,7 +186,8 @@ def _(x, in_weight, in_bias, weight, bias, keep_hidden):
 def _plain_ffn_backward(dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor, in_bias: Tensor,
                         weight: Tensor,
                         keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, in_weight, in_bias, weight and bias."""
+    """Gradients of x, in_weight, in_bias, weight and bias, those of the biases in fp32."""
+    from ..sums import column_sums
     from .hidden import fits, hidden_backward
     from .kernels import gelu_backward
     if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
@@ -194,28 +198,32 @@ def _plain_ffn_backward(dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor
         dhidden, activation, din_bias = gelu_backward(hidden.contiguous(),
                                                       linear_input_gradient(dy, weight))
     del hidden
-    dweight, dbias = linear_gradients(dy, activation)
+    dweight, _ = linear_gradients(dy, activation, wants_bias=False)
     del activation
     din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)
-    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.to(in_bias.dtype),
-            dweight, dbias)
+    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.float(), dweight,
+            column_sums(dy.flatten(0, 1), torch.float32))
 
 
 @_plain_ffn_backward.register_fake
 def _(dy, hidden, x, in_weight, in_bias, weight, keep_hidden):
     return (x.new_empty(x.shape), in_weight.new_empty(in_weight.shape),
-            in_bias.new_empty(in_bias.shape), weight.new_empty(weight.shape),
-            weight.new_empty(weight.shape[0]))
+            in_bias.new_empty(in_bias.shape, dtype=torch.float32), weight.new_empty(weight.shape),
+            weight.new_empty(weight.shape[0], dtype=torch.float32))
 
 
 def _keep_plain_ffn(ctx, inputs, output) -> None:
-    x, in_weight, in_bias, weight, _, ctx.keep_hidden = inputs
+    x, in_weight, in_bias, weight, bias, ctx.keep_hidden = inputs
     ctx.save_for_backward(output[1], x, in_weight, in_bias, weight)
     ctx.mark_non_differentiable(output[1])
+    ctx.bias_dtypes = in_bias.dtype, bias.dtype
 
 
 def _differentiate_plain_ffn(ctx, dy: Tensor, _) -> Tuple:
-    return _kept(ctx, _plain_ffn_backward(dy, *ctx.saved_tensors, ctx.keep_hidden))
+    dx, din_weight, din_bias, dweight, dbias = _plain_ffn_backward(dy, *ctx.saved_tensors,
+                                                                   ctx.keep_hidden)
+    of_in_bias, of_bias = ctx.bias_dtypes
+    return _kept(ctx, (dx, din_weight, din_bias.to(of_in_bias), dweight, dbias.to(of_bias)))
 
 
 plain_ffn.register_autograd(_differentiate_plain_ffn, setup_context=_keep_plain_ffn)
@@ -237,9 +245,9 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
         eps: Added to its variance.
         in_weight: (G, H, >=W), zero from column W on; its dtype, fp32, bf16 or fp16, is that of s,
             of the products and of the output. Rows of a multiple of 8 are faster than others.
-        in_bias: (G, H), in the same.
-        weight: (G, W, H), in the same.
-        bias: (G, W), in the same.
+        in_bias: (G, H), any float dtype.
+        weight: (G, W, H), in the dtype of in_weight.
+        bias: (G, W), any float dtype.
         keep: Whether what the backward pass needs is returned, else two empty tensors.
 
     Returns:
@@ -265,7 +273,8 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
         stream, n = kept
         with torch.autocast(x.device.type, enabled=False):
             activation = F.gelu(_group_hidden(n, in_weight, in_bias))
-            y = stream + _from_groups(torch.baddbmm(bias[:, None], activation, weight.mT), x)
+            y = torch.baddbmm(bias.to(weight.dtype)[:, None], activation, weight.mT)
+            y = stream + _from_groups(y, x)
     return y, *(kept if keep else (y.new_empty(0), y.new_empty(0)))
 
 
@@ -273,7 +282,7 @@ def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, w
                         bias) -> None:
     """Kernels take sizes from the last weight: others would be read beyond their end."""
     groups, width, hidden = weight.shape
-    dtype, channels = in_weight.dtype, groups * width
+    channels = groups * width
     for name, tensor, shape in (
             ('x', x, (*x.shape[:2], channels)),
             ('branch', branch, (*x.shape[:2], max(channels, branch.shape[-1]))),
@@ -281,10 +290,10 @@ def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, w
             ('in_weight', in_weight, (groups, hidden, max(width, in_weight.shape[-1]))),
             ('in_bias', in_bias, (groups, hidden)), ('weight', weight, weight.shape),
             ('bias', bias, (groups, width))):
-        is_parameter = name in ('in_bias', 'weight', 'bias')
-        if tensor.shape != shape or is_parameter and tensor.dtype != dtype:
+        is_other = name == 'in_weight' and tensor.dtype != weight.dtype
+        if tensor.shape != shape or is_other:
             raise ValueError(f'residual_group_ffn: {name} must be {tuple(shape)}'
-                             + (f' in {dtype}' if is_parameter else '')
+                             + (f' in {weight.dtype}' if is_other else '')
                              + f' for weight of {tuple(weight.shape)}, got '
                              f'{tuple(tensor.shape)} in {tensor.dtype}')
 
@@ -302,7 +311,7 @@ def _from_groups(y: Tensor, x: Tensor) -> Tensor:
 def _group_hidden(n: Tensor, in_weight: Tensor, in_bias: Tensor) -> Tensor:
     """What GELU is applied to, (G, B * L, H)."""
     n = _to_groups(n, in_weight.shape[0])
-    return torch.baddbmm(in_bias[:, None], n, in_weight[..., :n.shape[2]].mT)
+    return torch.baddbmm(in_bias.to(n.dtype)[:, None], n, in_weight[..., :n.shape[2]].mT)
 
 
 @residual_group_ffn.register_fake
@@ -342,8 +351,9 @@ def _(dy, stream, n, norm_weight, eps, in_weight, in_bias, weight):
 
 
 def _keep_residual_ffn(ctx, inputs, output) -> None:
-    x, branch, norm_weight, _, ctx.eps, in_weight, in_bias, weight, _, ctx.keeps = inputs
+    x, branch, norm_weight, _, ctx.eps, in_weight, in_bias, weight, bias, ctx.keeps = inputs
     ctx.save_for_backward(*output[1:], norm_weight, in_weight, in_bias, weight)
+    ctx.bias_dtype = bias.dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.dtypes, ctx.padding = (x.dtype, branch.dtype), branch.shape[2] - x.shape[2]
 
@@ -360,8 +370,9 @@ def _differentiate_residual_ffn(ctx, dy: Tensor, *_) -> Tuple:
     dx, dbranch = (ds.to(dtype) for dtype in ctx.dtypes)
     return _kept(ctx, (dx, F.pad(dbranch, (0, ctx.padding)) if ctx.padding else dbranch,
                        dnorm_weight.to(norm_weight.dtype), dnorm_bias.to(norm_weight.dtype), None,
-                       din_weight.view(in_weight.shape), din_bias, dweight.view(weight.shape),
-                       dbias.to(weight.dtype).view(weight.shape[:2])))
+                       din_weight.view(in_weight.shape), din_bias.to(in_bias.dtype),
+                       dweight.view(weight.shape),
+                       dbias.to(ctx.bias_dtype).view(weight.shape[:2])))
 
 
 residual_group_ffn.register_autograd(_differentiate_residual_ffn, setup_context=_keep_residual_ffn)
