@@ -25,6 +25,20 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3 if INTERPRETED else 5e-3,
 ACTIVATE = {'none': lambda p: p, 'silu': F.silu, 'gelu': F.gelu}
 
 
+if importlib.util.find_spec('triton') is not None:
+    import triton
+    import triton.language as tl
+
+    from groupmamba_mm.ops.depthwise_conv.kernels import _activate
+
+    @triton.jit
+    def _gelu_at(p, value, slope, DTYPE: tl.constexpr, COUNT: tl.constexpr):
+        at = tl.arange(0, COUNT)
+        v, s = _activate(tl.load(p + at), 'gelu', DTYPE)
+        tl.store(value + at, v)
+        tl.store(slope + at, s)
+
+
 class NanTorch:
     """``torch`` whose empty tensors hold NaN, so that an element nobody wrote is noticed."""
 
@@ -321,6 +335,19 @@ def check_plain_ffn(device, dtype, sizes, keep_hidden, biases=None):
                    lambda x, in_weight, in_bias, *rest: F.linear(
                        F.gelu(F.linear(x, in_weight, in_bias)), *rest),
                    plain_ffn_inputs(device, dtype, *sizes, biases), dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, tolerance', [('fp32', 3e-7), ('fp16', 1.5e-6)])
+def test_gelu_and_its_gradient_are_right_at_every_point(device, dtype, tolerance):
+    size = torch.cat([torch.linspace(0, 20, 4093), torch.tensor([1e3, 1e18, 1e30])])
+    p = torch.cat([size, -size]).to(device)
+    value, slope = torch.empty_like(p), torch.empty_like(p)
+    _gelu_at[(1, )](p, value, slope, DTYPE=getattr(tl, 'float' + dtype[2:]), COUNT=p.numel())
+    truth = p.double().requires_grad_()
+    F.gelu(truth).sum().backward()
+    for got, wanted in ((value, F.gelu(truth)), (slope, truth.grad)):
+        assert ((got - wanted).abs() / wanted.abs().clamp(min=1)).max() < tolerance
 
 
 @needs_triton

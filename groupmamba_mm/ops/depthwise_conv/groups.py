@@ -139,7 +139,7 @@ def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weig
         if TAIL:
             h = multiply(n_tail, w_tail.T, h, IN_FP32)
         h += tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
-        value, _ = _activate(h, 'gelu')
+        value, _ = _activate(h, 'gelu', dtype)
         value = value.to(dtype)
         v_head, v_tail = load_columns(weight, channel[None, :], exists[None, :], CHANNELS, WIDTH,
                                       HEAD, TAIL)
@@ -199,7 +199,7 @@ def _residual_gradients(n, dy, in_weight, in_bias, weight, dh, partial, tokens,
         if TAIL:
             h = multiply(n_tail, w_tail.T, h, IN_FP32)
             gradient = multiply(dy_tail, v_tail, gradient, IN_FP32)
-        value, slope = _activate(h + b[None, :], 'gelu')
+        value, slope = _activate(h + b[None, :], 'gelu', dh.dtype.element_ty)
         gradient = gradient * slope  # zero for tokens that do not exist, as dy is
         value, gradient = value.to(dh.dtype.element_ty), gradient.to(dh.dtype.element_ty)
         tl.store(dh + (token * GROUPS + group) * CHANNELS + channel[None, :], gradient,
