@@ -32,7 +32,7 @@ from groupmamba_mm.ops.norm import kernels as norm_kernels  # noqa: E402
 MODELS = (
     dict(arch=dict(family='official', stem_channels=8, embed_dims=(64, 348), depths=(1, 1),
                    ffn_ratios=(8, 4))),
-    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(48, 96, 368), depths=(1, 1, 1),
+    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(48, 96, 368), depths=(1, 1, 2),
                    ffn_ratios=(2, 8, 2))),
     dict(arch=dict(family='official', stem_channels=8, embed_dims=(24, ), depths=(1, ),
                    ffn_ratios=(2, )), d_state=3),
@@ -160,6 +160,8 @@ def run_models() -> None:
     hidden._PROGRAMS, launch.SHORTEST_SEGMENT = 2, 16
     for options, (height, width) in zip(MODELS, SIZES):
         model = GroupMamba(scan_backend='triton', drop_path_rate=.1, **options)
+        for stage in model.stages:  # a GPU's autocast keeps the tokens in fp32
+            stage[0].register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
         for dtype in (torch.bfloat16, torch.float32):
             with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float32):
                 image = torch.randn(1, 3, height, width)

@@ -2,7 +2,7 @@
 
 Each function here does what the ``forward`` of the module it takes says, and is called by it where
 the backend is 'triton'. What differs is the order of reading and writing memory: norms write the
-precision of the product behind them, all groups share one product, the tensors between a
+precision of the product behind them, narrow groups share one product, the tensors between a
 convolution and a projection are recomputed in the backward pass instead of kept.
 
 Rows are padded with zeros to multiples of 8 channels inside (``Cp``), because products of unaligned
@@ -39,8 +39,9 @@ NARROW = 256
 #: zeros between them: on an H100 faster with 48 channels, slower with 24 (docs/speed.md).
 NARROWEST_GROUP = 32
 
-#: The same for the input projection: slower with 48 channels, as fast with 92, then faster. The
-#: output projection, which writes few channels, is not.
+#: The same for the input projection in half precision: slower with 48 channels, as fast with 92,
+#: then faster; between them nobody has measured. The output projection, which writes few channels,
+#: is faster in one product.
 NARROWEST_LINEAR_GROUP = 64
 
 #: What ``mean_of`` of the norms stands for.
@@ -102,6 +103,8 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
     vsss, mamba = layer.vsss, layer.vsss.mamba
     groups = vsss.num_groups
     has_affinity = isinstance(layer.affinity, ChannelAffinity)
+    # Training hands the stream on in the products' precision too: autograd would add the gradients
+    # of its two uses in a pass of their own. Inference has none, and would only write more.
     x, v, mean, dtype, rounded = _first_norm(x, vsss.norm1, groups,
                                              MEAN_OF_INPUT if has_affinity else NO_MEAN,
                                              wants_rounded=torch.is_grad_enabled())
@@ -124,7 +127,7 @@ def paper_layer(layer: nn.Module, x: Union[Tensor, Residual], grid: Tuple[int, i
 def _in_proj(linear: nn.Module, v: Tensor, dtype: torch.dtype) -> Tensor:
     """x and z of all groups, (B, L, 2 * G * dp)."""
     _, outputs, width = linear.weight.shape
-    if NARROWEST_LINEAR_GROUP <= width <= WIDEST_LINEAR_GROUP:
+    if dtype != torch.float32 and NARROWEST_LINEAR_GROUP <= width <= WIDEST_LINEAR_GROUP:
         return group_linear(v, _aligned(linear.weight, dtype), width, 2, round_up(outputs // 2))
     return F.linear(v, _packed_in_proj(linear, 2, v.shape[-1], dtype))
 

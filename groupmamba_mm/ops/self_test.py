@@ -97,8 +97,8 @@ def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The paper's FFN, of its first stage but for the hidden channels."""
     from .depthwise_conv import plain_ffn
 
-    def kernel(x, **parameters):
-        return plain_ffn(x, **{name: t.to(x.dtype) for name, t in parameters.items()},
+    def kernel(x, in_weight, in_bias, weight, bias):
+        return plain_ffn(x, in_weight.to(x.dtype), in_bias, weight.to(x.dtype), bias,
                          keep_hidden=False)[0]
 
     def reference(x, in_weight, in_bias, weight, bias):
@@ -112,11 +112,10 @@ def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
 def _residual_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The paper's FFN of groups with what is before it, of its third stage but for the sizes."""
     from .depthwise_conv import residual_group_ffn
-    names = ('in_weight', 'in_bias', 'weight', 'bias')
 
-    def kernel(x, branch, norm_weight, norm_bias, **parameters):
+    def kernel(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
         return residual_group_ffn(x, branch.to(x.dtype), norm_weight, norm_bias, 1e-5,
-                                  *(parameters[name].to(x.dtype) for name in names), True)[0]
+                                  in_weight.to(x.dtype), in_bias, weight.to(x.dtype), bias, True)[0]
 
     def reference(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
         s = (x + branch).unflatten(-1, bias.shape)
@@ -162,9 +161,28 @@ def _scaled_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tens
     yield from _run_both(kernel, reference, 'norm', inputs)
 
 
+def _add_layer_norm(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    """The norm that begins a layer of the paper's in training, with both uses of its stream."""
+    from .norm import add_layer_norm
+
+    def kernel(branch, x, weight, bias):
+        stream, normed, _, rounded = add_layer_norm(
+            x, branch, None, weight, bias, 1e-5, 4, branch.dtype, 0, wants_rounded=True)
+        return (stream + normed * rounded).to(branch.dtype)
+
+    def reference(branch, x, weight, bias):
+        stream = x + branch
+        normed = F.layer_norm(stream.unflatten(-1, (4, -1)), (16, )).flatten(2) * weight + bias
+        return stream + normed * stream
+
+    inputs = _draw(device, dict(branch=(2, 63, 64), x=(2, 63, 64), weight=(64, ), bias=(64, )),
+                   torch.bfloat16)
+    yield from _run_both(kernel, reference, 'norm of a sum', inputs)
+
+
 #: What is tested: one case for each kind of kernel.
 CASES: Tuple[Case, ...] = (_normed_scan, _split_scan, _conv_ffn, _plain_ffn, _residual_ffn,
-                           _group_linear, _scaled_layer_norm)
+                           _group_linear, _scaled_layer_norm, _add_layer_norm)
 
 #: Largest error, as norm of the difference over norm of the expected tensor. All cases take bf16;
 #: several times what correct kernels lose by rounding: a wrong kernel is off by far more.

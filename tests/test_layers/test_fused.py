@@ -142,6 +142,45 @@ def test_activation_checkpointing_gives_the_same_gradients():
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
+def build_of_groups_alone(monkeypatch, **options):
+    """The paper's stage with the kernels of wide groups, and tokens that stay fp32 under autocast,
+    as on a GPU: the CPU's does not keep LayerNorms in it."""
+    monkeypatch.setattr(fused, 'NARROWEST_GROUP', 1)
+    monkeypatch.setattr(fused, 'NARROWEST_LINEAR_GROUP', 1)
+    model = build(dict(TINY['paper'], depths=(3, )), **options)
+    model.stages[0][0].register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
+    return model
+
+
+def test_groups_by_themselves(monkeypatch):
+    calls = []
+    for name in ('add_layer_norm', 'group_linear', 'residual_group_ffn'):
+        def noted(*args, name=name, run=getattr(fused, name), **kwargs):
+            calls.append((name, kwargs.get('wants_rounded')))
+            return run(*args, **kwargs)
+        monkeypatch.setattr(fused, name, noted)
+    model, image = build_of_groups_alone(monkeypatch), torch.randn(1, 3, 8, 8, device=DEVICE)
+    compare(model, image, 1e-4)
+    assert ('residual_group_ffn', None) in calls and ('add_layer_norm', True) not in calls
+    truth = gradients(with_backend(model, 'torch'), image)
+
+    def error(backend):
+        results = gradients(with_backend(model, backend), image, torch.bfloat16)
+        return sum((results[name].float() - truth[name]).square().sum() for name in truth).sqrt()
+
+    assert error('triton') < 1.25 * error('torch')
+    assert calls.count(('add_layer_norm', True)) == 2  # of three layers, the first has no branch
+    assert calls.count(('group_linear', None)) == 3
+
+
+def test_checkpoints_of_groups_by_themselves(monkeypatch):
+    image = torch.randn(1, 3, 8, 4, device=DEVICE)
+    plain, recomputed = (
+        gradients(build_of_groups_alone(monkeypatch, backend='triton', with_cp=with_cp), image,
+                  torch.bfloat16) for with_cp in (False, True))
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
 def test_fp64_has_no_kernels():
     model = build(TINY['official'], 'triton').double()
     with pytest.raises(BackendError, match='fp64'):

@@ -437,6 +437,7 @@ def test_group_linear_without_tokens(device, dtype):
 
 @needs_triton
 @pytest.mark.parametrize('change, message', [
+    (dict(weight=torch.zeros(6, 8)), 'weight must be .G, parts . d, >=8'),
     (dict(width=0), 'width must be one of 1 to 8'),
     (dict(width=9), 'width must be one of 1 to 8'),
     (dict(x=torch.zeros(1, 3, 15)), r'x must be \(B, L, >=16\)'),
@@ -580,11 +581,13 @@ def test_operators_pass_opcheck(device, keep_hidden):
         conv_ffn, (*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden))
     for dtype in (torch.float32, torch.bfloat16):
         torch.library.opcheck(
-            plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4), keep_hidden))
+            plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4, torch.float32),
+                        keep_hidden))
         torch.library.opcheck(group_linear, (randn(0, device, dtype, 1, 6, 8).requires_grad_(),
                                              randn(1, device, dtype, 2, 6, 4).requires_grad_(),
-                                             4, 2, 8))
-        inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6)
+                                             3, 2, 8))
+        inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6, biases=torch.float32)
+        inputs[4] = F.pad(inputs[4].detach(), (0, 4)).requires_grad_()
         torch.library.opcheck(residual_group_ffn, (*inputs[:4], 1e-5, *inputs[4:], True))
 
 

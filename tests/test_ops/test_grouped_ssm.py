@@ -145,6 +145,8 @@ def split_groups(monkeypatch):
     monkeypatch.setattr(launch, 'WIDEST_WHOLE', narrow)
     monkeypatch.setattr(launch, 'WIDEST_WHOLE_BACKWARD', narrow)
     monkeypatch.setattr(launch, 'TILE_CHANNELS', narrow)
+    monkeypatch.setattr(launch, 'PROJECT_BACKWARD_TILE',
+                        dict(launch.PROJECT_BACKWARD_TILE, BD=narrow))
     return narrow
 
 

@@ -1,4 +1,4 @@
-"""Depthwise convolutions of channels-last tokens, and FFNs.
+"""Depthwise convolutions of channels-last tokens, FFNs, and projections of groups.
 
 The Triton functions are in :mod:`.kernels`, :mod:`.hidden` and :mod:`.groups`, which are imported
 by those who launch them only: this package imports without Triton.

@@ -25,8 +25,9 @@ _PRODUCT = dict(T=128, BC=64, num_warps=8)
 #: Of the projection: forward and to the input, and of the weight's gradient.
 _PROJECTION = dict(T=64, BC=64, num_warps=4)
 _WEIGHT = dict(T=64, BC=64, num_warps=4, num_stages=2)
-#: Programs wanted that add up gradients: two for each of an H100's multiprocessors.
-_PROGRAMS = 264
+#: Programs wanted that add up gradients: two for each of an H100's multiprocessors in FFNs, and of
+#: the projection's, which take half the registers, four.
+_PROGRAMS, _WEIGHT_PROGRAMS = 264, 528
 
 
 @triton.jit
@@ -443,7 +444,7 @@ def project_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts_of
     dx[..., groups * width:] = 0  # nothing, or a few channels
     constants = _of_projection(x, weight, width, parts_of_output, stored)
     walks = groups * parts_of_output * cdiv(stored, _WEIGHT['BC'])
-    programs = max(1, min(cdiv(tokens, _WEIGHT['T']), 2 * _PROGRAMS // walks))
+    programs = max(1, min(cdiv(tokens, _WEIGHT['T']), _WEIGHT_PROGRAMS // walks))
     partial = torch.empty(programs, *weight.shape, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         if tokens:

@@ -1,4 +1,4 @@
-"""FFNs as ``torch.library`` operators.
+"""FFNs, and projections of groups, as ``torch.library`` operators.
 
 What is between GELU and the last layer is as large as a network's tensors get, so it is computed
 again in the backward pass instead of kept. Kernels are in Triton, which is imported when they are
@@ -281,6 +281,8 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
 def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight,
                         bias) -> None:
     """Kernels take sizes from the last weight: others would be read beyond their end."""
+    if weight.dim() != 3:
+        raise ValueError(f'residual_group_ffn: weight must be (G, W, H), got {tuple(weight.shape)}')
     groups, width, hidden = weight.shape
     channels = groups * width
     for name, tensor, shape in (
@@ -288,8 +290,7 @@ def _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, w
             ('branch', branch, (*x.shape[:2], max(channels, branch.shape[-1]))),
             ('norm_weight', norm_weight, (channels, )), ('norm_bias', norm_bias, (channels, )),
             ('in_weight', in_weight, (groups, hidden, max(width, in_weight.shape[-1]))),
-            ('in_bias', in_bias, (groups, hidden)), ('weight', weight, weight.shape),
-            ('bias', bias, (groups, width))):
+            ('in_bias', in_bias, (groups, hidden)), ('bias', bias, (groups, width))):
         is_other = name == 'in_weight' and tensor.dtype != weight.dtype
         if tensor.shape != shape or is_other:
             raise ValueError(f'residual_group_ffn: {name} must be {tuple(shape)}'
@@ -409,6 +410,9 @@ def group_linear(x: Tensor, weight: Tensor, width: int, parts: int, stored: int)
 
 
 def _check_group_linear(x: Tensor, weight: Tensor, width: int, parts: int, stored: int) -> None:
+    if weight.dim() != 3:
+        raise ValueError(f'group_linear: weight must be (G, parts * d, >={width}), got '
+                         f'{tuple(weight.shape)}')
     groups, outputs, columns = weight.shape
     if not 1 <= width <= columns:
         raise ValueError(f'group_linear: width must be one of 1 to {columns}, the columns of '
@@ -445,7 +449,7 @@ def _group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, pa
 
 @_group_linear_backward.register_fake
 def _(dy, x, weight, width, parts, stored):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 def _keep_group_linear(ctx, inputs, output) -> None:
