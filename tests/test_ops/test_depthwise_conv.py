@@ -427,6 +427,16 @@ def test_group_linear(device, dtype, sizes):
 
 
 @needs_triton
+@pytest.mark.parametrize('kib, widest', [(227, 256), (163, 256), (99, 160)])
+def test_projections_that_fit_into_shared_memory(monkeypatch, kib, widest):
+    from groupmamba_mm.ops.depthwise_conv import groups
+    monkeypatch.setattr(groups, 'shared_memory', lambda device: kib * 1024)
+    assert [width for width in range(8, 300, 8)
+            if groups.fits_projection(torch.empty(1, 8, width, dtype=torch.bfloat16))
+            ] == list(range(8, widest + 1, 8))
+
+
+@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_group_linear_without_tokens(device, dtype):
     x = torch.zeros(0, 4, 16, device=device, dtype=dtype, requires_grad=True)

@@ -11,11 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu import is_roomy
+from ..gpu import is_roomy, shared_memory
 from ..integers import cdiv
 from ..sums import sum_parts
 from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
 from .kernels import _activate
+from .operators import WIDEST_GROUP, WIDEST_LINEAR_GROUP
 
 #: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients; of the
 #: input's gradient.
@@ -342,10 +343,23 @@ def _project_weight(x, dy, partial, tokens, GROUPS: tl.constexpr, PARTS: tl.cons
         _store(rows, dw_tail, exists[:, None], HEAD, W_ROW)
 
 
-def fits(weight: Tensor, widest: int) -> bool:
-    """Whether the kernels here take these weights: half precision, and a GPU that can hold them."""
-    return (weight.dtype != torch.float32 and weight.shape[2] <= widest
-            and is_roomy(weight.device))
+def fits(in_weight: Tensor) -> bool:
+    """Whether FFNs with this weight have kernels: half precision, and a GPU that can hold it."""
+    return (in_weight.dtype != torch.float32 and in_weight.shape[2] <= WIDEST_GROUP
+            and is_roomy(in_weight.device))
+
+
+def fits_projection(weight: Tensor) -> bool:
+    """Whether projections with this weight have kernels.
+
+    A tile of tokens, three blocks of the weight and one of the output are in shared memory: those
+    of 160 channels fit on any GPU from capability 8.0 on, those of 256 on an A100.
+    """
+    if weight.dtype == torch.float32 or weight.shape[2] > WIDEST_LINEAR_GROUP:
+        return False
+    tile, block = _PROJECTION['T'], _PROJECTION['BC']
+    needed = 2 * ((tile + 3 * block) * sum(parts(weight.shape[2])) + tile * block)
+    return shared_memory(weight.device) >= needed
 
 
 def _of_ffn(in_weight: Tensor, weight: Tensor) -> dict:

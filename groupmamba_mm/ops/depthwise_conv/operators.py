@@ -259,7 +259,7 @@ def residual_group_ffn(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias
     _check_residual_ffn(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias)
     from ..norm.kernels import add_norm_forward
     from .groups import fits, residual_forward
-    is_one = fits(in_weight, WIDEST_GROUP)
+    is_one = fits(in_weight)
     kept = None
     if keep or not is_one:
         # a kernel of its own for these two is faster than one that also writes them
@@ -329,7 +329,7 @@ def _residual_ffn_backward(dy: Tensor, stream: Tensor, n: Tensor, norm_weight: T
     from ..norm.kernels import add_norm_backward
     from .groups import ffn_backward, fits
     groups, width, _ = weight.shape
-    if fits(in_weight, WIDEST_GROUP):
+    if fits(in_weight):
         dn, rows = ffn_backward(n, dy, in_weight, in_bias, weight)
     else:
         with torch.autocast(n.device.type, enabled=False):
@@ -399,8 +399,8 @@ def group_linear(x: Tensor, weight: Tensor, width: int, parts: int, stored: int)
         ValueError: Shapes or dtypes do not fit; the message names the argument.
     """
     _check_group_linear(x, weight, width, parts, stored)
-    from .groups import fits, project_forward
-    if fits(weight, WIDEST_LINEAR_GROUP):
+    from .groups import fits_projection, project_forward
+    if fits_projection(weight):
         return project_forward(x, weight, width, parts, stored)
     groups, outputs, _ = weight.shape
     with torch.autocast(x.device.type, enabled=False):
@@ -435,8 +435,8 @@ def _(x, weight, width, parts, stored):
 @torch.library.custom_op('groupmamba_mm::group_linear_backward', mutates_args=())
 def _group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts: int,
                            stored: int) -> Tuple[Tensor, Tensor]:
-    from .groups import fits, project_backward
-    if fits(weight, WIDEST_LINEAR_GROUP):
+    from .groups import fits_projection, project_backward
+    if fits_projection(weight):
         return project_backward(dy, x, weight, width, parts, stored)
     groups, outputs, columns = weight.shape
     dy = dy.flatten(0, 1).unflatten(1, (parts, groups, stored))[..., :outputs // parts]
