@@ -218,8 +218,7 @@ def _padded_rows(weight: Tensor, rows: int) -> Tensor:
 
 
 def _padded_linear(linear: nn.Linear, in_channels: int, dtype: torch.dtype,
-                   multiple: int = 8,
-                   casts_bias: bool = True) -> Tuple[Tensor, Tensor]:
+                   multiple: int = 8, casts_bias: bool = True) -> Tuple[Tensor, Tensor]:
     """Weight and bias for padded rows, (Op, in_channels) and (Op,), zero where padded.
 
     Operators that take a bias in any precision spare the cast, which is a kernel, if a small one.

@@ -65,6 +65,17 @@ def compare(model, image, tolerance, precision=None, without=()):
         assert error <= allowed, f'{name}: {error:.1e} of {expected.norm().item():.1e}'
 
 
+def check_error_of_autocast(model, image):
+    """The error of all gradients together, against fp32: not more than with plain blocks."""
+    truth = gradients(with_backend(model, 'torch'), image)
+
+    def error(backend):
+        results = gradients(with_backend(model, backend), image, torch.bfloat16)
+        return sum((results[name].float() - truth[name]).square().sum() for name in truth).sqrt()
+
+    assert error('triton') < 1.25 * error('torch')
+
+
 @pytest.mark.parametrize('family', TINY)
 def test_agrees_with_the_plain_blocks(family):
     compare(build(TINY[family]), torch.randn(1, 3, 12, 8, device=DEVICE), 1e-4)
@@ -162,13 +173,7 @@ def test_groups_by_themselves(monkeypatch):
     model, image = build_of_groups_alone(monkeypatch), torch.randn(1, 3, 8, 8, device=DEVICE)
     compare(model, image, 1e-4)
     assert ('residual_group_ffn', None) in calls and ('add_layer_norm', True) not in calls
-    truth = gradients(with_backend(model, 'torch'), image)
-
-    def error(backend):
-        results = gradients(with_backend(model, backend), image, torch.bfloat16)
-        return sum((results[name].float() - truth[name]).square().sum() for name in truth).sqrt()
-
-    assert error('triton') < 1.25 * error('torch')
+    check_error_of_autocast(model, image)
     assert calls.count(('add_layer_norm', True)) == 2  # of three layers, the first has no branch
     assert calls.count(('group_linear', None)) == 3
 
@@ -211,15 +216,7 @@ def test_options(family, options):
 
 @full_sizes
 def test_autocast_loses_no_more_than_with_plain_blocks(arch):
-    """The error of all gradients together, against fp32."""
-    model, image = build(arch), torch.randn(2, 3, 96, 160, device=DEVICE)
-    truth = gradients(with_backend(model, 'torch'), image)
-
-    def error(backend):
-        results = gradients(with_backend(model, backend), image, torch.bfloat16)
-        return sum((results[name].float() - truth[name]).square().sum() for name in truth).sqrt()
-
-    assert error('triton') < 1.25 * error('torch')
+    check_error_of_autocast(build(arch), torch.randn(2, 3, 96, 160, device=DEVICE))
 
 
 @pytest.mark.gpu

@@ -29,12 +29,12 @@ if importlib.util.find_spec('triton') is not None:
     import triton
     import triton.language as tl
 
-    from groupmamba_mm.ops.depthwise_conv.kernels import _activate
+    from groupmamba_mm.ops.depthwise_conv.kernels import activate
 
     @triton.jit
     def _gelu_at(p, value, slope, DTYPE: tl.constexpr, COUNT: tl.constexpr):
         at = tl.arange(0, COUNT)
-        v, s = _activate(tl.load(p + at), 'gelu', DTYPE)
+        v, s = activate(tl.load(p + at), 'gelu', DTYPE)
         tl.store(value + at, v)
         tl.store(slope + at, s)
 

@@ -1,8 +1,8 @@
 """Triton kernels of products of groups of channels: a projection, and a residual FFN with its norm.
 
-A program has the tokens of one group, whose channels are few: it adds the residual branch, norms,
-and keeps the hidden tensor to itself. In the backward pass a program makes a block of hidden
-channels again on its way over the tokens, and adds up the gradients of the weights on both sides.
+A program has the tokens of one group, whose channels are few. That of an FFN adds the residual
+branch, norms, and keeps the hidden tensor to itself; in the backward pass it makes a block of
+hidden channels again on its way over the tokens, and adds up the gradients of both weights.
 """
 from typing import Optional, Tuple
 
@@ -15,7 +15,7 @@ from ..gpu import is_roomy, shared_memory
 from ..integers import cdiv
 from ..sums import sum_parts
 from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
-from .kernels import _activate
+from .kernels import activate
 from .operators import WIDEST_GROUP, WIDEST_LINEAR_GROUP
 
 #: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients; of the
@@ -141,7 +141,7 @@ def _residual_forward(x, branch, norm_weight, norm_bias, stream, normed, in_weig
         if TAIL:
             h = multiply(n_tail, w_tail.T, h, IN_FP32)
         h += tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)[None, :]
-        value, _ = _activate(h, 'gelu', dtype)
+        value, _ = activate(h, 'gelu', dtype)
         value = value.to(dtype)
         v_head, v_tail = load_columns(weight, channel[None, :], exists[None, :], CHANNELS, WIDTH,
                                       HEAD, TAIL)
@@ -201,7 +201,7 @@ def _residual_gradients(n, dy, in_weight, in_bias, weight, dh, partial, tokens,
         if TAIL:
             h = multiply(n_tail, w_tail.T, h, IN_FP32)
             gradient = multiply(dy_tail, v_tail, gradient, IN_FP32)
-        value, slope = _activate(h + b[None, :], 'gelu', dh.dtype.element_ty)
+        value, slope = activate(h + b[None, :], 'gelu', dh.dtype.element_ty)
         gradient = gradient * slope  # zero for tokens that do not exist, as dy is
         value, gradient = value.to(dh.dtype.element_ty), gradient.to(dh.dtype.element_ty)
         tl.store(dh + (token * GROUPS + group) * CHANNELS + channel[None, :], gradient,

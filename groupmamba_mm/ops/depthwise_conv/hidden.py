@@ -17,7 +17,7 @@ from groupmamba_mm.ops.gpu import is_roomy
 from groupmamba_mm.ops.integers import cdiv
 from groupmamba_mm.ops.linear import linear
 from groupmamba_mm.ops.sums import sum_parts
-from .kernels import _activate
+from .kernels import activate
 
 #: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
@@ -118,7 +118,7 @@ def _hidden_tensor(x, dy, in_weight, in_bias, out_weight, out_bias, out, dh, par
         if IN_TAIL:
             h = multiply(x_tail, w_tail.T, h, IN_FP32)
         bias = tl.load(in_bias + channel, mask=exists, other=0.).to(tl.float32)
-        value, slope = _activate(h + bias[None, :], 'gelu', out.dtype.element_ty)
+        value, slope = activate(h + bias[None, :], 'gelu', out.dtype.element_ty)
         value = value.to(out.dtype.element_ty)
         mask = is_token & exists[None, :]
         if WHOLE or BACKWARD:
@@ -168,7 +168,7 @@ def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
     mask = is_token & exists[None, :]
     if KEEP:
         tl.store(hidden + at, h.to(hidden.dtype.element_ty), mask=mask)
-    value, _ = _activate(h, 'gelu', out.dtype.element_ty)
+    value, _ = activate(h, 'gelu', out.dtype.element_ty)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 

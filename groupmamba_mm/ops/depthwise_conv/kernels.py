@@ -169,7 +169,7 @@ def _add_taps(value, row, j: tl.constexpr, left, middle, right):
 
 
 @triton.jit
-def _activate(p, ACT: tl.constexpr, DTYPE: tl.constexpr):
+def activate(p, ACT: tl.constexpr, DTYPE: tl.constexpr):
     """act(p) and act'(p) for tensors of DTYPE; the compiler drops the one that is not used."""
     if ACT == 'gelu':
         # The normal distribution's tail beyond |p|: its binary logarithm is almost a parabola, and
@@ -248,8 +248,8 @@ def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_ba
             next_above = ()
             next_here = ()
             for j in tl.static_range(TW):
-                value, _ = _activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT,
-                                     x.dtype.element_ty)
+                value, _ = activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT,
+                                    x.dtype.element_ty)
                 next_above = next_above + (_add_taps(here[j], row, j, w[3], w[4], w[5]), )
                 next_here = next_here + (_add_taps(b, row, j, w[0], w[1], w[2]), )
                 if LANES != TRUE:
@@ -333,8 +333,8 @@ def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, 
             next_above = ()
             next_here = ()
             for j in tl.static_range(TW + 2):
-                value, slope = _activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT,
-                                         x.dtype.element_ty)
+                value, slope = activate(_add_taps(above[j], row, j, w[6], w[7], w[8]), ACT,
+                                        x.dtype.element_ty)
                 dp = gradient[j].to(tl.float32) * slope
                 if LANES != TRUE:
                     dp = tl.where(is_true, dp, 0.)
@@ -509,7 +509,7 @@ def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, 
         far = _load_step(x, far_position, x_token, ALIGN,
                          exists & (start + t + 2 < length) & (t + 2 < steps))
         value = now.to(tl.float32)
-        y, _ = _activate(_convolve(b, w, value, earlier, TAPS), 'silu', x.dtype.element_ty)
+        y, _ = activate(_convolve(b, w, value, earlier, TAPS), 'silu', x.dtype.element_ty)
         if LANES != TRUE:
             y = tl.where(is_true[None, :], y, 0.)
         tl.store(out + position.to(tl.int64) * out_token.to(tl.int64) * ALIGN,
@@ -525,7 +525,7 @@ def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, 
 def _causal_slope(now, dy, earlier, bias, w, is_true, PADDED: tl.constexpr, TAPS: tl.constexpr):
     """x of a step in fp32, and dp = dy * silu'(p) there."""
     value = now.to(tl.float32)
-    _, slope = _activate(_convolve(bias, w, value, earlier, TAPS), 'silu', now.dtype)
+    _, slope = activate(_convolve(bias, w, value, earlier, TAPS), 'silu', now.dtype)
     dp = dy.to(tl.float32) * slope
     if PADDED:
         dp = tl.where(is_true, dp, 0.)
@@ -659,8 +659,8 @@ def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.const
         token = first + tile * T + tl.arange(0, T)
         mask = (token < tokens)[:, None] & exists[None, :]
         at = token[:, None] * CHANNELS + channel[None, :]
-        value, slope = _activate(tl.load(h + at, mask=mask, other=0.).to(tl.float32), 'gelu',
-                                 h.dtype.element_ty)
+        value, slope = activate(tl.load(h + at, mask=mask, other=0.).to(tl.float32), 'gelu',
+                                h.dtype.element_ty)
         dh = tl.load(dy + at, mask=mask, other=0.).to(tl.float32) * slope
         tl.store(dy + at, dh.to(dy.dtype.element_ty), mask=mask)
         tl.store(activation + at, value.to(activation.dtype.element_ty), mask=mask)

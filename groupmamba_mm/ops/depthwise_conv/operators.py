@@ -201,7 +201,7 @@ def _plain_ffn_backward(dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor
     dweight, _ = linear_gradients(dy, activation, wants_bias=False)
     del activation
     din_weight, _ = linear_gradients(dhidden, x, wants_bias=False)
-    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias.float(), dweight,
+    return (linear_input_gradient(dhidden, in_weight), din_weight, din_bias, dweight,
             column_sums(dy.flatten(0, 1), torch.float32))
 
 

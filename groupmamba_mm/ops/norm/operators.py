@@ -133,7 +133,7 @@ def _check_add_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtyp
 
 
 def _add_layer_norm_setup(ctx, inputs, output):
-    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of, *_ = inputs
+    x, branch, branch_scale, weight, bias, eps, groups, _, mean_of, _, ctx.has_rounded = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[0], branch_scale, weight)
     # the same gradient for both, if it is to be rounded alike
@@ -142,13 +142,12 @@ def _add_layer_norm_setup(ctx, inputs, output):
     ctx.options = (eps, groups, mean_of, x.shape[2], 0 if ctx.is_one else branch.shape[2],
                    branch.dtype)
     ctx.x_dtype, ctx.bias_dtype = x.dtype, bias.dtype
-    ctx.is_rounded = output[3].shape == output[0].shape
 
 
 def _add_layer_norm_backward(ctx, grad_stream, grad_normed, grad_mean, grad_rounded):
     stream, branch_scale, weight = ctx.saved_tensors
     grad_x, grad_branch, grads = _add_norm_backward(
-        stream, branch_scale, weight, grad_stream, grad_rounded if ctx.is_rounded else None,
+        stream, branch_scale, weight, grad_stream, grad_rounded if ctx.has_rounded else None,
         grad_normed, grad_mean if ctx.options[2] else None, *ctx.options)
     grad_weight, grad_bias = grads.unbind(0)
     return (grad_x.to(ctx.x_dtype), grad_x if ctx.is_one else grad_branch, None,
