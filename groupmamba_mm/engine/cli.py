@@ -1,5 +1,6 @@
 """How the commands end when something is wrong: with one line that says what and what to do."""
 import argparse
+import gc
 import inspect
 import pickle
 import re
@@ -73,8 +74,13 @@ def run_command(main: Callable[[], None]) -> None:
 
 
 def _leave_together() -> None:
-    """Wait for the other processes: one that ends early can pull gloo from under the rest."""
+    """Wait for the other processes: one that ends early can pull gloo from under the rest.
+
+    Gloo's threads end with the last reference to the group. Alive while the interpreter shuts down,
+    they can abort the process (pytorch/pytorch#179291), which looks like a failed training.
+    """
     if is_distributed():
+        gc.collect()  # the runner is full of cycles, and its model's wrapper holds the group
         barrier()
         torch.distributed.destroy_process_group()
 

@@ -1,4 +1,5 @@
 """mmengine's runner with checkpoints that are checked, and with processes on CPUs."""
+import importlib
 import logging
 import os
 import re
@@ -376,6 +377,9 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
         os.environ['MASTER_ADDR'] = _first_host()
     os.environ.setdefault('MASTER_PORT', '29500')
     options = {} if timeout is None else dict(timeout=timedelta(seconds=timeout))
+    # Imported later, as DistributedDataParallel does, its functions would have the group for a
+    # default argument and keep it, and with it gloo's threads, to the very end.
+    importlib.import_module('torch.distributed.nn.functional')
     torch.distributed.init_process_group('gloo', **options)
 
 

@@ -1,4 +1,5 @@
-"""Imported by a config of the tests: says what a training did to its teacher."""
+"""Imported by a config of the tests: hooks that write down what cannot be seen from outside."""
+import atexit
 import hashlib
 from pathlib import Path
 
@@ -29,3 +30,20 @@ class TeacherWitness(Hook):
         """Write both hashes."""
         file = Path(runner.work_dir) / f'witness_{runner.rank}.txt'
         file.write_text(f'{self.before} {digest(self.network)}')
+
+
+@HOOKS.register_module()
+class ThreadWitness(Hook):
+    """Writes the names of the process's threads in training and at its end, one file a process."""
+
+    def after_train(self, runner):
+        """Write the names now, and once more when the command is done (Linux)."""
+        file = Path(runner.work_dir).resolve() / f'threads_{runner.rank}.txt'
+        in_training = self.names()
+        atexit.register(lambda: file.write_text(f'{in_training}\n{self.names()}'))
+
+    @staticmethod
+    def names():
+        """Names of this process's threads, in a line."""
+        return ' '.join(sorted(file.read_text().strip()
+                               for file in Path('/proc/self/task').glob('*/comm')))
