@@ -24,7 +24,7 @@ from triton.compiler import code_generator  # noqa: E402
 
 from groupmamba_mm import GroupMamba, ops  # noqa: E402
 from groupmamba_mm.ops import backend  # noqa: E402
-from groupmamba_mm.ops.depthwise_conv import hidden  # noqa: E402
+from groupmamba_mm.ops.ffn import hidden  # noqa: E402
 from groupmamba_mm.ops.grouped_ssm import launch  # noqa: E402
 from groupmamba_mm.ops.norm import kernels as norm_kernels  # noqa: E402
 

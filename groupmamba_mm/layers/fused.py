@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from groupmamba_mm.ops.depthwise_conv import (WIDEST_GROUP, WIDEST_LINEAR_GROUP, conv_ffn,
-                                              group_linear, plain_ffn, residual_group_ffn)
+from groupmamba_mm.ops.ffn import (WIDEST_GROUP, WIDEST_LINEAR_GROUP, conv_ffn, group_linear,
+                                   plain_ffn, residual_group_ffn)
 from groupmamba_mm.ops.grouped_ssm import grouped_ssm
 from groupmamba_mm.ops.integers import round_up
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,

@@ -75,7 +75,7 @@ def _split_scan(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
 
 def _conv_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The released family's FFN."""
-    from .depthwise_conv import conv_ffn
+    from .ffn import conv_ffn
 
     def kernel(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias):
         y, _ = conv_ffn(x, in_weight.to(x.dtype), in_bias.to(x.dtype), conv_weight, conv_bias,
@@ -95,7 +95,7 @@ def _conv_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
 
 def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The paper's FFN, of its first stage but for the hidden channels."""
-    from .depthwise_conv import plain_ffn
+    from .ffn import plain_ffn
 
     def kernel(x, in_weight, in_bias, weight, bias):
         return plain_ffn(x, in_weight.to(x.dtype), in_bias, weight.to(x.dtype), bias,
@@ -111,7 +111,7 @@ def _plain_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
 
 def _residual_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The paper's FFN of groups with what is before it, of its third stage but for the sizes."""
-    from .depthwise_conv import residual_group_ffn
+    from .ffn import residual_group_ffn
 
     def kernel(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
         return residual_group_ffn(x, branch.to(x.dtype), norm_weight, norm_bias, 1e-5,
@@ -132,7 +132,7 @@ def _residual_ffn(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
 
 def _group_linear(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
     """The paper's input projection, of its third stage but for the outputs."""
-    from .depthwise_conv import group_linear
+    from .ffn import group_linear
 
     def kernel(x, weight):
         return group_linear(x, weight.to(x.dtype), 96, 2, 72)

@@ -37,9 +37,8 @@ import triton.language as tl
 from torch import Tensor
 
 from groupmamba_mm.ops.integers import cdiv, round_up
-from groupmamba_mm.ops.kernel_functions import reciprocal
+from groupmamba_mm.ops.kernel_functions import activate
 from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
-from groupmamba_mm.ops.sums import sum_parts
 
 ACTIVATIONS = ('none', 'silu', 'gelu')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -166,44 +165,6 @@ def _to_fp32(row, COUNT: tl.constexpr):
 def _add_taps(value, row, j: tl.constexpr, left, middle, right):
     """``value`` and what column ``j`` and its neighbours in ``row`` add to it."""
     return value + row[j] * left + row[j + 1] * middle + row[j + 2] * right
-
-
-@triton.jit
-def activate(p, ACT: tl.constexpr, DTYPE: tl.constexpr):
-    """act(p) and act'(p) for tensors of DTYPE; the compiler drops the one that is not used."""
-    if ACT == 'gelu':
-        # The normal distribution's tail beyond |p|: its binary logarithm is almost a parabola, and
-        # these polynomials are those with the least error of max(1, |p|) times the tail, 7e-7 and
-        # for fp32 6e-8. The kernels are near the limit of instructions, of which erf takes three
-        # times as many. The small tail is what is approximated, so that nothing cancels; the first
-        # coefficient is negative, so that the tail goes to zero.
-        size = tl.abs(p)
-        if DTYPE == tl.float32:
-            tail = -2.2758561e-6 * size + 3.2967819e-5
-            tail = tail * size - 1.5727778e-4
-            tail = tail * size - 2.0248146e-4
-            tail = tail * size + 7.1427855e-3
-            tail = tail * size - 5.2546438e-2
-            tail = tail * size - 0.45919305
-            tail = tail * size - 1.1511070
-            tail = tl.exp2(tail * size - 0.99999994)
-        else:
-            tail = -5.0025922e-4 * size + 7.2823763e-3
-            tail = tail * size - 5.2343234e-2
-            tail = tail * size - 0.45941409
-            tail = tail * size - 1.1510520
-            tail = tl.exp2(tail * size - 1.0000019)
-        value = tl.maximum(p, 0.) - size * tail
-        bell = tl.exp2(p * p * -0.7213475204444817)  # exp(-p^2 / 2)
-        slope = tl.where(p > 0., 1. - tail, tail) + p * bell * 0.3989422804014327
-    elif ACT == 'silu':
-        gate = reciprocal(1. + tl.exp2(p * -1.4426950408889634))
-        value = p * gate
-        slope = gate * (1. + p * (1. - gate))
-    else:
-        value = p
-        slope = tl.full(p.shape, 1., tl.float32)
-    return value, slope
 
 
 @triton.jit(do_not_specialize=_GRID_INTEGERS)
@@ -647,32 +608,6 @@ def _add_shares(partial, dweight, dbias, dx_sum, programs, TAPS: tl.constexpr, S
         tl.store(dx_sum + true_channel, value, mask=mask)
 
 
-@triton.jit(do_not_specialize=['tokens', 'tiles'])
-def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.constexpr,
-                   T: tl.constexpr, BC: tl.constexpr):
-    """dh over dy, GELU(h), and this program's share of the sum of dh."""
-    channel = tl.program_id(0) * BC + tl.arange(0, BC)
-    exists = channel < CHANNELS
-    first = tl.program_id(1).to(tl.int64) * tiles * T
-    total = tl.zeros([T, BC], tl.float32)
-    for tile in range(tiles):
-        token = first + tile * T + tl.arange(0, T)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        at = token[:, None] * CHANNELS + channel[None, :]
-        value, slope = activate(tl.load(h + at, mask=mask, other=0.).to(tl.float32), 'gelu',
-                                h.dtype.element_ty)
-        dh = tl.load(dy + at, mask=mask, other=0.).to(tl.float32) * slope
-        tl.store(dy + at, dh.to(dy.dtype.element_ty), mask=mask)
-        tl.store(activation + at, value.to(activation.dtype.element_ty), mask=mask)
-        total += dh
-    tl.store(partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0),
-             mask=exists)
-
-
-#: Tile of :func:`_gelu_gradient`.
-_GELU_TOKENS, _GELU_CHANNELS = 32, 64
-
-
 #: Channels of a tile of :func:`_add_shares`.
 _SUM_CHANNELS = 32
 #: Of a thread of the grid's kernels, as few as need (almost) no spilling: 20 and 8 warps then run
@@ -1002,29 +937,6 @@ def causal_conv_backward(
                 x, dy, dx, taps, bias, partial, x.shape[0], *grid, walks.steps, *strides,
                 *_direction_bits(directions), TAPS=taps.shape[0], ALIGN=align, **constants)
     return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]))
-
-
-def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """The gradient of GELU, written over ``dy``, with what else a pass over both can give.
-
-    Args:
-        h: (B, L, C), contiguous, fp32, bf16 or fp16.
-        dy: Gradient of GELU(h), contiguous, same shape and dtype; its memory is used.
-
-    Returns:
-        dh in the memory of ``dy``; GELU(h); the sum of dh over the tokens, (C,) in fp32.
-    """
-    tokens, channels = h.shape[0] * h.shape[1], h.shape[2]
-    activation = torch.empty_like(h)
-    blocks = cdiv(channels, _GELU_CHANNELS)
-    tiles = max(1, cdiv(tokens * blocks, PROGRAMS * _GELU_TOKENS))
-    programs = cdiv(tokens, tiles * _GELU_TOKENS)
-    partial = torch.empty(programs, channels, dtype=torch.float32, device=h.device)
-    if tokens:
-        with torch.cuda.device_of(h):
-            _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
-                                             T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
-    return dy, activation, sum_parts(partial)
 
 
 def _check_grid(x, weight, bias, grid, act, groups) -> None:

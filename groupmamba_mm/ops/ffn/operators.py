@@ -64,7 +64,7 @@ def conv_ffn(x: Tensor, in_weight: Tensor, in_bias: Tensor, conv_weight: Tensor,
     Raises:
         ValueError: Shapes or dtypes of the convolution do not fit; the message names which.
     """
-    from .kernels import grid_conv_forward
+    from ..depthwise_conv.kernels import grid_conv_forward
     hidden = linear(x, in_weight, in_bias)
     activation = grid_conv_forward(hidden, conv_weight, conv_bias, (height, width), 'gelu')
     return linear(activation, weight, bias), hidden if keep_hidden else x.new_empty(0)
@@ -82,7 +82,7 @@ def _conv_ffn_backward(
         conv_weight: Tensor, conv_bias: Tensor, weight: Tensor, height: int, width: int,
         keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, in_weight, in_bias, conv_weight, conv_bias, weight and bias."""
-    from .kernels import grid_conv_backward
+    from ..depthwise_conv.kernels import grid_conv_backward
     dhidden, activation = (torch.empty(*x.shape[:2], in_weight.shape[0], dtype=x.dtype,
                                        device=x.device) for _ in range(2))
     sums = []
@@ -188,8 +188,7 @@ def _plain_ffn_backward(dy: Tensor, hidden: Tensor, x: Tensor, in_weight: Tensor
                         keep_hidden: bool) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, in_weight, in_bias, weight and bias, those of the biases in fp32."""
     from ..sums import column_sums
-    from .hidden import fits, hidden_backward
-    from .kernels import gelu_backward
+    from .hidden import fits, gelu_backward, hidden_backward
     if not keep_hidden and fits(x, x.shape[2], weight.shape[0]):
         dhidden, activation, din_bias = hidden_backward(x, in_weight, in_bias, dy, weight)
     else:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..gpu import is_roomy, shared_memory
 from ..integers import cdiv
+from ..kernel_functions import activate
 from ..sums import sum_parts
 from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
-from .kernels import activate
 from .operators import WIDEST_GROUP, WIDEST_LINEAR_GROUP
 
 #: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients; of the

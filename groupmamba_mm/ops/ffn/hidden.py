@@ -4,7 +4,7 @@ With few input channels such a product takes less time than its output takes to 
 the same kernel saves a pass over the largest tensors of a network, and with very few channels there
 is room for the second product as well. The backward pass makes the hidden tensor again beside the
 gradient of GELU's output, so that neither is ever stored. With many channels only the first product
-with GELU is left of all this, in a kernel of its own.
+with GELU is left of all this, in a kernel of its own, and GELU's backward pass in another.
 """
 from typing import Optional, Tuple
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from groupmamba_mm.ops.gpu import is_roomy
 from groupmamba_mm.ops.integers import cdiv
+from groupmamba_mm.ops.kernel_functions import activate
 from groupmamba_mm.ops.linear import linear
 from groupmamba_mm.ops.sums import sum_parts
-from .kernels import activate
 
 #: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
@@ -38,6 +38,8 @@ _MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
 INTERPRETED = triton.knobs.runtime.interpret
 #: Programs wanted at least, two for each of an H100's multiprocessors: fewer are split by channels.
 _PROGRAMS = 264
+#: Tile of GELU's gradient, and programs wanted: 32 for each multiprocessor.
+_GELU_TOKENS, _GELU_CHANNELS, _GELU_PROGRAMS = 32, 64, 4224
 
 
 @triton.jit
@@ -172,6 +174,28 @@ def _product_gelu(x, weight, bias, hidden, out, tokens, CHANNELS: tl.constexpr,
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
+@triton.jit(do_not_specialize=['tokens', 'tiles'])
+def _gelu_gradient(h, dy, activation, partial, tokens, tiles, CHANNELS: tl.constexpr,
+                   T: tl.constexpr, BC: tl.constexpr):
+    """dh over dy, GELU(h), and this program's share of the sum of dh."""
+    channel = tl.program_id(0) * BC + tl.arange(0, BC)
+    exists = channel < CHANNELS
+    first = tl.program_id(1).to(tl.int64) * tiles * T
+    total = tl.zeros([T, BC], tl.float32)
+    for tile in range(tiles):
+        token = first + tile * T + tl.arange(0, T)
+        mask = (token < tokens)[:, None] & exists[None, :]
+        at = token[:, None] * CHANNELS + channel[None, :]
+        value, slope = activate(tl.load(h + at, mask=mask, other=0.).to(tl.float32), 'gelu',
+                                h.dtype.element_ty)
+        dh = tl.load(dy + at, mask=mask, other=0.).to(tl.float32) * slope
+        tl.store(dy + at, dh.to(dy.dtype.element_ty), mask=mask)
+        tl.store(activation + at, value.to(activation.dtype.element_ty), mask=mask)
+        total += dh
+    tl.store(partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0),
+             mask=exists)
+
+
 def _are_for(x: Tensor) -> bool:
     """Whether the kernels here are for these tokens: half precision, and a GPU that can hold them.
 
@@ -293,3 +317,26 @@ def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
                 x, in_weight, in_bias, hidden, out, tokens, CHANNELS=channels, INPUTS=inputs,
                 KEEP=keep_hidden, IN_FP32=INTERPRETED, **tile)
     return out, hidden
+
+
+def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """The gradient of GELU, written over ``dy``, with what else a pass over both can give.
+
+    Args:
+        h: (B, L, C), contiguous, fp32, bf16 or fp16.
+        dy: Gradient of GELU(h), contiguous, same shape and dtype; its memory is used.
+
+    Returns:
+        dh in the memory of ``dy``; GELU(h); the sum of dh over the tokens, (C,) in fp32.
+    """
+    tokens, channels = h.shape[0] * h.shape[1], h.shape[2]
+    activation = torch.empty_like(h)
+    blocks = cdiv(channels, _GELU_CHANNELS)
+    tiles = max(1, cdiv(tokens * blocks, _GELU_PROGRAMS * _GELU_TOKENS))
+    programs = cdiv(tokens, tiles * _GELU_TOKENS)
+    partial = torch.empty(programs, channels, dtype=torch.float32, device=h.device)
+    if tokens:
+        with torch.cuda.device_of(h):
+            _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
+                                             T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
+    return dy, activation, sum_parts(partial)

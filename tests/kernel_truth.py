@@ -1,0 +1,38 @@
+"""What tests of the kernels share: where they run, and comparison with fp64.
+
+Without a GPU the kernels run in Triton's interpreter; see conftest.py.
+"""
+import importlib.util
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
+                                  reason='Triton is not installed')
+INTERPRETED = not torch.cuda.is_available() or os.environ.get('TRITON_INTERPRET') == '1'
+gpu = [pytest.mark.gpu,
+       pytest.mark.skipif(INTERPRETED, reason='needs a CUDA GPU')]
+# the interpreter cuts off what bf16 cannot hold, where a GPU rounds to nearest
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3 if INTERPRETED else 5e-3,
+             torch.float16: 1e-3}
+ACTIVATE = {'none': lambda p: p, 'silu': F.silu, 'gelu': F.gelu}
+
+
+def assert_near(name, actual, expected, tolerance):
+    assert actual.shape == expected.shape, name
+    error = (actual.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error <= tolerance, f'{name}: relative error {error:.2e}'  # NaN fails, too
+
+
+def randn(seed, device, dtype, *shape):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=gen).to(device, dtype)
+
+
+def grid_reference(x, weight, bias, grid, act):
+    """(B, L, C) to (B, L, C) by PyTorch's own convolution."""
+    p = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, C) -> (B, C, H, W)
+    p = F.conv2d(p, weight, bias, padding=1, groups=len(bias))
+    return ACTIVATE[act](p.permute(0, 2, 3, 1).flatten(1, 2))  # (B, C, H, W) -> (B, L, C)

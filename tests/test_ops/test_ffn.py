@@ -1,0 +1,396 @@
+"""FFNs and projections of groups in Triton against PyTorch in fp64."""
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from groupmamba_mm.ops.ffn import conv_ffn, group_linear, plain_ffn, residual_group_ffn
+from tests.kernel_truth import (INTERPRETED, TOLERANCE, assert_near, gpu, grid_reference,
+                                needs_triton, randn)
+
+if importlib.util.find_spec('triton') is not None:
+    import triton
+    import triton.language as tl
+
+    from groupmamba_mm.ops.kernel_functions import activate
+
+    @triton.jit
+    def _gelu_at(p, value, slope, DTYPE: tl.constexpr, COUNT: tl.constexpr):
+        at = tl.arange(0, COUNT)
+        v, s = activate(tl.load(p + at), 'gelu', DTYPE)
+        tl.store(value + at, v)
+        tl.store(slope + at, s)
+
+
+def ffn_inputs(device, dtype, batch, grid, channels, outputs):
+    """Tokens, then weight and bias of the first layer, the convolution and the last layer."""
+    shapes = ((batch, grid[0] * grid[1], outputs), (channels, outputs), (channels, ),
+              (channels, 1, 3, 3), (channels, ), (outputs, channels), (outputs, ))
+    return [randn(i, device, torch.float32 if i in (3, 4) else dtype, *shape).requires_grad_()
+            for i, shape in enumerate(shapes)]
+
+
+def plain_ffn_inputs(device, dtype, batch, length, inputs, channels, outputs, biases=None):
+    """Tokens, then weight and bias of both layers, the biases in a dtype of their own if given."""
+    shapes = ((batch, length, inputs), (channels, inputs), (channels, ), (outputs, channels),
+              (outputs, ))
+    dtypes = (dtype, dtype, biases or dtype, dtype, biases or dtype)
+    return [randn(i, device, dt, *shape).requires_grad_()
+            for i, (dt, shape) in enumerate(zip(dtypes, shapes))]
+
+
+def check_operator(operator, reference, inputs, dtype, tolerance=None):
+    """Output and all gradients; the output's gradient has a stride of zero, as a mean's has."""
+    tolerance = tolerance or TOLERANCE[dtype]
+    truth = [t.detach().double().requires_grad_() for t in inputs]
+    expected, y = reference(*truth), operator(*inputs)
+    assert y.dtype == dtype
+    assert_near('y', y.detach(), expected.detach(), tolerance)
+    dy = randn(9, y.device, dtype, y.shape[0], 1, y.shape[2]).expand_as(y)
+    exact = torch.autograd.grad(expected, truth, dy.double())
+    for i, gradient in enumerate(torch.autograd.grad(y, inputs, dy)):
+        assert gradient.dtype == inputs[i].dtype
+        assert_near(f'gradient of argument {i}', gradient, exact[i], tolerance)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('dtype, batch, grid, channels, outputs', [
+    (torch.float32, 2, (3, 5), 12, 3),
+    (torch.float32, 1, (1, 1), 1, 1),
+    (torch.bfloat16, 2, (4, 3), 32, 8),
+])
+def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
+    def reference(x, in_weight, in_bias, conv_weight, conv_bias, weight, bias):
+        h = F.linear(x, in_weight, in_bias)
+        return F.linear(grid_reference(h, conv_weight, conv_bias, grid, 'gelu'), weight, bias)
+
+    check_operator(lambda *args: conv_ffn(*args, *grid, keep_hidden)[0], reference,
+                   ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('images', [1, 2])
+def test_conv_ffn_backward_in_parts(device, images, keep_hidden, monkeypatch):
+    """Three images, one or two at once: the gradients are those of all of them."""
+    from groupmamba_mm.ops.ffn import operators
+    inputs = ffn_inputs(device, torch.float32, 3, (3, 5), 12, 3)
+    dy = randn(7, device, torch.float32, 3, 15, 3)
+    y, _ = conv_ffn(*inputs, 3, 5, keep_hidden)
+    whole = torch.autograd.grad(y, inputs, dy)
+    monkeypatch.setattr(operators, '_PART', images * 15 * 12 * 4)
+    parts = list(operators._parts_of_batch(torch.empty(3, 15, 12)))
+    assert [len(range(3)[part]) for part in parts] == ([1, 1, 1] if images == 1 else [2, 1])
+    y, _ = conv_ffn(*inputs, 3, 5, keep_hidden)
+    for i, (got, expected) in enumerate(zip(torch.autograd.grad(y, inputs, dy), whole)):
+        assert_near(f'gradient of argument {i}', got, expected.double(), 1e-6)
+
+
+def check_plain_ffn(device, dtype, sizes, keep_hidden, biases=None):
+    check_operator(lambda *args: plain_ffn(*args, keep_hidden)[0],
+                   lambda x, in_weight, in_bias, *rest: F.linear(
+                       F.gelu(F.linear(x, in_weight, in_bias)), *rest),
+                   plain_ffn_inputs(device, dtype, *sizes, biases), dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, tolerance', [('fp32', 3e-7), ('fp16', 1.5e-6)])
+def test_gelu_and_its_gradient_are_right_at_every_point(device, dtype, tolerance):
+    size = torch.cat([torch.linspace(0, 20, 4093), torch.tensor([1e3, 1e18, 1e30])])
+    p = torch.cat([size, -size]).to(device)
+    value, slope = torch.empty_like(p), torch.empty_like(p)
+    _gelu_at[(1, )](p, value, slope, DTYPE=getattr(tl, 'float' + dtype[2:]), COUNT=p.numel())
+    truth = p.double().requires_grad_()
+    F.gelu(truth).sum().backward()
+    for got, wanted in ((value, F.gelu(truth)), (slope, truth.grad)):
+        assert ((got - wanted).abs() / wanted.abs().clamp(min=1)).max() < tolerance
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 264, 136, 8)])
+def test_plain_ffn_with_biases_of_higher_precision(device, sizes, keep_hidden):
+    check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden, torch.float32)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+@pytest.mark.parametrize('dtype, sizes', [
+    (torch.float32, (2, 63, 12, 72, 4)),
+    (torch.bfloat16, (1, 1, 1, 1, 1)),
+    (torch.bfloat16, (2, 70, 24, 72, 40)),  # tiles that no tensor fills
+    (torch.float16, (1, 130, 16, 128, 96)),
+    (torch.bfloat16, (1, 130, 264, 136, 8)),  # wider than what goes into one kernel
+])
+def test_plain_ffn(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('wrong, change', [(1, 'shape'), (2, 'shape'), (3, 'shape'), (4, 'shape'),
+                                           (1, 'dtype'), (3, 'dtype')])
+def test_ffn_refuses_parameters_that_do_not_fit(device, dtype, wrong, change):
+    inputs = plain_ffn_inputs(device, dtype, 1, 3, 8, 16, 8)
+    inputs[wrong] = inputs[wrong][..., 1:] if change == 'shape' else inputs[wrong].double()
+    name = ('in_weight', 'in_bias', 'weight', 'bias')[wrong - 1]
+    with pytest.raises(ValueError, match=f'plain_ffn: {name} must be'):
+        plain_ffn(*inputs, keep_hidden=False)
+
+
+@needs_triton
+@pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 96, 64, 8)])
+def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
+    from groupmamba_mm.ops.ffn import hidden
+    if not hidden.fits(torch.empty(1, dtype=torch.bfloat16, device=device), 96):
+        pytest.skip('the GPU has less shared memory than the kernel takes')
+    monkeypatch.setattr(hidden, '_PROGRAMS', 2)  # no more are wanted
+    calls = []
+    run = hidden._run
+    monkeypatch.setattr(hidden, '_run', lambda *args: calls.append(len(args)) or run(*args))
+    check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden=False)
+    assert calls == [6, 5]  # with the last bias, and the backward pass
+
+
+def check_group_linear(device, dtype, batch, length, groups, width, channels, parts, stored,
+                       padding=0):
+    def reference(x, weight):
+        x = x[..., :groups * width].unflatten(-1, (groups, width))
+        y = torch.einsum('blgi,gpci->blpgc', x, weight.unflatten(1, (parts, channels)))
+        return F.pad(y, (0, stored - channels)).flatten(2)
+
+    inputs = [randn(0, device, dtype, batch, length, groups * width + padding).requires_grad_(),
+              randn(1, device, dtype, groups, parts * channels, width).requires_grad_()]
+
+    def aligned(x, weight):
+        return group_linear(x, F.pad(weight, (0, -width % 8)), width, parts, stored)
+
+    check_operator(lambda x, weight: group_linear(x, weight, width, parts, stored), reference,
+                   inputs, dtype)
+    check_operator(aligned, reference, inputs, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, sizes', [
+    (torch.float32, (2, 9, 3, 5, 7, 2, 8, 1)),
+    (torch.bfloat16, (2, 70, 2, 24, 72, 2, 72)),
+    (torch.bfloat16, (1, 130, 3, 11, 21, 3, 24, 7)),
+    (torch.float16, (1, 1, 4, 16, 16, 1, 16)),
+    (torch.bfloat16, (1, 3, 1, 300, 16, 2, 16)),  # wider than the kernels take
+])
+def test_group_linear(device, dtype, sizes):
+    check_group_linear(device, dtype, *sizes)
+
+
+@needs_triton
+@pytest.mark.parametrize('kib, widest', [(227, 256), (163, 256), (99, 160)])
+def test_projections_that_fit_into_shared_memory(monkeypatch, kib, widest):
+    from groupmamba_mm.ops.ffn import groups
+    monkeypatch.setattr(groups, 'shared_memory', lambda device: kib * 1024)
+    assert [width for width in range(8, 300, 8)
+            if groups.fits_projection(torch.empty(1, 8, width, dtype=torch.bfloat16))
+            ] == list(range(8, widest + 1, 8))
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_group_linear_without_tokens(device, dtype):
+    x = torch.zeros(0, 4, 16, device=device, dtype=dtype, requires_grad=True)
+    weight = torch.ones(2, 6, 8, device=device, dtype=dtype, requires_grad=True)
+    group_linear(x, weight, 8, 2, 8).sum().backward()
+    assert x.grad.shape == x.shape and (weight.grad == 0).all()
+
+
+@needs_triton
+@pytest.mark.parametrize('change, message', [
+    (dict(weight=torch.zeros(6, 8)), 'weight must be .G, parts . d, >=8'),
+    (dict(width=0), 'width must be one of 1 to 8'),
+    (dict(width=9), 'width must be one of 1 to 8'),
+    (dict(x=torch.zeros(1, 3, 15)), r'x must be \(B, L, >=16\)'),
+    (dict(x=torch.zeros(1, 3, 16).half()), 'weight must be in torch.float16'),
+    (dict(parts=4), '6 outputs a group, which are not 4 parts'),
+    (dict(stored=2), 'of up to 2'),
+])
+def test_group_linear_refuses_what_does_not_fit(change, message):
+    arguments = dict(x=torch.zeros(1, 3, 16), weight=torch.zeros(2, 6, 8), width=8, parts=2,
+                     stored=8)
+    with pytest.raises(ValueError, match=message):
+        group_linear(**{**arguments, **change})
+
+
+def residual_ffn_inputs(device, dtype, batch, length, groups, width, hidden, stream=None,
+                        padding=0, biases=None):
+    """Tokens, branch, then weight and bias of the norm and of the layers of all groups.
+
+    The layers' weights are as large as trained ones: sums of large ones leave what fp16 holds.
+    """
+    channels = groups * width
+    shapes = ((batch, length, channels), (batch, length, channels + padding), (channels, ),
+              (channels, ), (groups, hidden, width), (groups, hidden), (groups, width, hidden),
+              (groups, width))
+    dtypes = (stream or dtype, dtype, torch.float32, torch.float32, dtype, biases or dtype, dtype,
+              biases or dtype)
+    drawn = [randn(i, device, dt, *shape) for i, (dt, shape) in enumerate(zip(dtypes, shapes))]
+    return [(t / t.shape[2]**.5 if t.dim() == 3 and i > 1 else t).requires_grad_()
+            for i, t in enumerate(drawn)]
+
+
+def check_residual_ffn(device, dtype, *sizes, is_aligned=False, **options):
+    def reference(x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias):
+        s = (x + branch[..., :x.shape[-1]]).unflatten(-1, (in_weight.shape[0], -1))
+        n = F.layer_norm(s, s.shape[-1:], eps=1e-5).flatten(2) * norm_weight + norm_bias
+        h = F.gelu(torch.einsum('blgi,gci->blgc', n.view_as(s), in_weight) + in_bias)
+        return (s + torch.einsum('blgc,goc->blgo', h, weight) + bias).flatten(2)
+
+    def operator(x, branch, norm_weight, norm_bias, in_weight, *rest):
+        if is_aligned:
+            in_weight = F.pad(in_weight, (0, -in_weight.shape[2] % 8))
+        return residual_group_ffn(x, branch, norm_weight, norm_bias, 1e-5, in_weight, *rest,
+                                  True)[0]
+
+    # three tensors are rounded one after the other, which the interpreter does downwards
+    tolerance = 1.5e-2 if INTERPRETED and dtype == torch.bfloat16 else TOLERANCE[dtype]
+    check_operator(operator, reference, residual_ffn_inputs(device, dtype, *sizes, **options),
+                   dtype, tolerance)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype, sizes, options', [
+    (torch.float32, (2, 9, 3, 5, 7), {}),
+    (torch.bfloat16, (2, 70, 2, 24, 72), {}),  # blocks and tiles that no tensor fills
+    (torch.bfloat16, (1, 130, 3, 11, 24), dict(stream=torch.float32, padding=7)),
+    (torch.float16, (1, 1, 4, 16, 16), dict(stream=torch.float32)),
+    (torch.bfloat16, (1, 3, 1, 200, 16), {}),  # wider than the kernels take
+    (torch.float32, (2, 9, 3, 5, 7), dict(is_aligned=True)),
+    (torch.bfloat16, (1, 130, 3, 11, 24), dict(is_aligned=True, biases=torch.float32)),
+    (torch.float16, (1, 3, 1, 200, 16), dict(biases=torch.float32)),
+])
+def test_residual_ffn(device, dtype, sizes, options):
+    check_residual_ffn(device, dtype, *sizes, **options)
+
+
+@needs_triton
+@pytest.mark.parametrize('programs', [1, 7, 1000])
+def test_residual_ffn_by_any_number_of_programs(device, programs, monkeypatch):
+    from groupmamba_mm.ops.ffn import groups
+    monkeypatch.setattr(groups, '_PROGRAMS', programs)
+    check_residual_ffn(device, torch.bfloat16, 3, 180, 2, 16, 80)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_residual_ffn_without_tokens(device, dtype):
+    inputs = residual_ffn_inputs(device, dtype, 0, 4, 2, 8, 16)
+    residual_group_ffn(*inputs[:4], 1e-5, *inputs[4:], True)[0].sum().backward()
+    assert inputs[0].grad.shape == inputs[0].shape
+    assert all((t.grad == 0).all() for t in inputs)
+
+
+@needs_triton
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_residual_ffn_keeps_nothing_where_nothing_is_differentiated(device, dtype):
+    inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 8, 16)
+    y, *kept = residual_group_ffn(*inputs[:4], 1e-5, *inputs[4:], False)
+    assert [t.numel() for t in kept] == [0, 0]
+    with pytest.raises(RuntimeError, match='keep=False'):
+        y.sum().backward()
+
+
+@needs_triton
+@pytest.mark.parametrize('name', ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias',
+                                  'bias'])
+def test_residual_ffn_refuses_what_does_not_fit(device, name):
+    inputs = residual_ffn_inputs(device, torch.bfloat16, 1, 3, 2, 8, 16)
+    names = ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias', 'weight', 'bias']
+    i = names.index(name)
+    for wrong in [inputs[i][..., 1:]] + [inputs[i].double()] * (name == 'in_weight'):
+        with pytest.raises(ValueError, match=f'residual_group_ffn: {name} must be'):
+            changed = [*inputs[:i], wrong, *inputs[i + 1:]]
+            residual_group_ffn(*changed[:4], 1e-5, *changed[4:], True)
+
+
+@needs_triton
+def test_operators_keep_only_their_inputs(device):
+    ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    plain = plain_ffn_inputs(device, torch.float32, 1, 6, 4, 6, 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conv_ffn(*ffn, 2, 3, keep_hidden=False)
+        plain_ffn(*plain, keep_hidden=False)
+    pointers = {t.data_ptr() for t in ffn + plain}
+    kept = [t for t in kept if t.numel()]
+    assert kept and all(t.data_ptr() in pointers for t in kept)
+
+
+@needs_triton
+def test_hidden_tensor_is_kept_where_asked_for(device):
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        conv_ffn(*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden=True)
+        plain_ffn(*plain_ffn_inputs(device, torch.float32, 1, 6, 4, 5, 4), keep_hidden=True)
+    assert {(1, 6, 6), (1, 6, 5)} <= {tuple(t.shape) for t in kept}
+
+
+@needs_triton
+def test_operators_only_differentiate_what_is_asked_for(device):
+    x, *parameters = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
+    frozen = [t.detach() for t in parameters]
+    conv_ffn(x, *frozen, 2, 3, keep_hidden=False)[0].sum().backward()
+    assert x.grad is not None
+    assert all(t.grad is None for t in frozen)
+
+
+@needs_triton
+@pytest.mark.parametrize('keep_hidden', [False, True])
+def test_operators_pass_opcheck(device, keep_hidden):
+    torch.library.opcheck(
+        conv_ffn, (*ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4), 2, 3, keep_hidden))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.library.opcheck(
+            plain_ffn, (*plain_ffn_inputs(device, dtype, 1, 6, 4, 6, 4, torch.float32),
+                        keep_hidden))
+        torch.library.opcheck(group_linear, (randn(0, device, dtype, 1, 6, 8).requires_grad_(),
+                                             randn(1, device, dtype, 2, 6, 4).requires_grad_(),
+                                             3, 2, 8))
+        inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 4, 6, biases=torch.float32)
+        inputs[4] = F.pad(inputs[4].detach(), (0, 4)).requires_grad_()
+        torch.library.opcheck(residual_group_ffn, (*inputs[:4], 1e-5, *inputs[4:], True))
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 96, 768, 96), marks=gpu),
+    pytest.param(torch.float16, (2, 777, 192, 1536, 192), marks=gpu),
+    pytest.param(torch.bfloat16, (2, 8449, 192, 384, 192), marks=gpu),  # all in one kernel
+    pytest.param(torch.bfloat16, (4, 4225, 128, 1000, 120), marks=gpu),
+    pytest.param(torch.bfloat16, (3, 61, 256, 520, 256), marks=gpu),
+    pytest.param(torch.bfloat16, (4, 196, 368, 768, 368), marks=gpu),
+])
+@pytest.mark.parametrize('keep_hidden', [False, True])
+def test_plain_ffn_at_full_size(device, dtype, sizes, keep_hidden):
+    check_plain_ffn(device, dtype, sizes, keep_hidden)
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 4, 32, 64, 2, 64), marks=gpu),
+    pytest.param(torch.bfloat16, (128, 196, 4, 92, 184, 2, 184), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 196, 4, 124, 248, 2, 248), marks=gpu),
+    pytest.param(torch.float16, (16, 49, 4, 190, 380, 2, 384), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 49, 4, 253, 506, 2, 512, 4), marks=gpu),
+])
+def test_group_linear_at_full_size(device, dtype, sizes):
+    check_group_linear(device, dtype, *sizes)
+
+
+@pytest.mark.parametrize('dtype, sizes', [
+    pytest.param(torch.bfloat16, (8, 3136, 4, 32, 64), marks=gpu),
+    pytest.param(torch.float16, (4, 777, 4, 48, 96), marks=gpu),
+    pytest.param(torch.bfloat16, (128, 196, 4, 92, 184), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 196, 4, 124, 248), marks=gpu),
+    pytest.param(torch.bfloat16, (16, 49, 4, 190, 380), marks=gpu),
+])
+@pytest.mark.parametrize('is_aligned', [False, True])
+def test_residual_ffn_at_full_size(device, dtype, sizes, is_aligned):
+    check_residual_ffn(device, dtype, *sizes, stream=torch.float32, is_aligned=is_aligned,
+                       biases=torch.float32 if is_aligned else None)  # as in the blocks
