@@ -1,6 +1,5 @@
 """Blocks from fused kernels against the plain blocks of the same weights."""
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -9,14 +8,11 @@ from torch import nn
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import BackendError
 from groupmamba_mm.layers import fused
+from tests.kernel_truth import gpu, needs_triton
 
-pytestmark = [pytest.mark.usefixtures('no_tf32'),
-              pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                 reason='Triton is not installed')]
+pytestmark = [pytest.mark.usefixtures('no_tf32'), needs_triton]
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-gpu = [pytest.mark.gpu,
-       pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
 
 #: One stage, ragged widths: what the interpreter takes seconds for.
 TINY = {family: dict(family=family, stem_channels=4, embed_dims=(12, ), depths=(1, ),

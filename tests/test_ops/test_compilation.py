@@ -1,5 +1,4 @@
 """Kernels as Triton's compiler sees them, which the interpreter does not show."""
-import importlib.util
 import os
 import subprocess
 import sys
@@ -7,9 +6,9 @@ import sys
 import pytest
 
 from tests.conftest import REPO
+from tests.kernel_truth import needs_triton
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                reason='Triton is not installed')
+pytestmark = needs_triton
 
 WRONG = """
 import torch, triton, triton.language as tl

@@ -7,23 +7,13 @@ from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
                                               group_to_scan_order)
 from tests.kernel_truth import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
 
-
-class NanTorch:
-    """``torch`` whose empty tensors hold NaN, so that an element nobody wrote is noticed."""
-
-    def __getattr__(self, name):
-        return getattr(torch, name)
-
-    @staticmethod
-    def empty(*args, **kwargs):
-        return torch.empty(*args, **kwargs).fill_(float('nan'))
+pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
 
 @pytest.fixture
-def kernels(monkeypatch):
-    """The kernels' module with NaN in new tensors."""
+def kernels():
+    """The kernels' module, which imports Triton."""
     from groupmamba_mm.ops.depthwise_conv import kernels
-    monkeypatch.setattr(kernels, 'torch', NanTorch())
     return kernels
 
 
@@ -114,7 +104,6 @@ def check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, 
         lambda x, w, b: causal_reference(x, w, b, grid, directions))
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
     (torch.float32, 2, (4, 7), 1, 24, 24, False, 'gelu'),
     (torch.float32, 1, (1, 1), 1, 3, 3, False, 'silu'),
@@ -133,7 +122,6 @@ def test_grid_conv_matches_pytorch(kernels, device, dtype, batch, grid, groups, 
     check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype, batch, grid, directions, width, lanes, view, taps', [
     (torch.float32, 1, (5, 9), DIRECTIONS, 8, 8, False, 3),
     (torch.float32, 1, (1, 1), DIRECTIONS[2:], 3, 3, False, 4),
@@ -159,7 +147,6 @@ def forgetful(kernels):
     forget()
 
 
-@needs_triton
 @pytest.mark.parametrize('programs, rows', [(1, 8), (10**6, 2)])
 def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, forgetful, programs, rows):
     """Several images in a program (1), or each image cut into short pieces (10**6)."""
@@ -169,7 +156,6 @@ def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, forgetful, p
     check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 4)
 
 
-@needs_triton
 def test_empty_batch(kernels, device):
     x = torch.empty(0, 6, 4, device=device)
     weight, bias = torch.ones(4, 9, device=device), torch.ones(4, device=device)
@@ -178,7 +164,6 @@ def test_empty_batch(kernels, device):
     assert dx.shape == x.shape and not dweight.any() and not dbias.any()
 
 
-@needs_triton
 @pytest.mark.parametrize('change, message', [
     (dict(x=torch.zeros(1, 6, 4, dtype=torch.float64)), 'fp32, bf16 or fp16'),
     (dict(grid=(3, 3)), 'L = 6 tokens'),
@@ -195,7 +180,6 @@ def test_errors_name_the_argument(kernels, change, message):
         kernels.grid_conv_forward(**{**arguments, **change})
 
 
-@needs_triton
 def test_errors_of_gradients_and_scans(kernels, device):
     x, weight, bias = (torch.zeros(*shape, device=device) for shape in ((1, 6, 4), (4, 9), (4, )))
     with pytest.raises(ValueError, match='dy must be'):

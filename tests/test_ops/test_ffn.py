@@ -1,26 +1,28 @@
 """FFNs and projections of groups in Triton against PyTorch in fp64."""
-import importlib.util
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.ffn import conv_ffn, group_linear, plain_ffn, residual_group_ffn
-from tests.kernel_truth import (INTERPRETED, TOLERANCE, assert_near, gpu, grid_reference,
-                                needs_triton, randn)
+pytest.importorskip('triton')
 
-if importlib.util.find_spec('triton') is not None:
-    import triton
-    import triton.language as tl
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
 
-    from groupmamba_mm.ops.kernel_functions import activate
+from groupmamba_mm.ops.ffn import (conv_ffn, group_linear, plain_ffn,  # noqa: E402
+                                   residual_group_ffn)
+from groupmamba_mm.ops.kernel_functions import activate  # noqa: E402
+from tests.kernel_truth import (INTERPRETED, TOLERANCE, assert_near, gpu,  # noqa: E402
+                                grid_reference, randn)
 
-    @triton.jit
-    def _gelu_at(p, value, slope, DTYPE: tl.constexpr, COUNT: tl.constexpr):
-        at = tl.arange(0, COUNT)
-        v, s = activate(tl.load(p + at), 'gelu', DTYPE)
-        tl.store(value + at, v)
-        tl.store(slope + at, s)
+pytestmark = pytest.mark.usefixtures('nan_buffers')
+
+
+@triton.jit
+def _gelu_at(p, value, slope, DTYPE: tl.constexpr, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    v, s = activate(tl.load(p + at), 'gelu', DTYPE)
+    tl.store(value + at, v)
+    tl.store(slope + at, s)
 
 
 def ffn_inputs(device, dtype, batch, grid, channels, outputs):
@@ -54,7 +56,6 @@ def check_operator(operator, reference, inputs, dtype, tolerance=None):
         assert_near(f'gradient of argument {i}', gradient, exact[i], tolerance)
 
 
-@needs_triton
 @pytest.mark.parametrize('keep_hidden', [False, True])
 @pytest.mark.parametrize('dtype, batch, grid, channels, outputs', [
     (torch.float32, 2, (3, 5), 12, 3),
@@ -70,7 +71,6 @@ def test_conv_ffn(device, dtype, batch, grid, channels, outputs, keep_hidden):
                    ffn_inputs(device, dtype, batch, grid, channels, outputs), dtype)
 
 
-@needs_triton
 @pytest.mark.parametrize('keep_hidden', [False, True])
 @pytest.mark.parametrize('images', [1, 2])
 def test_conv_ffn_backward_in_parts(device, images, keep_hidden, monkeypatch):
@@ -95,7 +95,6 @@ def check_plain_ffn(device, dtype, sizes, keep_hidden, biases=None):
                    plain_ffn_inputs(device, dtype, *sizes, biases), dtype)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype, tolerance', [('fp32', 3e-7), ('fp16', 1.5e-6)])
 def test_gelu_and_its_gradient_are_right_at_every_point(device, dtype, tolerance):
     size = torch.cat([torch.linspace(0, 20, 4093), torch.tensor([1e3, 1e18, 1e30])])
@@ -108,14 +107,12 @@ def test_gelu_and_its_gradient_are_right_at_every_point(device, dtype, tolerance
         assert ((got - wanted).abs() / wanted.abs().clamp(min=1)).max() < tolerance
 
 
-@needs_triton
 @pytest.mark.parametrize('keep_hidden', [False, True])
 @pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 264, 136, 8)])
 def test_plain_ffn_with_biases_of_higher_precision(device, sizes, keep_hidden):
     check_plain_ffn(device, torch.bfloat16, sizes, keep_hidden, torch.float32)
 
 
-@needs_triton
 @pytest.mark.parametrize('keep_hidden', [False, True])
 @pytest.mark.parametrize('dtype, sizes', [
     (torch.float32, (2, 63, 12, 72, 4)),
@@ -128,7 +125,6 @@ def test_plain_ffn(device, dtype, sizes, keep_hidden):
     check_plain_ffn(device, dtype, sizes, keep_hidden)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('wrong, change', [(1, 'shape'), (2, 'shape'), (3, 'shape'), (4, 'shape'),
                                            (1, 'dtype'), (3, 'dtype')])
@@ -140,7 +136,6 @@ def test_ffn_refuses_parameters_that_do_not_fit(device, dtype, wrong, change):
         plain_ffn(*inputs, keep_hidden=False)
 
 
-@needs_triton
 @pytest.mark.parametrize('sizes', [(2, 70, 24, 72, 40), (1, 130, 96, 64, 8)])
 def test_whole_ffn_in_one_kernel(device, sizes, monkeypatch):
     from groupmamba_mm.ops.ffn import hidden
@@ -172,7 +167,6 @@ def check_group_linear(device, dtype, batch, length, groups, width, channels, pa
     check_operator(aligned, reference, inputs, dtype)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype, sizes', [
     (torch.float32, (2, 9, 3, 5, 7, 2, 8, 1)),
     (torch.bfloat16, (2, 70, 2, 24, 72, 2, 72)),
@@ -184,7 +178,6 @@ def test_group_linear(device, dtype, sizes):
     check_group_linear(device, dtype, *sizes)
 
 
-@needs_triton
 @pytest.mark.parametrize('kib, widest', [(227, 256), (163, 256), (99, 160)])
 def test_projections_that_fit_into_shared_memory(monkeypatch, kib, widest):
     from groupmamba_mm.ops.ffn import groups
@@ -194,7 +187,6 @@ def test_projections_that_fit_into_shared_memory(monkeypatch, kib, widest):
             ] == list(range(8, widest + 1, 8))
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_group_linear_without_tokens(device, dtype):
     x = torch.zeros(0, 4, 16, device=device, dtype=dtype, requires_grad=True)
@@ -203,7 +195,6 @@ def test_group_linear_without_tokens(device, dtype):
     assert x.grad.shape == x.shape and (weight.grad == 0).all()
 
 
-@needs_triton
 @pytest.mark.parametrize('change, message', [
     (dict(weight=torch.zeros(6, 8)), 'weight must be .G, parts . d, >=8'),
     (dict(width=0), 'width must be one of 1 to 8'),
@@ -256,7 +247,6 @@ def check_residual_ffn(device, dtype, *sizes, is_aligned=False, **options):
                    dtype, tolerance)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype, sizes, options', [
     (torch.float32, (2, 9, 3, 5, 7), {}),
     (torch.bfloat16, (2, 70, 2, 24, 72), {}),  # blocks and tiles that no tensor fills
@@ -271,7 +261,6 @@ def test_residual_ffn(device, dtype, sizes, options):
     check_residual_ffn(device, dtype, *sizes, **options)
 
 
-@needs_triton
 @pytest.mark.parametrize('programs', [1, 7, 1000])
 def test_residual_ffn_by_any_number_of_programs(device, programs, monkeypatch):
     from groupmamba_mm.ops.ffn import groups
@@ -279,7 +268,6 @@ def test_residual_ffn_by_any_number_of_programs(device, programs, monkeypatch):
     check_residual_ffn(device, torch.bfloat16, 3, 180, 2, 16, 80)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_residual_ffn_without_tokens(device, dtype):
     inputs = residual_ffn_inputs(device, dtype, 0, 4, 2, 8, 16)
@@ -288,7 +276,6 @@ def test_residual_ffn_without_tokens(device, dtype):
     assert all((t.grad == 0).all() for t in inputs)
 
 
-@needs_triton
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_residual_ffn_keeps_nothing_where_nothing_is_differentiated(device, dtype):
     inputs = residual_ffn_inputs(device, dtype, 1, 6, 2, 8, 16)
@@ -298,7 +285,6 @@ def test_residual_ffn_keeps_nothing_where_nothing_is_differentiated(device, dtyp
         y.sum().backward()
 
 
-@needs_triton
 @pytest.mark.parametrize('name', ['x', 'branch', 'norm_weight', 'norm_bias', 'in_weight', 'in_bias',
                                   'bias'])
 def test_residual_ffn_refuses_what_does_not_fit(device, name):
@@ -311,7 +297,6 @@ def test_residual_ffn_refuses_what_does_not_fit(device, name):
             residual_group_ffn(*changed[:4], 1e-5, *changed[4:], True)
 
 
-@needs_triton
 def test_operators_keep_only_their_inputs(device):
     ffn = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
     plain = plain_ffn_inputs(device, torch.float32, 1, 6, 4, 6, 4)
@@ -324,7 +309,6 @@ def test_operators_keep_only_their_inputs(device):
     assert kept and all(t.data_ptr() in pointers for t in kept)
 
 
-@needs_triton
 def test_hidden_tensor_is_kept_where_asked_for(device):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -333,7 +317,6 @@ def test_hidden_tensor_is_kept_where_asked_for(device):
     assert {(1, 6, 6), (1, 6, 5)} <= {tuple(t.shape) for t in kept}
 
 
-@needs_triton
 def test_operators_only_differentiate_what_is_asked_for(device):
     x, *parameters = ffn_inputs(device, torch.float32, 1, (2, 3), 6, 4)
     frozen = [t.detach() for t in parameters]
@@ -342,7 +325,6 @@ def test_operators_only_differentiate_what_is_asked_for(device):
     assert all(t.grad is None for t in frozen)
 
 
-@needs_triton
 @pytest.mark.parametrize('keep_hidden', [False, True])
 def test_operators_pass_opcheck(device, keep_hidden):
     torch.library.opcheck(

@@ -3,19 +3,15 @@
 The same tests run on a GPU, or at the same small sizes in Triton's interpreter; what only a GPU can
 do in reasonable time carries the marker ``gpu``.
 """
-import importlib.util
-
 import pytest
 import torch
 
 from groupmamba_mm.ops import DIRECTIONS, grouped_ssm
+from tests.kernel_truth import gpu, needs_triton
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                reason='Triton is not installed')
+pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
-gpu = [pytest.mark.gpu,
-       pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
 
 #: Allowed error, as norm of the difference over norm of the truth. The interpreter truncates to
 #: bf16 where a GPU rounds.
@@ -194,7 +190,6 @@ def test_split_groups_write_every_element_the_same_twice(split_groups, monkeypat
     tensors = make_inputs(1, (2, 3), split_groups + 1, stored=2 * split_groups, norm=False,
                           dtype=torch.bfloat16)
     options = dict(grid=(2, 3), directions=DIRECTIONS)
-    poison_buffers(monkeypatch)
     first, second = (run(tensors, 'triton', **options) for _ in range(2))
     monkeypatch.undo()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -247,25 +242,11 @@ def test_same_bits_twice():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def poison_buffers(monkeypatch):
-    """New buffers are full of NaN."""
-    def poisoned(make):
-        def fill(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
-        return fill
-
-    monkeypatch.setattr(torch, 'empty', poisoned(torch.empty))
-    monkeypatch.setattr(torch, 'empty_like', poisoned(torch.empty_like))
-
-
-def test_every_element_is_written(monkeypatch):
+def test_padded_lanes_are_written():
     tensors = make_inputs(1, (3, 5), 5, stored=8, conv='grid')
     options = dict(grid=(3, 5), directions=DIRECTIONS)
     truth = run(tensors, 'torch', torch.float64, **options)
-    poison_buffers(monkeypatch)
     results = run(tensors, 'triton', **options)
-    monkeypatch.undo()
     assert_near(results, truth, 1e-5)
     assert results['y'].unflatten(-1, (4, 8))[..., 5:].eq(0).all()
     assert results['xz'].unflatten(-1, (2, 4, 8))[..., 5:].eq(0).all()

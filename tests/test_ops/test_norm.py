@@ -12,6 +12,9 @@ from groupmamba_mm.ops import norm  # noqa: E402
 from groupmamba_mm.ops.integers import round_up  # noqa: E402
 from groupmamba_mm.ops.norm import (add_layer_norm, channel_affinity, layer_norm,  # noqa: E402
                                     scaled_layer_norm, scaled_norm_linear)
+from tests.kernel_truth import gpu  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures('nan_buffers')
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -20,23 +23,6 @@ TOLERANCE = {FP32: 1e-5, FP16: 1e-3, BF16: 5e-3}
 #: that is not full
 SIZES = [(2, 1, 64, 1), (2, 49, 64, 1), (1, 19, 348, 1), (1, 21, 348, 4), (1, 17, 424, 4),
          (1, 49, 96, 4), (1, 5, 1012, 4), (2, 5, 1012, 1)]
-
-gpu = [pytest.mark.gpu,
-       pytest.mark.skipif(DEVICE == 'cpu', reason='needs a CUDA GPU: too slow when interpreted')]
-
-
-@pytest.fixture(autouse=True)
-def nan_buffers(monkeypatch):
-    """Memory that is not yet written holds NaN."""
-    def filled(make):
-        def wrapper(*args, **kwargs):
-            tensor = make(*args, **kwargs)
-            return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
-        return wrapper
-
-    monkeypatch.setattr(torch, 'empty', filled(torch.empty))
-    monkeypatch.setattr(torch, 'empty_like', filled(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, 'new_empty', filled(torch.Tensor.new_empty))
 
 
 class Maker:

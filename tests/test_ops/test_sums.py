@@ -1,11 +1,10 @@
 """Sums of parts and of columns against torch."""
-import importlib.util
-
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                reason='Triton is not installed')
+from tests.kernel_truth import needs_triton
+
+pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 

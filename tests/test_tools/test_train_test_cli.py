@@ -264,8 +264,8 @@ def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
     assert len(hashes) == 1
     before, after = hashes.pop().split()
     assert before == after
-    # threads of gloo that outlive the command abort the process now and then
-    for rank in (0, 1):
+    # threads of gloo that outlive the command can abort the process
+    for rank in (0, 1) if sys.platform == 'linux' else ():
         in_training, at_end = (place / 'student' / f'threads_{rank}.txt').read_text().split('\n')
         assert 'gloo' in in_training and 'gloo' not in at_end
     trained_teacher = torch.nn.Module()
