@@ -6,18 +6,18 @@ import re
 import subprocess
 from collections import OrderedDict
 from datetime import timedelta
-from typing import Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
+from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
                             revert_sync_batchnorm)
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
-from mmengine.runner import Runner
-from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
@@ -25,8 +25,14 @@ from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, loa
                                       load_checkpoint_file, load_matched, match_state_dict,
                                       state_dict_of)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
+from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
 from groupmamba_mm.errors import ConfigError, LaunchError
+from .checkpointing import SafeCheckpointHook
 from .loops import AMP_ARGUMENTS
+from .provenance import describe_version
+from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
+                       warn_of_kept_schedule)
+from .train_loops import RESUMABLE_LOOPS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
@@ -51,6 +57,7 @@ class CheckedRunner(Runner):
     """
     _min_matched_share = 1.0
     _resuming = False
+    _resumed_meta: Dict[str, Any] = {}
 
     def train(self) -> nn.Module:
         """Train, see :meth:`mmengine.runner.Runner.train`.
@@ -83,16 +90,26 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_or_resume(self) -> None:
-        """Load or resume, and say so when there is nothing to resume.
+        """Load, or resume from the newest whole checkpoint of the work directory.
 
-        A job that is requeued with ``--resume`` has no checkpoint yet when it starts first.
+        A job that is requeued with ``--resume`` has no checkpoint yet when it starts first: this
+        is said, and so is it when the training is finished.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none of them is whole.
         """
-        if self._resume and self._load_from is None and not self._has_loaded:
-            if mmengine_checkpoint.find_latest_checkpoint(self.work_dir) is None:
-                self.logger.warning(
-                    f'There is no checkpoint to resume in {self.work_dir} (no file '
-                    'last_checkpoint): training starts from the beginning.')
-        super().load_or_resume()
+        if not self._resume or self._load_from is not None or self._has_loaded:
+            super().load_or_resume()
+            return
+        folders = [hook.folder(self) for hook in self.hooks if isinstance(hook, SafeCheckpointHook)]
+        folder = (folders or [self.work_dir])[0]
+        newest = newest_whole_checkpoint(folder, self.logger.warning)
+        if newest is None:
+            self.logger.warning(f'There is no checkpoint to resume in {folder}: training starts '
+                                'from the beginning.')
+            return
+        self.resume(str(newest))
+        warn_if_finished(self)
 
     def resume(self,
                filename: str,
@@ -112,8 +129,11 @@ class CheckedRunner(Runner):
         """
         self._min_matched_share = 1.0
         self._resuming = True
+        of_config = schedules_of(self)
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         self._resuming = False
+        warn_of_kept_schedule(self, of_config)
+        go_on_at(self, self._resumed_meta)
 
     def load_checkpoint(self,
                         filename: str,
@@ -168,8 +188,68 @@ class CheckedRunner(Runner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         load_matched(model, checkpoint['state_dict'], report)
         self._has_loaded = True
+        self._resumed_meta = checkpoint.get('meta', {})
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any,
+                        meta: Optional[dict] = None, **kwargs: Any) -> None:
+        """Save a checkpoint, see :meth:`mmengine.runner.Runner.save_checkpoint`.
+
+        All processes call this, the first one writes, and all of them fail if it cannot.
+
+        Args:
+            out_dir (str): The folder.
+            filename (str): The name in it.
+            *args: See mmengine's runner.
+            meta (dict, optional): The epochs and iterations that are done, as 'epoch' and 'iter'.
+            **kwargs: See mmengine's runner.
+
+        Raises:
+            CheckpointError: If the file cannot be written.
+        """
+        meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
+        meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
+        failed = None
+        try:
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+        except CheckpointError as error:
+            failed = str(error)
+        if is_distributed():
+            message = [failed]
+            broadcast_object_list(message)
+            failed, = message
+        if failed is not None:
+            raise CheckpointError(failed)
+
+    def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
+        """Build the loop of training, of mmengine's own kinds one that can begin anywhere.
+
+        Args:
+            loop (BaseLoop or dict): See :meth:`mmengine.runner.Runner.build_train_loop`.
+
+        Returns:
+            BaseLoop: The loop.
+        """
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            if 'by_epoch' in loop and 'type' not in loop:
+                loop['type'] = ('EpochBasedTrainLoop' if loop.pop('by_epoch') else
+                                'IterBasedTrainLoop')
+            loop['type'] = RESUMABLE_LOOPS.get(_name_of_type(loop['type']), loop['type'])
+        return super().build_train_loop(loop)
+
+    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
+        """Register the default hooks, with :class:`SafeCheckpointHook` for mmengine's own.
+
+        Args:
+            hooks (dict, optional): See :meth:`mmengine.runner.Runner.register_default_hooks`.
+        """
+        hooks = dict(hooks or {})
+        checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+        if isinstance(checkpoint, dict) and _name_of_type(checkpoint['type']) == 'CheckpointHook':
+            hooks['checkpoint'] = dict(checkpoint, type='SafeCheckpointHook')
+        super().register_default_hooks(hooks)
 
     def setup_env(self, env_cfg: Dict) -> None:
         """Set the process up, joining the others through gloo where there is no GPU.
@@ -201,6 +281,7 @@ class CheckedRunner(Runner):
         package_logger = logging.getLogger('groupmamba_mm')
         package_logger.handlers[:] = logger.handlers
         package_logger.setLevel(logging.INFO)
+        logger.info(f'groupmamba_mm {describe_version()}')
         return logger
 
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
@@ -381,6 +462,11 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     # default argument and keep it, and with it gloo's threads, to the very end.
     importlib.import_module('torch.distributed.nn.functional')
     torch.distributed.init_process_group('gloo', **options)
+
+
+def _name_of_type(kind: Union[str, type]) -> str:
+    """Name a type as configs do, which is a class in one of mmengine's pure Python style."""
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
 def _first_host() -> str:
