@@ -7,7 +7,7 @@ import sys
 import urllib.error
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -28,7 +28,8 @@ _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
 
 def load_checkpoint_file(path: Union[str, Path],
-                         map_location: Union[str, torch.device, Callable] = 'cpu') -> dict:
+                         map_location: Union[str, torch.device, Callable] = 'cpu',
+                         also_safe: Sequence[type] = ()) -> dict:
     """Read a checkpoint from a file or an address, running no code from it.
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
@@ -39,6 +40,8 @@ def load_checkpoint_file(path: Union[str, Path],
         path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
             a downloaded file is kept in torch hub's folder.
         map_location (str, torch.device or Callable): As in :func:`torch.load`. Defaults to 'cpu'.
+        also_safe (Sequence[type]): Classes that may be in the file too, which hold data and run no
+            code when they are read. Defaults to none.
 
     Returns:
         dict: The checkpoint as it was saved. :func:`state_dict_of` finds the tensors in it.
@@ -48,7 +51,7 @@ def load_checkpoint_file(path: Union[str, Path],
     """
     file = local_file(path)
     _require_checksums(file)
-    checkpoint = _load_safely(file, map_location=map_location)
+    checkpoint = _load_safely(file, also_safe, map_location=map_location)
     if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
         raise CheckpointError(
             f'{file} ({file.stat().st_size} bytes) is no checkpoint: it holds '
@@ -69,7 +72,7 @@ def read_checkpoint_meta(path: Union[str, Path]) -> Optional[dict]:
     Raises:
         CheckpointError: If the file is damaged or would run code.
     """
-    checkpoint = _load_safely(Path(path), map_location='cpu', mmap=zipfile.is_zipfile(path))
+    checkpoint = _load_safely(Path(path), (), map_location='cpu', mmap=zipfile.is_zipfile(path))
     resumable = {'meta', 'message_hub', 'optimizer'}
     if not isinstance(checkpoint, dict) or not resumable <= checkpoint.keys():
         return None
@@ -94,13 +97,13 @@ def _require_checksums(file: Path) -> None:
                               'earlier checkpoint')
 
 
-def _load_safely(file: Path, **options: Any) -> Any:
+def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
     """:func:`torch.load` of what runs no code, with errors that name the file."""
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
     try:
-        with torch.serialization.safe_globals(safe_types()):
+        with torch.serialization.safe_globals([*safe_types(), *also_safe]):
             return torch.load(file, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))

@@ -1,6 +1,7 @@
 """Checkpoints that an interruption, a full disk or a broken model cannot take away."""
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
@@ -71,7 +72,7 @@ class SafeCheckpointHook(CheckpointHook):
             raise ConfigError(f'default_hooks.checkpoint.minutes must be above 0, got {minutes}')
         self.minutes = minutes
         self.on_write_error = on_write_error
-        self.saved_iter = -1
+        self.saved_iter, self.saved_time = -1, time.monotonic()
 
     def folder(self, runner: Runner) -> str:
         """Say where the run's checkpoints are.
@@ -155,7 +156,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.last_ckpt = before
             self._write_failed(runner, error)
             return False
-        self.saved_iter = meta['iter']
+        self.saved_iter, self.saved_time = meta['iter'], time.monotonic()
         return True
 
     def _write_failed(self, runner: Runner, error: CheckpointError) -> None:

@@ -7,7 +7,7 @@ long they live.
 """
 import itertools
 import random
-from typing import Any, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from torch.utils.data import DataLoader
 
 # What is drawn for: the last number of a seed's source.
 _LOADING, _STEP = 0, 1
+# Batches that can be loaded again: more than all workers prefetch.
+_REMEMBERED = 1000
 
 
-def seed_step(seed: int, iteration: int) -> None:
+def seed_step(seed: int, iteration: int, rank: int) -> None:
     """Seed the generators of Python, numpy and torch, of all devices, for one training step.
 
     Args:
         seed (int): The run's.
         iteration (int): The step's number from the start of the training.
+        rank (int): The process's number.
     """
-    _seed_generators(_derived_seed(seed, iteration, get_rank(), _STEP))
+    _seed_generators(_derived_seed(seed, iteration, rank, _STEP))
 
 
 def _derived_seed(*source: int) -> int:
@@ -57,13 +60,15 @@ class SeededBatchSampler:
     Batches before the position are drawn as indices and dropped: no data is loaded for them.
 
     Args:
-        batch_sampler (Iterable[list[int]]): The sampler of a loader.
+        loader (DataLoader): The loader whose sampler it is.
         endless (bool): Whether to start over when its batches are used up.
     """
 
-    def __init__(self, batch_sampler: Any, endless: bool) -> None:
-        self.batch_sampler = batch_sampler
+    def __init__(self, loader: DataLoader, endless: bool) -> None:
+        self.loader = loader
+        self.batch_sampler = loader.batch_sampler
         self.endless = endless
+        self._given: Dict[int, SeededBatch] = {}
         self.set_position(0, 0, 0)
 
     @classmethod
@@ -77,7 +82,7 @@ class SeededBatchSampler:
         Returns:
             SeededBatchSampler: The sampler, whose position can be set before each iteration.
         """
-        sampler = cls(loader.batch_sampler, endless)
+        sampler = cls(loader, endless)
         # Through the dict, as torch refuses to change a loader: nothing has read this entry yet.
         vars(loader)['batch_sampler'] = sampler
         # torch fetches a batch by this name where a data set has it.
@@ -106,8 +111,22 @@ class SeededBatchSampler:
     def __iter__(self) -> Iterator[SeededBatch]:
         batches = itertools.islice(self._all_batches(), self.skip, None)
         for iteration, indices in enumerate(batches, start=self.iteration):
-            yield SeededBatch(
-                indices, _derived_seed(self.seed, iteration, get_rank(), _LOADING))
+            batch = SeededBatch(indices, _derived_seed(self.seed, iteration, get_rank(), _LOADING))
+            self._given[iteration] = batch
+            self._given.pop(iteration - _REMEMBERED, None)
+            yield batch
+
+    def load_again(self, iteration: int) -> Any:
+        """Load a batch of the last steps as it was loaded for training.
+
+        Args:
+            iteration (int): Its step.
+
+        Returns:
+            Any: The batch.
+        """
+        return self.loader.collate_fn(
+            self.loader.dataset.__getitems__(self._given[iteration]))
 
     def _all_batches(self) -> Iterator[Sequence[int]]:
         yield from self.batch_sampler

@@ -30,6 +30,7 @@ from groupmamba_mm.errors import ConfigError, LaunchError
 from .checkpointing import SafeCheckpointHook
 from .loops import AMP_ARGUMENTS
 from .provenance import describe_version
+from .run_control import RunControlHook
 from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
                        warn_of_kept_schedule)
 from .train_loops import RESUMABLE_LOOPS
@@ -69,7 +70,13 @@ class CheckedRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if hasattr(model, 'prepare_training'):
             model.prepare_training()
-        return super().train()
+        control = RunControlHook()
+        self.register_hook(control)
+        try:
+            return super().train()
+        finally:
+            control.close()
+            self._hooks.remove(control)
 
     def val(self) -> dict:
         """Validate, see :meth:`mmengine.runner.Runner.val`.
@@ -207,7 +214,11 @@ class CheckedRunner(Runner):
 
         Raises:
             CheckpointError: If the file cannot be written.
+            NonFiniteError: If what would be saved is not finite.
         """
+        for hook in self.hooks:
+            if isinstance(hook, RunControlHook):
+                hook.settle(self)
         meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
         meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
         failed = None
@@ -249,6 +260,8 @@ class CheckedRunner(Runner):
         checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
         if isinstance(checkpoint, dict) and _name_of_type(checkpoint['type']) == 'CheckpointHook':
             hooks['checkpoint'] = dict(checkpoint, type='SafeCheckpointHook')
+        if not isinstance(hooks.get('health'), Hook):
+            hooks['health'] = dict(dict(type='HealthHook'), **hooks.get('health') or {})
         super().register_default_hooks(hooks)
 
     def setup_env(self, env_cfg: Dict) -> None:

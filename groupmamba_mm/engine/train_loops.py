@@ -1,11 +1,12 @@
 """mmengine's loops of training, which can begin at any iteration."""
-from typing import Any
+from typing import Any, Iterator
 
-from mmengine.dist import broadcast, is_distributed
+from mmengine.dist import broadcast, get_rank, is_distributed
 from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
+from .health import RolledBack
 from .randomness import SeededBatchSampler, seed_step
 
 
@@ -43,6 +44,8 @@ class _ResumableLoop:
         sampler = self.dataloader.batch_sampler.sampler
         if getattr(sampler, 'seed', None) == self._seed_of_config:  # else the config's own
             sampler.seed = self.runner.seed
+        if hasattr(sampler, 'skip'):  # mmengine's endless one: back to its start
+            sampler.skip(0)
         self.batches.set_position(self.runner.seed, self._iter, self._iter - self.epoch_start)
 
     def run_iter(self, *args: Any) -> None:
@@ -51,7 +54,7 @@ class _ResumableLoop:
         Args:
             *args: See mmengine's loop.
         """
-        seed_step(self.runner.seed, self._iter)
+        seed_step(self.runner.seed, self._iter, get_rank())
         super().run_iter(*args)
 
     def validate_if_due(self) -> None:
@@ -95,11 +98,15 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
             nn.Module: The model.
         """
         self.runner.call_hook('before_train')
-        if self._iter == self.epoch_start:  # of an epoch's end, which may not be validated yet
-            self.validate_if_due()
-        while self._epoch < self._max_epochs and not self.stop_training:
-            self.run_epoch()
-            self.validate_if_due()
+        while True:
+            try:
+                if self._iter == self.epoch_start:  # of an epoch's end
+                    self.validate_if_due()
+                if self._epoch >= self._max_epochs or self.stop_training:
+                    break
+                self.run_epoch()
+            except RolledBack:
+                continue
         self.runner.call_hook('after_train')
         return self.runner.model
 
@@ -132,16 +139,23 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
         self.runner.call_hook('before_train')
         # mmengine takes the whole training for an epoch
         self.runner.call_hook('before_train_epoch')
-        self._place_sampler()
-        self.validate_if_due()
-        batches = iter(self.dataloader)
-        while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            self.run_iter(next(batches))
-            self.validate_if_due()
+        batches = self._batches_from_here()
+        while True:
+            try:
+                self.validate_if_due()
+                if self._iter >= self._max_iters or self.stop_training:
+                    break
+                self.runner.model.train()
+                self.run_iter(next(batches))
+            except RolledBack:
+                batches = self._batches_from_here()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def _batches_from_here(self) -> Iterator[Any]:
+        self._place_sampler()
+        return iter(self.dataloader)
 
 
 #: What the runner takes for mmengine's own loops.

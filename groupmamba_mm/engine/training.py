@@ -51,7 +51,8 @@ def apply_train_options(cfg: Config,
                         resume: Optional[str] = None,
                         amp: Optional[str] = None,
                         auto_scale_lr: bool = False,
-                        no_validate: bool = False) -> None:
+                        no_validate: bool = False,
+                        checkpoint_minutes: Optional[float] = None) -> None:
     """Set what training alone has.
 
     Args:
@@ -62,6 +63,8 @@ def apply_train_options(cfg: Config,
             precision.
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size.
         no_validate (bool): Whether to leave validation out.
+        checkpoint_minutes (float, optional): Save also whenever so many minutes have passed.
+            Defaults to None, the config's own times.
 
     Raises:
         ConfigError: If the config cannot do what was asked for.
@@ -80,6 +83,10 @@ def apply_train_options(cfg: Config,
                               'size its learning rate is for; add '
                               'auto_scale_lr=dict(base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
+    if checkpoint_minutes is not None:
+        if checkpoint_minutes <= 0:
+            raise ConfigError(f'--checkpoint-minutes must be above 0, got {checkpoint_minutes}')
+        cfg.merge_from_dict({'default_hooks.checkpoint.minutes': checkpoint_minutes})
     if no_validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
 

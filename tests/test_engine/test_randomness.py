@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, RUNNERS, init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine import train_loops
 from groupmamba_mm.engine.randomness import SeededBatchSampler
 from tests.conftest import REPO, SMALL
+from tests.small_training import Interrupted
 
 BASES = REPO / 'configs' / '_base_'
 
@@ -29,23 +29,6 @@ def images(tmp_path_factory):
                 image = noise.integers(0, 256, (40, 40, 3), dtype=np.uint8)
                 cv2.imwrite(str(folder / split / name / f'{index}.png'), image)
     return folder
-
-
-class Interrupted(Exception):
-    pass
-
-
-@HOOKS.register_module()
-class InterruptHook(Hook):
-    """End a training after an iteration, as a signal would."""
-    priority = 'LOWEST'
-
-    def __init__(self, after):
-        self.after = after
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.after:
-            raise Interrupted
 
 
 def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
@@ -153,7 +136,7 @@ def test_a_training_resumed_inside_an_epoch_is_bitwise_the_whole_one(
 
 def test_the_seeds_are_what_makes_it_exact(images, tmp_path, one_thread, monkeypatch):
     """Without them the two differ, so that the tests above can fail."""
-    monkeypatch.setattr(train_loops, 'seed_step', lambda seed, iteration: None)
+    monkeypatch.setattr(train_loops, 'seed_step', lambda *source: None)
     whole = train(images, tmp_path / 'whole', 2, workers=1)  # without one, loading seeds the step
     train(images, tmp_path / 'half', 1, workers=1)
     scramble()

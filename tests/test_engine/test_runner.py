@@ -10,113 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
-from mmengine.logging import MessageHub
-from mmengine.model import BaseModel, BaseTTAModel
-from mmengine.registry import HOOKS, METRICS, MODELS, RUNNERS
-from mmengine.structures import BaseDataElement
-from torch import nn
+from mmengine.registry import RUNNERS
 
-from groupmamba_mm.checkpoint import CheckpointError, ExpectedKeys, load_checkpoint_file
+from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
 from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
                                          require_enough_gpus, without_amp)
 from groupmamba_mm.errors import ConfigError, LaunchError
 from groupmamba_mm.version import __version__
-
-
-class Backbone(nn.Linear):
-
-    def expected_unused_keys(self):
-        return (ExpectedKeys(r'^norm4\.', 'norm of the class token'),)
-
-
-@MODELS.register_module()
-class RunnerTestModel(BaseModel):
-
-    def __init__(self, classes=2, width=20, data_preprocessor=None):
-        super().__init__(data_preprocessor)
-        self.backbone = Backbone(2, width)
-        self.norm = nn.BatchNorm1d(width)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, inputs, mode='tensor'):
-        output = self.head(self.norm(self.backbone(torch.stack(inputs))))
-        if mode == 'predict':
-            return [BaseDataElement(output=row) for row in output]
-        return dict(loss=output.square().mean()) if mode == 'loss' else output
-
-
-@MODELS.register_module()
-class RunnerTestTTA(BaseTTAModel):
-
-    def merge_preds(self, data_samples_list):
-        return data_samples_list
-
-
-class Points(torch.utils.data.Dataset):
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return dict(inputs=torch.tensor([index / 8, 1.0]))
-
-
-class Interrupted(Exception):
-    pass
-
-
-@HOOKS.register_module()
-class RunnerTestStop(Hook):
-    """End a training behind an iteration and what is saved at it."""
-    priority = 'LOWEST'
-
-    def __init__(self, after):
-        self.after = after
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.iter + 1 == self.after:
-            raise Interrupted
-
-
-@METRICS.register_module()
-class RunnerTestMetric(BaseMetric):
-    """The number of the epoch, so that a later one is better."""
-    default_prefix = None
-
-    def process(self, data_batch, data_samples):
-        self.results.append(0)
-
-    def compute_metrics(self, results):
-        return dict(value=float(MessageHub.get_current_instance().get_info('epoch')))
-
-
-def build(work_dir, model=None, epochs=1, ema=None, val=False, scheduler=None, checkpoint=None,
-          batch_size=4, stop_after=None, **options):
-    loader = dict(batch_size=batch_size, num_workers=0, dataset=Points(),
-                  sampler=dict(type='DefaultSampler', shuffle=False))
-    if val:
-        options.update(val_dataloader=loader, val_cfg=dict(),
-                       val_evaluator=dict(type='RunnerTestMetric'))
-        checkpoint = dict(dict(save_best='value', rule='greater'), **(checkpoint or {}))
-    options['default_hooks'] = dict(
-        checkpoint=dict(dict(type='CheckpointHook', interval=1), **(checkpoint or {})))
-    options.setdefault('optim_wrapper', dict(optimizer=dict(type='AdamW', lr=0.1)))
-    hooks = [dict(type=ema, momentum=0.5)] if ema else []
-    hooks += [dict(type='RunnerTestStop', after=stop_after)] if stop_after else []
-    return CheckedRunner(
-        dict(type='RunnerTestModel', **(model or {})), str(work_dir), train_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        param_scheduler=scheduler or dict(type='StepLR', step_size=1, gamma=0.5, end=9),
-        custom_hooks=hooks, randomness=dict(seed=0),
-        experiment_name=f'runner{os.urandom(4).hex()}', log_level='INFO', **options)
-
-
-def log_of(runner):
-    return ''.join(file.read_text() for file in Path(runner.log_dir).glob('*.log'))
+from tests.small_training import EpochMetric, Interrupted, SmallTTA, build, log_of
 
 
 @pytest.fixture(scope='module')
@@ -223,7 +126,7 @@ def test_announced_keys_are_reported_as_such(trained, tmp_path):
 
 def test_a_model_for_test_time_augmentation_is_filled(trained, tmp_path):
     runner = build(tmp_path)
-    runner.model = RunnerTestTTA(module=dict(type='RunnerTestModel'))
+    runner.model = SmallTTA(module=dict(type='SmallModel'))
     runner.load_checkpoint(str(trained))
     saved = load_checkpoint_file(trained)['state_dict']
     assert torch.equal(runner.model.module.head.weight, saved['head.weight'])
@@ -454,7 +357,7 @@ def test_an_interrupted_validation_is_made_up_for(tmp_path, monkeypatch):
 
     whole = build(tmp_path / 'whole', epochs=2, val=True)
     whole.train()
-    monkeypatch.setattr(RunnerTestMetric, 'compute_metrics', interrupted)
+    monkeypatch.setattr(EpochMetric, 'compute_metrics', interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, epochs=2, val=True).train()
     monkeypatch.undo()
@@ -472,14 +375,14 @@ def test_an_interrupted_validation_is_made_up_for(tmp_path, monkeypatch):
 
 def test_a_validation_without_a_checkpoint_gets_one_first(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(RunnerTestMetric, 'process', lambda self, data_batch, data_samples: (
+    monkeypatch.setattr(EpochMetric, 'process', lambda self, data_batch, data_samples: (
         self.results.append(0), saved.append(sorted(file.name for file in tmp_path.glob('*.pth')))))
     build(tmp_path, epochs=2, val=True, checkpoint=dict(interval=2, save_best=None)).train()
     assert saved[0] == ['latest.pth'] and saved[-1] == ['epoch_2.pth']
 
 
 def test_a_metric_that_is_no_number_is_not_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(RunnerTestMetric, 'compute_metrics',
+    monkeypatch.setattr(EpochMetric, 'compute_metrics',
                         lambda self, results: dict(value=float('inf')))
     runner = build(tmp_path, epochs=1, val=True)
     runner.train()
