@@ -83,9 +83,10 @@ class EpochMetric(BaseMetric):
 
 
 def build(work_dir, model=None, epochs=1, ema=None, val=False, scheduler=None, checkpoint=None,
-          batch_size=4, stop_after=None, health=None, **options):
-    loader = dict(batch_size=batch_size, num_workers=0, dataset=Points(),
-                  sampler=dict(type='DefaultSampler', shuffle=False))
+          batch_size=4, stop_after=None, health=None, dataset=None, workers=0, **options):
+    loader = dict(batch_size=batch_size, num_workers=workers, dataset=dataset or Points(),
+                  persistent_workers=workers > 0,
+                  sampler=dict(type='DefaultSampler', shuffle=dataset is not None))
     if val:
         options.update(val_dataloader=loader, val_cfg=dict(),
                        val_evaluator=dict(type='EpochMetric'))

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from .checkpointing import SafeCheckpointHook
 from .health import HealthHook
+from .heartbeat import Heartbeat
 
 #: The exit code of a training that a signal ended, with its state saved: sysexits.h's EX_TEMPFAIL.
 EXIT_STOPPED = 75
@@ -41,6 +42,7 @@ class SignalListener:
     def start(self) -> None:
         """Listen, if this is the main thread: Python delivers signals to no other."""
         if threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
             self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def stop(self) -> None:
@@ -53,7 +55,10 @@ class SignalListener:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
-            _say(f'{name}: saving behind the next step and ending; a second signal ends at once')
+            # A worker that loads data has the handler too, and lives on until the state is saved.
+            if os.getpid() == self._process:
+                _say(f'{name}: saving behind the next step and ending; a second signal ends at '
+                     'once')
         elif time.monotonic() - self._time > _SAME_SIGNAL_SECONDS:
             _say(f'error: {name}, the second signal: ending at once, without saving')
             os._exit(128 + number)
@@ -129,6 +134,7 @@ class RunControlHook(Hook):
     def __init__(self) -> None:
         self.signals = SignalListener()
         self.agreement: Optional[Agreement] = None
+        self.heartbeat: Optional[Heartbeat] = None
         self._shared_val_steps = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -141,6 +147,8 @@ class RunControlHook(Hook):
             (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
         self.health = next(hook for hook in runner.hooks if isinstance(hook, HealthHook))
         self.agreement = Agreement(3)
+        if self.agreement.group is not None:
+            self.heartbeat = Heartbeat(self.agreement.group)
         self.signals.start()
         self._time = time.monotonic()
 
@@ -155,7 +163,9 @@ class RunControlHook(Hook):
     def close(self) -> None:
         """Stop listening, also after an error."""
         self.signals.stop()
-        self.agreement = None
+        if self.heartbeat is not None:
+            self.heartbeat.close()
+        self.agreement = self.heartbeat = None
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:

@@ -19,6 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
 from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, load_all_safely,
@@ -77,6 +78,9 @@ class CheckedRunner(Runner):
         finally:
             control.close()
             self._hooks.remove(control)
+            for loop in (self._train_loop, self._val_loop):
+                if isinstance(loop, BaseLoop):
+                    end_workers(loop.dataloader)
 
     def val(self) -> dict:
         """Validate, see :meth:`mmengine.runner.Runner.val`.
@@ -475,6 +479,20 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     # default argument and keep it, and with it gloo's threads, to the very end.
     importlib.import_module('torch.distributed.nn.functional')
     torch.distributed.init_process_group('gloo', **options)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the workers that a loader keeps between epochs.
+
+    Left to the garbage collector, the queue that tells a worker to end may be gone before it is
+    used, and each loader is then waited for in vain for five seconds.
+
+    Args:
+        loader (DataLoader): The loader; it can be iterated over again.
+    """
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
 
 
 def _name_of_type(kind: Union[str, type]) -> str:
