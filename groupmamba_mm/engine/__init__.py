@@ -2,10 +2,10 @@
 from .hooks import DrawPredictionsHook
 from .loops import AmpTestLoop
 from .optim import MergedOptimWrapperConstructor
-from .randomness import EpochSeedHook, seed_worker_by_epoch
+from .randomness import EpochSeedHook
 from .runner import CheckedRunner
 
 __all__ = [
     'AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook', 'EpochSeedHook',
-    'MergedOptimWrapperConstructor', 'seed_worker_by_epoch'
+    'MergedOptimWrapperConstructor'
 ]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS, init_default_scope
+from torch.utils.data import DataLoader
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
-from groupmamba_mm.engine import seed_worker_by_epoch
+from groupmamba_mm.engine.randomness import SeededFetch
 from tests.conftest import REPO, SMALL
 
 BASES = REPO / 'configs' / '_base_'
@@ -38,11 +39,11 @@ def train(images, work_dir, epochs, resume=None, seed=0, workers=2, **changes):
     cfg = Config({key: value for part in parts for key, value in part.items()})
     for split in ('train', 'val'):
         loader = cfg[f'{split}_dataloader']
-        loader.update(batch_size=4, num_workers=workers, collate_fn=dict(type='default_collate'))
+        loader.update(batch_size=4, num_workers=workers, persistent_workers=workers > 0)
         del loader.dataset['split']
         loader.dataset.update(type='CustomDataset', data_root=str(images), data_prefix=split)
     for step in (*cfg.train_dataloader.dataset.pipeline, *cfg.val_dataloader.dataset.pipeline):
-        if step.type in ('RandomResizedCrop', 'ResizeEdge'):
+        if step.type in ('AntialiasedRandomResizedCrop', 'AntialiasedResizeEdge'):
             step.scale = 32
         elif step.type == 'CenterCrop':
             step.crop_size = 32
@@ -113,16 +114,44 @@ def test_the_hook_is_what_makes_it_exact(images, tmp_path, one_thread):
     assert differing(whole, resumed)
 
 
-def test_persistent_workers_are_told(images, tmp_path, one_thread):
-    train(images, tmp_path, 1, workers=1, **{'train_dataloader.persistent_workers': True})
-    log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'train_dataloader has persistent_workers=True' in log
+class Draws:
+    """A data set whose items are drawn by all three generators, apart from the index."""
+
+    def __getitem__(self, index):
+        return index, random.random(), np.random.rand(), torch.rand(()).item()
 
 
-def test_a_worker_draws_what_the_seed_that_torch_gave_it_says():
-    drawn = []
-    for given in (7, 8, 7):
-        torch.manual_seed(given)  # by torch, before it calls the function
-        seed_worker_by_epoch(0)
-        drawn.append((random.random(), np.random.rand()))
-    assert drawn[0] == drawn[2] and not set(drawn[0]) & set(drawn[1])
+def drawn(loader):
+    return [draws for batch in loader for draws in batch]
+
+
+def draw_epochs(epochs, num_workers, restart=False, rank=0, seed=1):
+    """What workers draw in some epochs; the same workers unless they restart."""
+    dataset = Draws()
+    dataset.__getitems__ = fetch = SeededFetch(dataset, seed, rank)
+
+    def loader():
+        return DataLoader(dataset, sampler=range(10), batch_size=2, collate_fn=list,
+                          num_workers=num_workers, persistent_workers=num_workers > 0)
+
+    one, found = loader(), []
+    for epoch in epochs:
+        fetch.epoch.fill_(epoch)
+        scramble()
+        found.append(drawn(loader() if restart else one))
+    return found
+
+
+def test_workers_that_live_on_draw_what_new_ones_do():
+    whole = draw_epochs((0, 1, 2), 2)
+    assert whole == draw_epochs((0, 1, 2), 2, restart=True) == draw_epochs((0, 1, 2), 0)
+    assert draw_epochs((2, ), 3) == whole[2:]  # other workers, resumed
+    others = draw_epochs((0, ), 2, rank=1) + draw_epochs((0, ), 2, seed=2)
+    draws = [draw for epoch in whole + others for draw in epoch]
+    assert all(len({draw[kind] for draw in draws}) == len(draws) for kind in (1, 2, 3))
+
+
+def test_an_index_drawn_twice_is_augmented_in_two_ways():
+    dataset = Draws()
+    (_, *first), (_, *second) = SeededFetch(dataset, 0, 0)([3, 3])
+    assert first != second and SeededFetch(dataset, 0, 0)([3, 4])[0][1:] != tuple(first)
