@@ -4,7 +4,8 @@ _base_ = ['mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(
     imports=[
         'groupmamba_mm', 'groupmamba_mm.heads', 'groupmamba_mm.distillation',
-        'groupmamba_mm.datasets.loading', 'groupmamba_mm.engine'
+        'groupmamba_mm.datasets.loading', 'groupmamba_mm.datasets.classification',
+        'groupmamba_mm.engine'
     ])
 
 default_hooks = dict(

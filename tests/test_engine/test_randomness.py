@@ -41,12 +41,11 @@ def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
     cfg = Config({key: value for part in parts for key, value in part.items()})
     for split in ('train', 'val'):
         loader = cfg[f'{split}_dataloader']
-        loader.update(batch_size=4, num_workers=workers, persistent_workers=workers > 0,
-                      collate_fn=dict(type='default_collate'))
+        loader.update(batch_size=4, num_workers=workers, persistent_workers=workers > 0)
         del loader.dataset['split']
         loader.dataset.update(type='CustomDataset', data_root=str(images), data_prefix=split)
     for step in (*cfg.train_dataloader.dataset.pipeline, *cfg.val_dataloader.dataset.pipeline):
-        if step.type in ('RandomResizedCrop', 'ResizeEdge'):
+        if step.type in ('AntialiasedRandomResizedCrop', 'AntialiasedResizeEdge'):
             step.scale = 32
         elif step.type == 'CenterCrop':
             step.crop_size = 32

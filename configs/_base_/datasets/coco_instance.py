@@ -16,5 +16,4 @@ train_pipeline = [
 # 8 GPUs make the batch of 16, Swin's
 train_dataloader = dict(
     batch_size=2,
-    persistent_workers=True,
     dataset=dict(pipeline=train_pipeline))
