@@ -168,7 +168,7 @@ RECIPE = {
     'test.CenterCrop.crop_size': 224,
     'sync_bn': None,
     # not the released script's: fp16 with a scaler there
-    'optim_wrapper.type': 'AmpOptimWrapper',
+    'optim_wrapper.type': 'SyncFreeAmpOptimWrapper',
     'optim_wrapper.dtype': 'bfloat16',
     'optim_wrapper.loss_scale': dict(enabled=False),
 }

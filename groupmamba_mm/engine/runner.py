@@ -11,9 +11,9 @@ from typing import Callable, Dict, Optional, Union
 import torch
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
-from mmengine.logging import MMLogger
-from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
-                            revert_sync_batchnorm)
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
@@ -27,6 +27,8 @@ from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, loa
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 from groupmamba_mm.errors import ConfigError, LaunchError
 from .loops import AMP_ARGUMENTS
+from .message_hub import DeferredMessageHub
+from .optim import PLAIN_WRAPPERS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
@@ -48,6 +50,8 @@ class CheckedRunner(Runner):
     - More processes than GPUs on a machine are refused before they wait for each other.
     - Without a GPU, a config with mixed precision trains in fp32 and says so.
     - What the package itself logs, such as the choice of the scan's backend, is in the run's log.
+    - The host does not wait for the GPU in a step of training: see :class:`DeferredMessageHub`,
+      :class:`.RunAheadHook`, which is a default hook, and the optimizer's wrappers.
     """
     _min_matched_share = 1.0
     _resuming = False
@@ -203,8 +207,31 @@ class CheckedRunner(Runner):
         package_logger.setLevel(logging.INFO)
         return logger
 
+    def build_message_hub(self, message_hub: Optional[Dict] = None) -> MessageHub:
+        """Build what logged values are written to, see :class:`DeferredMessageHub`.
+
+        Args:
+            message_hub (dict, optional): Its arguments.
+
+        Returns:
+            MessageHub: The hub.
+        """
+        return DeferredMessageHub.get_instance(
+            **{'name': self._experiment_name, **(message_hub or {})})
+
+    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
+        """Register the default hooks, :class:`.RunAheadHook` as ``run_ahead`` among them.
+
+        Args:
+            hooks (dict, optional): See :meth:`mmengine.runner.Runner.register_default_hooks`.
+        """
+        hooks = {'run_ahead': dict(type='RunAheadHook'), **(hooks or {})}
+        if hooks['run_ahead'] is None:
+            del hooks['run_ahead']
+        super().register_default_hooks(hooks)
+
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, on CPUs without naming devices.
+        """Wrap the model for several processes in :class:`BucketViewDDP`, on CPUs too.
 
         Args:
             model_wrapper_cfg (dict, optional): Config of another wrapper.
@@ -213,6 +240,10 @@ class CheckedRunner(Runner):
         Returns:
             nn.Module: The model, wrapped if there are several processes.
         """
+        if self.distributed and not is_model_wrapper(model):
+            model_wrapper_cfg = dict(model_wrapper_cfg or dict(
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False)))
+            model_wrapper_cfg.setdefault('type', 'BucketViewDDP')
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
@@ -220,13 +251,7 @@ class CheckedRunner(Runner):
             self.logger.warning('SyncBatchNorm needs GPUs: every process uses the statistics of '
                                 'its own images (BatchNorm) on these CPUs.')
         model = revert_sync_batchnorm(model)
-        if model_wrapper_cfg is None:
-            return MMDistributedDataParallel(
-                module=model, broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
-        wrapper_cfg = dict(model_wrapper_cfg)
-        wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
-        return MODEL_WRAPPERS.build(wrapper_cfg, default_args=dict(module=model))
+        return MODEL_WRAPPERS.build(model_wrapper_cfg, default_args=dict(module=model))
 
     def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.
@@ -301,14 +326,14 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
         logger (logging.Logger): Told about the change.
 
     Returns:
-        dict: The same config if it is not ``AmpOptimWrapper``, else a copy in fp32.
+        dict: The same config if its type is not in mixed precision, else a copy in fp32.
     """
-    if optim_wrapper.get('type') != 'AmpOptimWrapper':
+    if optim_wrapper.get('type') not in PLAIN_WRAPPERS:
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")
     plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
-    return dict(plain, type='OptimWrapper')
+    return dict(plain, type=PLAIN_WRAPPERS[optim_wrapper['type']])
 
 
 def processes_on_this_machine(launcher: str) -> int:
