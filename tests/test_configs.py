@@ -168,7 +168,7 @@ RECIPE = {
     'test.CenterCrop.crop_size': 224,
     'sync_bn': None,
     # not the released script's: fp16 with a scaler there
-    'optim_wrapper.type': 'AmpOptimWrapper',
+    'optim_wrapper.type': 'SyncFreeAmpOptimWrapper',
     'optim_wrapper.dtype': 'bfloat16',
     'optim_wrapper.loss_scale': dict(enabled=False),
 }
@@ -178,6 +178,8 @@ DISTILLATION = {
     'model.head.alpha': 0.5,
     'model.teacher.type': 'TimmTeacher',
     'model.teacher.model_name': 'regnety_160.deit_in1k',  # RegNetY-16GF: paper
+    # not the released script's: fp32 there
+    'model.teacher.precision': 'bf16',
 }
 #: Names of the released model's parameters with the decay of the released rule: two or more
 #: dimensions, and a name that does not end in '.bias'.

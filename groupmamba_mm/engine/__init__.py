@@ -1,15 +1,20 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
+from .averaging import ForeachExponentialMovingAverage
 from .checkpointing import SafeCheckpointHook
+from .distributed import BucketViewDDP
 from .health import HealthHook
-from .hooks import DrawPredictionsHook
+from .hooks import DrawPredictionsHook, RunAheadHook
 from .loops import AmpTestLoop
-from .optim import MergedOptimWrapperConstructor
+from .message_hub import DeferredMessageHub
+from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
+                    SyncFreeOptimWrapper)
 from .run_control import RunControlHook
 from .runner import CheckedRunner
 from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
-    'AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook', 'HealthHook',
-    'MergedOptimWrapperConstructor', 'ResumableEpochLoop', 'ResumableIterLoop', 'RunControlHook',
-    'SafeCheckpointHook'
+    'AmpTestLoop', 'BucketViewDDP', 'CheckedRunner', 'DeferredMessageHub', 'DrawPredictionsHook',
+    'ForeachExponentialMovingAverage', 'HealthHook', 'MergedOptimWrapperConstructor',
+    'ResumableEpochLoop', 'ResumableIterLoop', 'RunAheadHook', 'RunControlHook',
+    'SafeCheckpointHook', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper'
 ]

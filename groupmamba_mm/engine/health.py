@@ -27,6 +27,8 @@ _LAST_ITERATION = 2**62
 # With fp16, a scale below this is one at which gradients overflow whatever it is.
 _LEAST_LOSS_SCALE = 2.0**-10
 _LOSS_SCALE_INTERVAL = 100
+# Steps whose flags are on their way to the host at most.
+_SLOTS = 64
 
 
 class NonFiniteError(UserError, ArithmeticError):
@@ -81,7 +83,7 @@ class HealthHook(Hook):
         self._clear()
 
     def _clear(self) -> None:
-        self._pending: Deque[Tuple[int, Tensor, Optional[torch.cuda.Event]]] = deque()
+        self._pending: Deque[Tuple[int, int, Optional[torch.cuda.Event]]] = deque()
         self._failed: Optional[int] = None
         self._tripped: Optional[Tensor] = None
         self._bad_gradient: Optional[Tensor] = None
@@ -93,6 +95,9 @@ class HealthHook(Hook):
             runner (Runner): The runner.
         """
         self._runner = runner
+        # read as an array: the copy is there once its event is
+        self._host = torch.zeros(_SLOTS, dtype=torch.bool, pin_memory=torch.cuda.is_available())
+        self._host_view = self._host.numpy()
         self._buffers: List[Tensor] = []
         if self.policy == 'skip':
             self._buffers = [buffer for buffer in runner.model.buffers()
@@ -146,11 +151,11 @@ class HealthHook(Hook):
         if self.policy != 'skip' and self._tripped is not None:
             bad = bad | self._tripped  # the weights stay as they were at the first such step
         self._tripped = bad
-        if device.type == 'cuda' and optimizer.defaults.get('fused'):
+        if all(group.get('fused') for group in optimizer.param_groups):
             optimizer.found_inf = bad.float()  # the kernel then changes nothing
             for buffer, saved in zip(self._buffers, self._saved_buffers):
                 buffer.copy_(torch.where(bad, saved, buffer))
-        elif bad:
+        elif bad:  # the host waits
             _drop_gradients(parameters)
             for buffer, saved in zip(self._buffers, self._saved_buffers):
                 buffer.copy_(saved)
@@ -180,13 +185,16 @@ class HealthHook(Hook):
         if not flags:
             return
         device = flags[0].device
-        flag = torch.stack([one.to(device) for one in flags]).any()
+        slot = runner.iter % len(self._host_view)
+        if len(self._pending) == len(self._host_view):
+            self.failure_code(wait=True)
+        self._host[slot].copy_(torch.stack([one.to(device) for one in flags]).any(),
+                               non_blocking=True)
         event = None
         if device.type == 'cuda':
-            flag = _to_host(flag)
             event = torch.cuda.Event()
             event.record()
-        self._pending.append((runner.iter, flag, event))
+        self._pending.append((runner.iter, slot, event))
 
     def failure_code(self, wait: bool = False) -> int:
         """Say whether a step was found that was not finite.
@@ -198,14 +206,14 @@ class HealthHook(Hook):
             int: 0, or a number that is the larger the earlier the step was.
         """
         while self._pending and self._failed is None:
-            iteration, flag, event = self._pending[0]
+            iteration, slot, event = self._pending[0]
             if event is not None:
                 if wait:
                     event.synchronize()
                 elif not event.query():
                     break
             self._pending.popleft()
-            if flag:
+            if self._host_view[slot]:
                 self._failed = iteration
         return 0 if self._failed is None else _LAST_ITERATION - self._failed
 
@@ -282,11 +290,6 @@ class HealthHook(Hook):
 def _drop_gradients(parameters: List[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None  # torch's optimizers pass over such parameters
-
-
-def _to_host(flag: Tensor) -> Tensor:
-    host = torch.empty((), dtype=torch.bool, pin_memory=True)
-    return host.copy_(flag, non_blocking=True)
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -12,9 +12,8 @@ import torch
 from mmengine.device import get_device
 from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
-from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
-                            revert_sync_batchnorm)
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
@@ -30,10 +29,12 @@ from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
 from groupmamba_mm.errors import ConfigError, LaunchError
 from .checkpointing import SafeCheckpointHook
 from .loops import AMP_ARGUMENTS
+from .message_hub import DeferredMessageHub
+from .optim import PLAIN_WRAPPERS
 from .provenance import describe_version
-from .run_control import RunControlHook
 from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
                        warn_of_kept_schedule)
+from .run_control import RunControlHook
 from .train_loops import RESUMABLE_LOOPS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
@@ -56,6 +57,8 @@ class CheckedRunner(Runner):
     - More processes than GPUs on a machine are refused before they wait for each other.
     - Without a GPU, a config with mixed precision trains in fp32 and says so.
     - What the package itself logs, such as the choice of the scan's backend, is in the run's log.
+    - The host does not wait for the GPU in a step of training: see :class:`DeferredMessageHub`,
+      :class:`.RunAheadHook`, which is a default hook, and the optimizer's wrappers.
     """
     _min_matched_share = 1.0
     _resuming = False
@@ -254,20 +257,6 @@ class CheckedRunner(Runner):
             loop['type'] = RESUMABLE_LOOPS.get(_name_of_type(loop['type']), loop['type'])
         return super().build_train_loop(loop)
 
-    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
-        """Register the default hooks, with :class:`SafeCheckpointHook` for mmengine's own.
-
-        Args:
-            hooks (dict, optional): See :meth:`mmengine.runner.Runner.register_default_hooks`.
-        """
-        hooks = dict(hooks or {})
-        checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(checkpoint, dict) and _name_of_type(checkpoint['type']) == 'CheckpointHook':
-            hooks['checkpoint'] = dict(checkpoint, type='SafeCheckpointHook')
-        if not isinstance(hooks.get('health'), Hook):
-            hooks['health'] = dict(dict(type='HealthHook'), **hooks.get('health') or {})
-        super().register_default_hooks(hooks)
-
     def setup_env(self, env_cfg: Dict) -> None:
         """Set the process up, joining the others through gloo where there is no GPU.
 
@@ -301,8 +290,39 @@ class CheckedRunner(Runner):
         logger.info(f'groupmamba_mm {describe_version()}')
         return logger
 
+    def build_message_hub(self, message_hub: Optional[Dict] = None) -> MessageHub:
+        """Build what logged values are written to, see :class:`DeferredMessageHub`.
+
+        Args:
+            message_hub (dict, optional): Its arguments.
+
+        Returns:
+            MessageHub: The hub.
+        """
+        return DeferredMessageHub.get_instance(
+            **{'name': self._experiment_name, **(message_hub or {})})
+
+    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
+        """Register the default hooks.
+
+        :class:`.RunAheadHook` as ``run_ahead`` and :class:`.HealthHook` as ``health`` are among
+        them, and :class:`.SafeCheckpointHook` stands for mmengine's own.
+
+        Args:
+            hooks (dict, optional): See :meth:`mmengine.runner.Runner.register_default_hooks`.
+        """
+        hooks = {'run_ahead': dict(type='RunAheadHook'), **(hooks or {})}
+        if hooks['run_ahead'] is None:
+            del hooks['run_ahead']
+        checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+        if isinstance(checkpoint, dict) and _name_of_type(checkpoint['type']) == 'CheckpointHook':
+            hooks['checkpoint'] = dict(checkpoint, type='SafeCheckpointHook')
+        if not isinstance(hooks.get('health'), Hook):
+            hooks['health'] = dict(dict(type='HealthHook'), **hooks.get('health') or {})
+        super().register_default_hooks(hooks)
+
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, on CPUs without naming devices.
+        """Wrap the model for several processes in :class:`BucketViewDDP`, on CPUs too.
 
         Args:
             model_wrapper_cfg (dict, optional): Config of another wrapper.
@@ -311,6 +331,10 @@ class CheckedRunner(Runner):
         Returns:
             nn.Module: The model, wrapped if there are several processes.
         """
+        if self.distributed and not is_model_wrapper(model):
+            model_wrapper_cfg = dict(model_wrapper_cfg or dict(
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False)))
+            model_wrapper_cfg.setdefault('type', 'BucketViewDDP')
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
@@ -318,13 +342,7 @@ class CheckedRunner(Runner):
             self.logger.warning('SyncBatchNorm needs GPUs: every process uses the statistics of '
                                 'its own images (BatchNorm) on these CPUs.')
         model = revert_sync_batchnorm(model)
-        if model_wrapper_cfg is None:
-            return MMDistributedDataParallel(
-                module=model, broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
-        wrapper_cfg = dict(model_wrapper_cfg)
-        wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
-        return MODEL_WRAPPERS.build(wrapper_cfg, default_args=dict(module=model))
+        return MODEL_WRAPPERS.build(model_wrapper_cfg, default_args=dict(module=model))
 
     def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.
@@ -399,14 +417,14 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
         logger (logging.Logger): Told about the change.
 
     Returns:
-        dict: The same config if it is not ``AmpOptimWrapper``, else a copy in fp32.
+        dict: The same config if its type is not in mixed precision, else a copy in fp32.
     """
-    if optim_wrapper.get('type') != 'AmpOptimWrapper':
+    if optim_wrapper.get('type') not in PLAIN_WRAPPERS:
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")
     plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
-    return dict(plain, type='OptimWrapper')
+    return dict(plain, type=PLAIN_WRAPPERS[optim_wrapper['type']])
 
 
 def processes_on_this_machine(launcher: str) -> int:

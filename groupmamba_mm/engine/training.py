@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 
 from groupmamba_mm.errors import ConfigError
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
+from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -35,13 +36,12 @@ def set_common_options(cfg: Config, config_path: str, work_dir: Optional[str],
 
 def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
     """Fill in what a loader's config leaves open; what it says stands."""
+    # without it, the host waits for each copy to the GPU
+    loader.setdefault('pin_memory', torch.cuda.is_available())
     if scope == 'mmpretrain':
         # Its models take stacked images, mmengine's own default is a list of them.
         loader.setdefault('collate_fn', dict(type='default_collate'))
-        loader.setdefault('pin_memory', torch.cuda.is_available())
         loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
-    elif not torch.cuda.is_available():
-        loader.setdefault('pin_memory', False)
     if loader.get('num_workers', 0) == 0 and loader.get('persistent_workers'):
         # torch refuses the pair, and --cfg-options train_dataloader.num_workers=0 makes it.
         loader.persistent_workers = False
@@ -94,15 +94,16 @@ def apply_train_options(cfg: Config,
 def _set_amp(cfg: Config, amp: str) -> None:
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    plain = PLAIN_WRAPPERS.get(kind, kind)
+    if plain not in AMP_WRAPPERS:
         raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
-                          'counterpart; use OptimWrapper or leave --amp away')
+                          f'counterpart; use one of {", ".join(AMP_WRAPPERS)}, or leave --amp away')
     if amp == 'off':
         for key in AMP_ARGUMENTS:
             wrapper.pop(key, None)
-        wrapper.type = 'OptimWrapper'
+        wrapper.type = plain
         return
-    wrapper.type = 'AmpOptimWrapper'
+    wrapper.type = AMP_WRAPPERS[plain]
     wrapper.dtype = AMP_DTYPES[amp]
     # bf16 has the range of fp32, so its gradients need no scaling.
     wrapper.loss_scale = dict(enabled=False) if amp == 'bf16' else 'dynamic'

@@ -119,9 +119,11 @@ def test_a_learning_rate_that_is_too_high_ends_the_training(tmp_path):
                    for name, value in load_checkpoint_file(file)['state_dict'].items())
 
 
+@pytest.mark.parametrize('fused', [False, True])  # fused: the kernel leaves the update out
 @pytest.mark.parametrize('where', ['output', 'gradient'])
-def test_a_step_can_be_skipped(tmp_path, where):
-    runner = breaking(tmp_path, (2, ), where, policy='skip', epochs=2)
+def test_a_step_can_be_skipped(tmp_path, where, fused):
+    runner = breaking(tmp_path, (2, ), where, policy='skip', epochs=2, optim_wrapper=dict(
+        optimizer=dict(type='AdamW', lr=0.1, fused=fused)))
     before = {}
     original = HealthHook.before_train_iter
 

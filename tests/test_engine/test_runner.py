@@ -132,13 +132,14 @@ def test_a_model_for_test_time_augmentation_is_filled(trained, tmp_path):
     assert torch.equal(runner.model.module.head.weight, saved['head.weight'])
 
 
-def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'SyncFreeOptimWrapper'])
+def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(runner_module, 'get_device', lambda: 'cpu')
     runner = build(tmp_path, optim_wrapper=dict(
-        type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False),
+        type=kind.replace('Optim', 'AmpOptim'), dtype='bfloat16', loss_scale=dict(enabled=False),
         clip_grad=dict(max_norm=1), optimizer=dict(type='AdamW', lr=0.1)))
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    assert type(wrapper).__name__ == 'OptimWrapper' and wrapper.clip_grad_kwargs
+    assert type(wrapper).__name__ == kind and wrapper.clip_grad_kwargs
     assert log_of(runner).count('No GPU: training in fp32') == 1
 
 
