@@ -83,13 +83,14 @@ class EpochMetric(BaseMetric):
 
 
 def build(work_dir, model=None, epochs=1, ema=None, val=False, scheduler=None, checkpoint=None,
-          batch_size=4, stop_after=None, health=None, dataset=None, workers=0, **options):
+          batch_size=4, stop_after=None, health=None, dataset=None, workers=0,
+          metric='EpochMetric', val_dataset=None, **options):
     loader = dict(batch_size=batch_size, num_workers=workers, dataset=dataset or Points(),
                   persistent_workers=workers > 0,
                   sampler=dict(type='DefaultSampler', shuffle=dataset is not None))
     if val:
-        options.update(val_dataloader=loader, val_cfg=dict(),
-                       val_evaluator=dict(type='EpochMetric'))
+        options.update(val_dataloader=dict(loader, dataset=val_dataset or loader['dataset']),
+                       val_cfg=dict(), val_evaluator=dict(type=metric))
         checkpoint = dict(dict(save_best='value', rule='greater'), **(checkpoint or {}))
     options['default_hooks'] = dict(
         checkpoint=dict(dict(type='CheckpointHook', interval=1), **(checkpoint or {})),

@@ -5,24 +5,39 @@ import sys
 import time
 
 import torch
-from mmengine.registry import MODELS
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import METRICS, MODELS
 
 from groupmamba_mm.engine.cli import run_command
 from tests.small_training import Points, SmallModel, build
 
 
 class NoisyPoints(Points):
-    """Points that move at random, and that take a moment to load."""
+    """Points that may move at random, and that take a moment to load."""
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, seconds, noise):
+        self.seconds, self.noise = seconds, noise
 
     def __len__(self):
         return 24
 
     def __getitem__(self, index):
         time.sleep(self.seconds)
-        return dict(inputs=torch.tensor([index / 24 + 0.1 * random.random(), torch.rand(1).item()]))
+        if not self.noise:
+            return dict(inputs=torch.tensor([index / 24, 1.]))
+        return dict(inputs=torch.tensor([index / 24 + self.noise * random.random(), torch.rand(1).item()]))
+
+
+@METRICS.register_module()
+class MeanMetric(BaseMetric):
+    """The mean of what the model predicts."""
+    default_prefix = None
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample['output'].mean().item() for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(value=sum(results) / len(results))
 
 
 @MODELS.register_module()
@@ -48,17 +63,18 @@ class Break(torch.nn.Module):
         return x
 
 
-def main():
-    work_dir, *options = sys.argv[1:]
+def train(work_dir, *options):
+    """Train with options such as ``seconds=0.1``."""
     options = dict(option.split('=') for option in options)
-    nan = options.get('nan')
+    nan, seconds = options.get('nan'), float(options.get('seconds', 0.005))
     launcher = 'pytorch' if 'RANK' in os.environ else 'none'
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     minutes = options.get('minutes')
     runner = build(
         work_dir, epochs=int(options.get('epochs', 4)), ema='EMAHook', val=True,
         model=dict(type='NoisyModel', nan=nan and [int(number) for number in nan.split(',')]),
-        dataset=NoisyPoints(float(options.get('seconds', 0.005))), workers=1, batch_size=2,
+        dataset=NoisyPoints(seconds, noise=0.1), val_dataset=NoisyPoints(seconds, noise=0),
+        metric='MeanMetric', workers=1, batch_size=2,
         scheduler=dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4,
                        convert_to_iter_based=True),
         checkpoint=dict(minutes=minutes and float(minutes), max_keep_ckpts=2),
@@ -67,5 +83,10 @@ def main():
     runner.train()
 
 
+def main(arguments):
+    """Train as the commands do."""
+    run_command(lambda: train(*arguments))
+
+
 if __name__ == '__main__':
-    run_command(main)
+    main(sys.argv[1:])
