@@ -61,7 +61,7 @@ class Launch:
         """Wait until a process has written a text."""
         end = time.monotonic() + timeout
         while text not in self.log(rank):
-            assert time.monotonic() < end and self.alive(), (text, self.log(0), self.log(1))
+            assert time.monotonic() < end and self.alive(), f'no {text}: {self.log(rank)[-2000:]}'
             time.sleep(0.01)
 
     def alive(self):
@@ -75,11 +75,12 @@ class Launch:
             process.join(max(0.1, end - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
         self.kill()
-        assert None not in codes, f'still running: {codes}\n{self.log(0)}\n{self.log(1)}'
+        assert None not in codes, f'still running: {codes}; {self.log(0)[-2000:]}'
         return codes
 
-    def kill(self, ranks=(0, 1), number=signal.SIGKILL):
+    def kill(self, ranks=None, number=signal.SIGKILL):
         """Send processes a signal, by default the one that ends them at once."""
+        ranks = range(len(self.processes)) if ranks is None else ranks
         for rank in ranks:
             if self.processes[rank].is_alive():
                 os.kill(self.processes[rank].pid, number)

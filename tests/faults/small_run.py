@@ -3,6 +3,7 @@ import os
 import random
 import sys
 import time
+from pathlib import Path
 
 import torch
 from mmengine.evaluator import BaseMetric
@@ -49,6 +50,19 @@ class NoisyModel(SmallModel):
         self.head = torch.nn.Sequential(torch.nn.Dropout(0.2), self.head, Break(nan))
 
 
+@MODELS.register_module()
+class ExactModel(NoisyModel):
+    """In fp64, with a norm that counts no images and without dropout."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm, self.head = torch.nn.LayerNorm(20), self.head[1]
+        self.double()
+
+    def forward(self, inputs, mode='tensor'):
+        return super().forward([one.double() for one in inputs], mode)
+
+
 class Break(torch.nn.Module):
 
     def __init__(self, nan):
@@ -67,17 +81,25 @@ def train(work_dir, *options):
     """Train with options such as ``seconds=0.1``."""
     options = dict(option.split('=') for option in options)
     nan, seconds = options.get('nan'), float(options.get('seconds', 0.005))
+    if 'machines' in options:
+        os.environ['GROUP_RANK'] = os.environ['RANK']
+    if 'pids' in options:
+        Path(work_dir, f'pid_{os.environ["RANK"]}').write_text(str(os.getpid()))
     launcher = 'pytorch' if 'RANK' in os.environ else 'none'
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
-    minutes = options.get('minutes')
+    minutes, exact = options.get('minutes'), 'exact' in options
     runner = build(
         work_dir, epochs=int(options.get('epochs', 4)), ema='EMAHook', val=True,
-        model=dict(type='NoisyModel', nan=nan and [int(number) for number in nan.split(',')]),
-        dataset=NoisyPoints(seconds, noise=0.1), val_dataset=NoisyPoints(seconds, noise=0),
-        metric='MeanMetric', workers=1, batch_size=2,
+        model=dict(type='ExactModel' if exact else 'NoisyModel',
+                   nan=nan and [int(number) for number in nan.split(',')]),
+        dataset=NoisyPoints(seconds, noise=0 if exact else 0.1), val_dataset=NoisyPoints(seconds, noise=0),
+        metric='MeanMetric', workers=1,
+        batch_size=int(options.get('batch', 2)),
         scheduler=dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4,
                        convert_to_iter_based=True),
         checkpoint=dict(minutes=minutes and float(minutes), max_keep_ckpts=2),
+        # Adam's first steps divide rounding errors by themselves
+        optim_wrapper=dict(optimizer=dict(type='SGD' if exact else 'AdamW', lr=0.1)),
         health=dict(policy=options.get('policy', 'stop')),
         resume=options.get('resume') == '1' or restarted, launcher=launcher)
     runner.train()
