@@ -1,4 +1,5 @@
 """The command line of training, put into a config."""
+import os
 import os.path as osp
 from typing import Optional
 
@@ -72,6 +73,8 @@ def apply_train_options(cfg: Config,
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
         raise ConfigError(f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
                           'it cannot be trained; take a config of configs/')
+    if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+        resume = 'auto'  # torchrun has started all processes again, as one of them died
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
