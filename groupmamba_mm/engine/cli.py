@@ -18,6 +18,7 @@ from mmengine.registry import Registry
 from groupmamba_mm.errors import UserError
 from .config_checks import close_to
 from .run_control import EXIT_STOPPED, RunStopped
+from .run_log import quiet_debug_prints
 
 # A worker's error reaches the main process as text that ends with 'package.Class: message'.
 _WORKER_MARK = 'Original Traceback (most recent call last)'
@@ -62,6 +63,7 @@ def run_command(main: Callable[[], None]) -> None:
         main (Callable): The command. A :class:`UserError` is shown without its traceback, another
             exception with it.
     """
+    quiet_debug_prints()
     try:
         main()
         _leave_together()

@@ -35,6 +35,8 @@ from .provenance import describe_version
 from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
                        warn_of_kept_schedule)
 from .run_control import RunControlHook
+from .run_log import (ActionableFilter, keep_init_info_out, log_optimizer, log_run,
+                      names_of_hooks)
 from .train_loops import RESUMABLE_LOOPS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
@@ -287,8 +289,26 @@ class CheckedRunner(Runner):
         package_logger = logging.getLogger('groupmamba_mm')
         package_logger.handlers[:] = logger.handlers
         package_logger.setLevel(logging.INFO)
-        logger.info(f'groupmamba_mm {describe_version()}')
+        for handler in logger.handlers:
+            handler.addFilter(ActionableFilter())
         return logger
+
+    def _log_env(self, env_cfg: Dict) -> None:
+        log_run(self, env_cfg)
+
+    def get_hooks_info(self) -> str:
+        """List the hooks, see :meth:`mmengine.runner.Runner.get_hooks_info`.
+
+        Returns:
+            str: Their names in the order in which they are called.
+        """
+        return names_of_hooks(self.hooks)
+
+    def _init_model_weights(self) -> None:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        keep_init_info_out(model, self.log_dir)
+        super()._init_model_weights()
+        vars(model).pop('_dump_init_info', None)
 
     def build_message_hub(self, message_hub: Optional[Dict] = None) -> MessageHub:
         """Build what logged values are written to, see :class:`DeferredMessageHub`.
@@ -358,11 +378,14 @@ class CheckedRunner(Runner):
             ConfigError: If gradients are to be added up over steps of a backbone that is compiled
                 to CUDA graphs: each replay writes its gradients over those of the one before.
         """
-        if isinstance(optim_wrapper, dict):
-            require_gradients_that_last(self.model, optim_wrapper)
-        if get_device() == 'cpu' and isinstance(optim_wrapper, dict):
+        if not isinstance(optim_wrapper, dict):
+            return super().build_optim_wrapper(optim_wrapper)
+        require_gradients_that_last(self.model, optim_wrapper)
+        if get_device() == 'cpu':
             optim_wrapper = without_amp(optim_wrapper, self.logger)
-        return super().build_optim_wrapper(optim_wrapper)
+        built = super().build_optim_wrapper(optim_wrapper)
+        log_optimizer(built, self.logger)
+        return built
 
 
 def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:

@@ -1,7 +1,7 @@
 """The command line of training, put into a config."""
 import os
 import os.path as osp
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from groupmamba_mm.errors import ConfigError
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
 from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
+from .tracking import track_with
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -53,7 +54,8 @@ def apply_train_options(cfg: Config,
                         amp: Optional[str] = None,
                         auto_scale_lr: bool = False,
                         no_validate: bool = False,
-                        checkpoint_minutes: Optional[float] = None) -> None:
+                        checkpoint_minutes: Optional[float] = None,
+                        track: Sequence[str] = ()) -> None:
     """Set what training alone has.
 
     Args:
@@ -66,6 +68,7 @@ def apply_train_options(cfg: Config,
         no_validate (bool): Whether to leave validation out.
         checkpoint_minutes (float, optional): Save also whenever so many minutes have passed.
             Defaults to None, the config's own times.
+        track (Sequence[str]): Experiment trackers, see :func:`.tracking.track_with`.
 
     Raises:
         ConfigError: If the config cannot do what was asked for.
@@ -90,6 +93,8 @@ def apply_train_options(cfg: Config,
         if checkpoint_minutes <= 0:
             raise ConfigError(f'--checkpoint-minutes must be above 0, got {checkpoint_minutes}')
         cfg.merge_from_dict({'default_hooks.checkpoint.minutes': checkpoint_minutes})
+    if track:
+        track_with(cfg, track)
     if no_validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
 

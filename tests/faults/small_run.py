@@ -1,6 +1,7 @@
 """A training of a few seconds, for a launcher: ``small_run.py WORK_DIR [KEY=VALUE ...]``."""
 import os
 import random
+import resource
 import sys
 import time
 from pathlib import Path
@@ -83,6 +84,8 @@ def train(work_dir, *options):
     nan, seconds = options.get('nan'), float(options.get('seconds', 0.005))
     if 'machines' in options:
         os.environ['GROUP_RANK'] = os.environ['RANK']
+    if 'file_limit' in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(options['file_limit']), resource.RLIM_INFINITY))
     if 'pids' in options:
         Path(work_dir, f'pid_{os.environ["RANK"]}').write_text(str(os.getpid()))
     launcher = 'pytorch' if 'RANK' in os.environ else 'none'

@@ -1,5 +1,6 @@
 """The runner: what it loads, refuses and resumes, and how it runs without GPUs."""
 import errno
+import importlib.util
 import logging
 import math
 import os
@@ -7,16 +8,19 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import mmengine.logging
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import RUNNERS
+from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
 from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
                                          require_enough_gpus, without_amp)
+from groupmamba_mm.engine.run_log import quiet_debug_prints
+from groupmamba_mm.engine.tracking import TRACKERS, track_with
 from groupmamba_mm.errors import ConfigError, LaunchError
 from groupmamba_mm.version import __version__
 from tests.small_training import EpochMetric, Interrupted, SmallTTA, build, log_of
@@ -431,3 +435,47 @@ def test_the_version_is_in_log_and_checkpoint(tmp_path):
     meta = load_checkpoint_file(tmp_path / 'epoch_1.pth')['meta']
     assert meta['groupmamba_mm_version'].startswith(f'{__version__} (commit ')
     assert f'groupmamba_mm {meta["groupmamba_mm_version"]}' in log_of(runner)
+
+
+def test_a_log_is_for_people(tmp_path):
+    runner = grouped(tmp_path, merged=False, val=True)
+    runner.train()
+    before, progress, _ = log_of(runner).partition('Epoch(train)')
+    assert progress and len(before.splitlines()) < 20
+    for noise in ('the same before and after', 'deprecated', 'metainfo', 'paramwise_options',
+                  'The prefix is not set'):
+        assert noise not in log_of(runner)
+    assert 'AdamW: 2 tensors with lr 0.01, weight decay 0.05; ' in before
+    # it is all there, beside the log
+    files = {file.name: file.read_text() for file in Path(runner.log_dir).glob('*.*')}
+    assert 'norm.weight (20,): ' in files['initialization.txt']
+    assert len(files['initialization.txt'].splitlines()) == 6
+    assert 'PyTorch: ' in files['environment.txt']
+
+
+def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
+    monkeypatch.setattr(mmengine.logging, 'print_log', mmengine.logging.print_log)
+    quiet_debug_prints()
+    mmengine.logging.print_log('Could not import OneDL', level=logging.DEBUG)
+    mmengine.logging.print_log('a word', level=logging.INFO)
+    assert capsys.readouterr().out == 'a word\n'
+
+
+@pytest.mark.parametrize('scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'),
+                                           ('mmseg', 'draw')])
+def test_trackers_are_one_option(monkeypatch, scope, switch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'wandb' else name)
+    cfg = Config(dict(default_scope=scope, visualizer=dict(
+        type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])))
+    track_with(cfg, ['tensorboard', 'mlflow'])
+    track_with(cfg, ['tensorboard'])
+    assert [backend.type for backend in cfg.visualizer.vis_backends] == [
+        'LocalVisBackend', 'TensorboardVisBackend', 'MLflowVisBackend']
+    assert cfg.default_hooks.visualization[switch] is True
+    assert all(backend in VISBACKENDS for backend in TRACKERS.values())
+    with pytest.raises(ConfigError, match='--track wandb: .* pip install wandb'):
+        track_with(cfg, ['wandb'])
+    bare = Config(dict(default_scope=scope))
+    track_with(bare, ['mlflow'])
+    assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
+        f'{scope}.{bare.visualizer.type}')
