@@ -45,10 +45,11 @@ class StackedSamples:
         samples = []
         for label, metainfo in zip(self.labels.split(1), self.metainfo):
             sample = DataSample()
-            # set_metainfo would copy each value deeply
+            # set_metainfo would copy each value deeply, set_gt_label looks for its type
             for key, value in metainfo.items():
                 sample.set_field(value, key, field_type='metainfo')
-            samples.append(sample.set_gt_label(label))
+            sample.set_field(label, 'gt_label')
+            samples.append(sample)
         return samples
 
 

@@ -107,7 +107,8 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
             with torch.device(self.device):
                 inputs, scores = self.batch_augments(inputs, scores)
         for sample, score in zip(samples, scores.unbind()):
-            sample.set_gt_score(score)
+            sample.set_field(score, 'gt_score')
+            sample.set_field(num_classes, 'num_classes', field_type='metainfo')
         return inputs, samples
 
 
