@@ -65,10 +65,9 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
         if samples is None:
             return dict(inputs=inputs, data_samples=None)
         if not isinstance(samples, StackedSamples):
-            samples = StackedSamples(
-                torch.cat([sample.gt_label for sample in samples]),
-                [dict(sample.metainfo_items()) for sample in samples])
-        return dict(zip(('inputs', 'data_samples'), self._label(inputs, samples, training)))
+            samples = StackedSamples.stack(samples)
+        inputs, samples = self._label(inputs, samples, training)
+        return dict(inputs=inputs, data_samples=samples)
 
     def _prepare(self, inputs: Tensor, training: bool) -> Tensor:
         """Augment, normalise and pad."""
