@@ -1,6 +1,7 @@
 """Exact resuming, with everything in a training that draws random numbers."""
 import os
 import random
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from torch.utils.data import DataLoader
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
-from groupmamba_mm.engine.randomness import SeededFetch
+from groupmamba_mm.engine.randomness import EpochSeedHook, SeededFetch
 from tests.conftest import REPO, SMALL
 
 BASES = REPO / 'configs' / '_base_'
@@ -112,6 +113,17 @@ def test_the_hook_is_what_makes_it_exact(images, tmp_path, one_thread):
     resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'),
                     workers=0, **without)
     assert differing(whole, resumed)
+
+
+def test_an_iteration_draws_the_same_wherever_a_run_starts():
+    def drawn(iteration, seed=3):
+        scramble()
+        EpochSeedHook().before_train_iter(SimpleNamespace(seed=seed, iter=iteration), 0)
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    assert drawn(7) == drawn(7)
+    draws = [drawn(7), drawn(8), drawn(7, seed=4)]
+    assert all(len({draw[kind] for draw in draws}) == 3 for kind in range(3))
 
 
 class Draws:
