@@ -12,6 +12,7 @@ from timm.data import auto_augment as timm_ops
 from groupmamba_mm.datasets.classification import (BatchRandAugment, BatchRandomErasing,
                                                    BatchRandomFlip)
 from groupmamba_mm.datasets.classification import batch_augment
+from groupmamba_mm.datasets.classification.batch_ops import look_up
 from groupmamba_mm.datasets.classification.operations import OPERATIONS, Operation
 from groupmamba_mm.errors import ConfigError
 from tests.pictures import picture
@@ -54,7 +55,9 @@ def run(transform, images, value):
     values = np.full(len(images), value, dtype=np.float64)
     parameters = operation.parameters(transform, values, *images.shape[1:3])
     arguments = [torch.from_numpy(parameters.astype(np.float32))] if parameters.size else []
-    return to_images(operation.function(transform)(to_batch(images), *arguments))
+    batch = to_batch(images)
+    result = operation.function(transform)(batch, *arguments)
+    return to_images(look_up(batch, result) if operation.makes_tables else result)
 
 
 def make(kind, value, **options):

@@ -176,3 +176,33 @@ def test_probabilities_need_a_number_of_classes():
 
 def test_it_is_a_cls_data_preprocessor():
     assert isinstance(AugmentingClsDataPreprocessor(), ClsDataPreprocessor)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')
+def test_a_gpu_gives_the_cpus_batch_and_is_not_waited_for():
+    erase = dict(type='BatchRandomErasing', erase_prob=0.5, mode='const', fill_color=(1, 2, 3))
+    options = dict(num_classes=3, augments=[*AUGMENTS[:2], erase], **NORMALIZATION)
+    results = []
+    for device in ('cpu', 'cuda'):
+        preprocessor = AugmentingClsDataPreprocessor(**options).to(device)
+        batch = stack_samples([Images()[i % 6] for i in range(60)])
+        batch = dict(inputs=batch['inputs'].pin_memory(),
+                     data_samples=batch['data_samples'].pin_memory())
+        np.random.seed(0)
+        results.append(preprocessor(batch, True))
+    cpu, gpu = (result['inputs'] for result in results)
+    grey_levels = (gpu.cpu() - cpu).abs() * preprocessor.std.cpu()
+    assert (grey_levels < 1.1).float().mean() > 0.999 and grey_levels.mean() < 0.05
+
+    # with the noise and the mixing, whose numbers the device draws
+    options.update(augments=AUGMENTS, batch_augments=MIX)
+    preprocessor = AugmentingClsDataPreprocessor(**options).to('cuda')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(20):
+            result = preprocessor(dict(batch), True)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert torch.isfinite(result['inputs']).all()
+    assert all(sample.gt_score.is_cuda for sample in result['data_samples'])

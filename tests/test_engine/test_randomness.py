@@ -11,7 +11,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine import train_loops
-from groupmamba_mm.engine.randomness import SeededBatchSampler
+from groupmamba_mm.engine.randomness import SeededBatchSampler, seed_step
 from tests.conftest import REPO, SMALL
 from tests.small_training import Interrupted
 
@@ -55,7 +55,8 @@ def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
         'model.head.in_channels': arch['embed_dims'][-1], 'model.head.num_classes': 2,
         'data_preprocessor.num_classes': 2, 'val_evaluator.topk': (1, ),
         'train_cfg.max_epochs': epochs, 'randomness': dict(seed=seed), 'resume': resume is not None,
-        'load_from': None if resume == 'auto' else resume, 'work_dir': str(work_dir), 'custom_hooks.0.momentum': .2,
+        'load_from': None if resume == 'auto' else resume, 'work_dir': str(work_dir),
+        'custom_hooks.0.momentum': .2,
         'experiment_name': f'random{os.urandom(4).hex()}', 'log_level': 'WARNING', **changes})
     warmup, cosine = cfg.param_scheduler
     warmup.end, cosine.begin, cosine.end = 1, 1, 2
@@ -142,6 +143,17 @@ def test_the_seeds_are_what_makes_it_exact(images, tmp_path, one_thread, monkeyp
     resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'),
                     workers=1)
     assert differing(whole, resumed)
+
+
+def test_a_step_draws_the_same_wherever_a_run_starts():
+    def drawn_in(*source):
+        scramble()
+        seed_step(*source)
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    assert drawn_in(3, 7, 0) == drawn_in(3, 7, 0)
+    draws = [drawn_in(3, 7, 0), drawn_in(3, 8, 0), drawn_in(4, 7, 0), drawn_in(3, 7, 1)]
+    assert all(len({draw[kind] for draw in draws}) == 4 for kind in range(3))
 
 
 class Draws(torch.utils.data.Dataset):

@@ -53,7 +53,7 @@ test_pipeline = [
 
 train_dataloader = dict(
     batch_size=128,
-    num_workers=8,
+    num_workers=12,
     collate_fn=dict(type='stack_samples'),
     dataset=dict(
         type=dataset_type, data_root=data_root, split='train', pipeline=train_pipeline),
@@ -61,7 +61,7 @@ train_dataloader = dict(
 
 val_dataloader = dict(
     batch_size=128,
-    num_workers=8,
+    num_workers=12,
     collate_fn=dict(type='stack_samples'),
     dataset=dict(type=dataset_type, data_root=data_root, split='val', pipeline=test_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=False))

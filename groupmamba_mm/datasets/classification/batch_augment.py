@@ -16,6 +16,7 @@ from mmpretrain.datasets.transforms.auto_augment import BaseAugTransform
 from torch import Tensor
 
 from groupmamba_mm.errors import ConfigError
+from .batch_ops import look_up
 from .operations import OPERATIONS
 
 
@@ -154,33 +155,44 @@ class BatchRandAugment(RandAugment):
             operation = OPERATIONS[type(transform)]
             values = _draw_values(transform, operation.argument, len(index))
             parameters = operation.parameters(transform, values, height, width)
-            tasks.setdefault(operation.function(transform), []).append((index, parameters))
-        return [_Task(function, *(np.concatenate(parts) for parts in zip(*drawn)))
-                for function, drawn in tasks.items()]
+            kind = operation.makes_tables, operation.function(transform)
+            tasks.setdefault(kind, []).append((index, parameters))
+        return [_Task(*kind, *(np.concatenate(parts) for parts in zip(*drawn)))
+                for kind, drawn in tasks.items()]
 
     @staticmethod
     def _run(images: Tensor, tasks: List['_Task']) -> None:
         if not tasks:
             return
+        # those that make tables come first and share the look-up
+        tasks = sorted(tasks, key=lambda task: not task.makes_tables)
         # one copy to the device for all
-        indices = _to_device(np.concatenate([task.index for task in tasks]), images)
+        index = _to_device(np.concatenate([task.index for task in tasks]), images)
         parameters = _to_device(
             np.concatenate([task.parameters.ravel() for task in tasks]).astype(np.float32), images)
-        indices = indices.split([task.index.size for task in tasks])
-        parameters = parameters.split([task.parameters.size for task in tasks])
-        for task, index, values in zip(tasks, indices, parameters):
-            arguments = (values.view(task.parameters.shape), ) if values.numel() else ()
-            images.index_copy_(0, index, task.function(images[index], *arguments))
+        chosen = images[index]
+        results = [
+            task.function(part, *([values.view(task.parameters.shape)] if len(values) else []))
+            for task, part, values in zip(
+                tasks, chosen.split([len(task.index) for task in tasks]),
+                parameters.split([task.parameters.size for task in tasks]))]
+        num_tables = sum(task.makes_tables for task in tasks)
+        if num_tables:
+            tables = torch.cat(results[:num_tables])
+            results[:num_tables] = [look_up(chosen[:len(tables)], tables)]
+        images.index_copy_(0, index, torch.cat(results))
 
 
 class _Task(NamedTuple):
     """An operation and the images that it runs on.
 
     Attributes:
+        makes_tables: Whether the function makes tables, not images.
         function: One of :mod:`batch_ops`.
         index: Which images, (N, ).
         parameters: The function's second argument, (N, P); P is 0 if it has none.
     """
+    makes_tables: bool
     function: Callable[..., Tensor]
     index: np.ndarray
     parameters: np.ndarray

@@ -1,14 +1,15 @@
 """Operations on uint8 batches with parameters of each image's own, as mmcv's on single images.
 
-All take and return (N, 3, H, W) in the order red, green, blue. Parameters are tensors on the
-images' device, so that nothing waits for it. They need no gradient.
+Images are (N, 3, H, W) in the order red, green, blue. Parameters are tensors on the images' device,
+so that nothing waits for it. What changes a value by itself alone makes a table of the new values,
+for :func:`look_up`, which serves all images at once.
 """
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# OpenCV's weights of red, green and blue in grey, in 1 / 2^14
-_GREY_WEIGHTS = (4899, 9617, 1868)
+# Weights of red, green and blue in grey, OpenCV's and Pillow's
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def warp(images: Tensor, parameters: Tensor, interpolation: str) -> Tensor:
@@ -35,51 +36,60 @@ def warp(images: Tensor, parameters: Tensor, interpolation: str) -> Tensor:
     # grid_sample finds zeros outside, so the colour there is made zero
     warped = F.grid_sample(images - fill, grid, mode=interpolation, padding_mode='zeros',
                            align_corners=False)
-    return warped.add_(fill).round_().clamp_(0, 255).to(torch.uint8)
+    return _rounded(warped.add_(fill))
 
 
-def map_values(images: Tensor, tables: Tensor) -> Tensor:
+def look_up(images: Tensor, tables: Tensor) -> Tensor:
     """Look each value up in a table.
 
     Args:
         images (Tensor): (N, 3, H, W), uint8.
-        tables (Tensor): (N, 256) or of each channel (N, 3, 256), the new values from 0 to 255.
-            Fractions are cut off.
+        tables (Tensor): (N, 3, 256), uint8, the new values of each channel.
 
     Returns:
         Tensor: (N, 3, H, W), uint8.
     """
-    tables = tables.to(torch.uint8)
-    if tables.dim() == 2:
-        tables = tables[:, None].expand(-1, 3, -1)
     return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
-def auto_contrast(images: Tensor) -> Tensor:
+def given_tables(images: Tensor, tables: Tensor) -> Tensor:
+    """Tables that do not depend on the images.
+
+    Args:
+        images (Tensor): (N, 3, H, W), unused.
+        tables (Tensor): (N, 256), the new values; fractions are cut off.
+
+    Returns:
+        Tensor: (N, 3, 256), uint8.
+    """
+    return tables.to(torch.uint8)[:, None].expand(-1, 3, -1)
+
+
+def auto_contrast_tables(images: Tensor) -> Tensor:
     """Stretch each channel's values to 0 to 255, ``mmcv.auto_contrast``.
 
     Args:
         images (Tensor): (N, 3, H, W), uint8.
 
     Returns:
-        Tensor: (N, 3, H, W), uint8.
+        Tensor: (N, 3, 256), uint8.
     """
     low, high = (extreme.double()[..., None] for extreme in images.flatten(2).aminmax(dim=2))
     levels = torch.arange(256, device=images.device, dtype=torch.float64)
     # mmcv's order of operations and precision, as fractions are cut off
     scale = 255 / (high - low)
-    stretched = (levels * scale - low * scale).clamp(0, 255)
-    return map_values(images, torch.where(high > low, stretched, levels))
+    stretched = (levels * scale - low * scale).clamp_(0, 255)
+    return torch.where(high > low, stretched, levels).to(torch.uint8)
 
 
-def equalize(images: Tensor) -> Tensor:
+def equalize_tables(images: Tensor) -> Tensor:
     """Flatten each channel's histogram, ``mmcv.imequalize``.
 
     Args:
         images (Tensor): (N, 3, H, W), uint8.
 
     Returns:
-        Tensor: (N, 3, H, W), uint8.
+        Tensor: (N, 3, 256), uint8.
     """
     values = images.flatten(2).long()
     counts = values.new_zeros(*values.shape[:2], 256)
@@ -88,12 +98,12 @@ def equalize(images: Tensor) -> Tensor:
     # the pixels of the highest value do not count
     step = (values.shape[2] - counts.gather(2, highest)) // 255
     below = counts.cumsum(dim=2) - counts
-    spread = ((below + step // 2) // step.clamp(min=1)).clamp(max=255)
+    spread = ((below + step // 2) // step.clamp(min=1)).clamp_(max=255)
     levels = torch.arange(256, device=images.device)
-    return map_values(images, torch.where(step > 0, spread, levels))
+    return torch.where(step > 0, spread, levels).to(torch.uint8)
 
 
-def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
+def contrast_tables(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the mean grey of each image, ``mmcv.adjust_contrast``.
 
     Args:
@@ -101,11 +111,13 @@ def adjust_contrast(images: Tensor, factors: Tensor) -> Tensor:
         factors (Tensor): (N, 1), 1 leaves an image as it is.
 
     Returns:
-        Tensor: (N, 3, H, W), uint8.
+        Tensor: (N, 3, 256), uint8.
     """
-    mean = grey(images).flatten(1).float().mean(dim=1, keepdim=True).round()
+    # of the channels' means, not of each pixel's rounded grey, which differ by next to nothing
+    mean = grey(images.flatten(2).float().mean(dim=2, keepdim=True)).round_()  # (N, 1, 1)
     levels = torch.arange(256, device=images.device, dtype=torch.float32)
-    return map_values(images, (levels * factors + mean * (1 - factors)).clamp(0, 255))
+    blended = torch.lerp(mean, levels, factors[..., None])
+    return blended.clamp_(0, 255).to(torch.uint8).expand(-1, 3, -1)
 
 
 def adjust_color(images: Tensor, factors: Tensor) -> Tensor:
@@ -118,9 +130,8 @@ def adjust_color(images: Tensor, factors: Tensor) -> Tensor:
     Returns:
         Tensor: (N, 3, H, W), uint8.
     """
-    factors = factors[:, :, None, None]
-    blended = images * factors + grey(images)[:, None] * (1 - factors)
-    return blended.round_().clamp_(0, 255).to(torch.uint8)
+    values = images.float()
+    return _rounded(torch.lerp(grey(values).round_(), values, factors[..., None, None]))
 
 
 def adjust_sharpness(images: Tensor, factors: Tensor) -> Tensor:
@@ -135,21 +146,26 @@ def adjust_sharpness(images: Tensor, factors: Tensor) -> Tensor:
     """
     values = images.float()
     # the kernel is 5 in the middle and 1 around it, in 1/13: a box and four times the middle
-    box = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode='reflect'), 3, stride=1)
-    smooth = (box.mul_(9).add_(values, alpha=4)).div_(13).round_()
-    blended = torch.lerp(smooth, values, factors[:, :, None, None])
+    box = F.avg_pool2d(F.pad(values, (1, 1, 1, 1), mode='reflect'), 3, 1, divisor_override=1)
+    smooth = box.add_(values, alpha=4).div_(13).round_()
+    # as mmcv, which rounds the smoothed image and cuts off fractions of the blended one
+    blended = torch.lerp(smooth, values, factors[..., None, None])
     return blended.clamp_(0, 255).to(torch.uint8)
 
 
-def grey(images: Tensor) -> Tensor:
-    """OpenCV's grey of each pixel.
+def grey(values: Tensor) -> Tensor:
+    """Grey of red, green and blue.
 
     Args:
-        images (Tensor): (N, 3, H, W), uint8.
+        values (Tensor): (N, 3, ...), float32.
 
     Returns:
-        Tensor: (N, H, W), int32, from 0 to 255.
+        Tensor: (N, 1, ...).
     """
-    red, green, blue = images.to(torch.int32).unbind(1)
-    weighted = red * _GREY_WEIGHTS[0] + green * _GREY_WEIGHTS[1] + blue * _GREY_WEIGHTS[2]
-    return (weighted + 2**13) >> 14
+    red, green, blue = values.split(1, dim=1)
+    weighted = torch.add(red * _GREY_WEIGHTS[0], green, alpha=_GREY_WEIGHTS[1])
+    return weighted.add_(blue, alpha=_GREY_WEIGHTS[2])
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.round_().clamp_(0, 255).to(torch.uint8)

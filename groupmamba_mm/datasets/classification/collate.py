@@ -11,8 +11,8 @@ from torch import Tensor
 class StackedSamples:
     """The data samples of a batch with one label each, as one tensor and their meta information.
 
-    It is read like a list of data samples, which are then made. Pickling, unpickling and moving them one by one would cost the process that trains as much time
-    as a good part of an iteration.
+    It is read like a list of data samples, which are then made. To unpickle and move them one by
+    one takes the time of the process that trains.
 
     Args:
         labels (Tensor): (B, ), int64.
@@ -23,6 +23,19 @@ class StackedSamples:
         self.labels = labels
         self.metainfo = metainfo
         self._samples: Optional[List[DataSample]] = None
+
+    @classmethod
+    def stack(cls, samples: Sequence[DataSample]) -> 'StackedSamples':
+        """Stack data samples.
+
+        Args:
+            samples (Sequence[DataSample]): Such that :func:`has_single_label` holds.
+
+        Returns:
+            StackedSamples: Of their labels and meta information.
+        """
+        return cls(torch.cat([sample.gt_label for sample in samples]),
+                   [dict(sample.metainfo_items()) for sample in samples])
 
     def __len__(self) -> int:
         return len(self.metainfo)
@@ -45,10 +58,11 @@ class StackedSamples:
         samples = []
         for label, metainfo in zip(self.labels.split(1), self.metainfo):
             sample = DataSample()
-            # set_metainfo would copy each value deeply
+            # set_metainfo would copy each value deeply, set_gt_label looks for its type
             for key, value in metainfo.items():
                 sample.set_field(value, key, field_type='metainfo')
-            samples.append(sample.set_gt_label(label))
+            sample.set_field(label, 'gt_label')
+            samples.append(sample)
         return samples
 
 
@@ -76,7 +90,5 @@ def stack_samples(data_batch: Sequence[dict]) -> dict:
     batch = default_collate([
         {key: value for key, value in data.items() if key != 'data_samples'}
         for data in data_batch])
-    batch['data_samples'] = StackedSamples(
-        torch.cat([sample.gt_label for sample in samples]),
-        [dict(sample.metainfo_items()) for sample in samples])
+    batch['data_samples'] = StackedSamples.stack(samples)
     return batch

@@ -65,10 +65,9 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
         if samples is None:
             return dict(inputs=inputs, data_samples=None)
         if not isinstance(samples, StackedSamples):
-            samples = StackedSamples(
-                torch.cat([sample.gt_label for sample in samples]),
-                [dict(sample.metainfo_items()) for sample in samples])
-        return dict(zip(('inputs', 'data_samples'), self._label(inputs, samples, training)))
+            samples = StackedSamples.stack(samples)
+        inputs, samples = self._label(inputs, samples, training)
+        return dict(inputs=inputs, data_samples=samples)
 
     def _prepare(self, inputs: Tensor, training: bool) -> Tensor:
         """Augment, normalise and pad."""
@@ -107,7 +106,8 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
             with torch.device(self.device):
                 inputs, scores = self.batch_augments(inputs, scores)
         for sample, score in zip(samples, scores.unbind()):
-            sample.set_gt_score(score)
+            sample.set_field(score, 'gt_score')
+            sample.set_field(num_classes, 'num_classes', field_type='metainfo')
         return inputs, samples
 
 

@@ -20,10 +20,12 @@ class Operation(NamedTuple):
             and width to the function's second argument, (N, P). P is 0 if it has none.
         function: From the single one to a function of :mod:`batch_ops`. What has the same function
             runs together.
+        makes_tables: Whether the function makes tables, not images.
     """
     argument: Optional[str]
     parameters: Callable[[BaseAugTransform, np.ndarray, int, int], np.ndarray]
     function: Callable[[BaseAugTransform], Callable[..., Tensor]]
+    makes_tables: bool = False
 
 
 _LEVELS = np.arange(256)
@@ -112,21 +114,23 @@ def _always(function: Callable[..., Tensor]) -> Callable[[BaseAugTransform], Cal
     return lambda single: function
 
 
-_map_values = _always(batch_ops.map_values)
+_given = _always(batch_ops.given_tables)
 
 #: By the class of the single operation.
 OPERATIONS: Dict[type, Operation] = {
     transforms.Shear: Operation('magnitude', _shear, _warp),
     transforms.Translate: Operation('magnitude', _translate, _warp),
     transforms.Rotate: Operation('angle', _rotate, _warp),
-    transforms.Invert: Operation(None, _invert, _map_values),
-    transforms.Posterize: Operation('bits', _posterize, _map_values),
-    transforms.Solarize: Operation('thr', _solarize, _map_values),
-    transforms.SolarizeAdd: Operation('magnitude', _solarize_add, _map_values),
-    transforms.Brightness: Operation('magnitude', _brightness, _map_values),
-    transforms.AutoContrast: Operation(None, _nothing, _always(batch_ops.auto_contrast)),
-    transforms.Equalize: Operation(None, _nothing, _always(batch_ops.equalize)),
-    transforms.Contrast: Operation('magnitude', _factors, _always(batch_ops.adjust_contrast)),
+    transforms.Invert: Operation(None, _invert, _given, True),
+    transforms.Posterize: Operation('bits', _posterize, _given, True),
+    transforms.Solarize: Operation('thr', _solarize, _given, True),
+    transforms.SolarizeAdd: Operation('magnitude', _solarize_add, _given, True),
+    transforms.Brightness: Operation('magnitude', _brightness, _given, True),
+    transforms.AutoContrast: Operation(
+        None, _nothing, _always(batch_ops.auto_contrast_tables), True),
+    transforms.Equalize: Operation(None, _nothing, _always(batch_ops.equalize_tables), True),
+    transforms.Contrast: Operation(
+        'magnitude', _factors, _always(batch_ops.contrast_tables), True),
     transforms.ColorTransform: Operation('magnitude', _factors, _always(batch_ops.adjust_color)),
     transforms.Sharpness: Operation('magnitude', _factors, _always(batch_ops.adjust_sharpness)),
 }

@@ -1,4 +1,4 @@
-"""Antialiased resizing by torch's uint8 kernels, which give Pillow's pictures in a fraction of the time."""
+"""Antialiased resizing by torch's kernels for uint8: Pillow's pictures, several times as fast."""
 from typing import Tuple
 
 import numpy as np
@@ -14,8 +14,8 @@ def resize_antialiased(image: np.ndarray, size: Tuple[int, int],
                        interpolation: str = 'bicubic') -> np.ndarray:
     """Resize as Pillow does: the filter widens when an image shrinks.
 
-    Nearly all values are Pillow's or one grey level beside them. OpenCV's filter does not widen, and
-    ``INTER_AREA`` is another one.
+    Nearly all values are Pillow's or one grey level beside them. OpenCV's filters do not widen, and
+    its ``INTER_AREA`` is another filter.
 
     Args:
         image (np.ndarray): (H, W, C), uint8.
