@@ -176,16 +176,14 @@ def prepare(cfg: Config, name: str, plan: Plan, data_root: Optional[str], images
     if plan.workers is not None:
         loader.num_workers = plan.workers
         loader.persistent_workers = bool(loader.get('persistent_workers')) and plan.workers > 0
-    dataset = _innermost(loader.dataset)
-    if data_root is None:
-        make_data(cfg, plan.out / 'data', images)
+    if data_root is not None:
+        _innermost(loader.dataset).data_root = data_root
     else:
-        dataset.data_root = data_root
-    if cfg.train_cfg.get('type', 'EpochBasedTrainLoop') == 'EpochBasedTrainLoop':
+        make_data(cfg, plan.out / 'data', images)
         # as in a long epoch, workers are not started anew while it is measured
         needed = (plan.warmup + plan.iterations + 1) * loader.batch_size * max(plan.gpus)
         loader.dataset = ConfigDict(type='RepeatDataset', dataset=loader.dataset,
-                                    times=1 + needed // max(1, images // 2))
+                                    times=1 + needed // images)
     interval = max(1, plan.iterations // _LOG_LINES)
     cfg.default_hooks.logger = dict(type='LoggerHook', interval=interval, log_metric_by_epoch=False)
     cfg.log_processor = dict(cfg.get('log_processor') or {}, window_size=interval)
@@ -231,7 +229,8 @@ def peers_of(cfg: Config, name: str) -> List[Contestant]:
         classes = _num_classes(cfg)
         swin.model = dict(
             type='ImageClassifier',
-            backbone=dict(type='SwinTransformer', arch='tiny', drop_path_rate=0.2),
+            backbone=dict(
+                type='SwinTransformer', arch='tiny', drop_path_rate=0.2, pad_small_map=True),
             neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=classes, in_channels=768, loss=dict(
                 type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
