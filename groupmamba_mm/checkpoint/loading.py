@@ -5,8 +5,9 @@ import pickle
 import re
 import sys
 import urllib.error
+import zipfile
 from pathlib import Path
-from typing import Any, Callable, List, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -27,7 +28,8 @@ _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 
 
 def load_checkpoint_file(path: Union[str, Path],
-                         map_location: Union[str, torch.device, Callable] = 'cpu') -> dict:
+                         map_location: Union[str, torch.device, Callable] = 'cpu',
+                         also_safe: Sequence[type] = ()) -> dict:
     """Read a checkpoint from a file or an address, running no code from it.
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
@@ -38,6 +40,8 @@ def load_checkpoint_file(path: Union[str, Path],
         path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
             a downloaded file is kept in torch hub's folder.
         map_location (str, torch.device or Callable): As in :func:`torch.load`. Defaults to 'cpu'.
+        also_safe (Sequence[type]): Classes that may be in the file too, which hold data and run no
+            code when they are read. Defaults to none.
 
     Returns:
         dict: The checkpoint as it was saved. :func:`state_dict_of` finds the tensors in it.
@@ -46,12 +50,61 @@ def load_checkpoint_file(path: Union[str, Path],
         CheckpointError: If the file is missing or truncated, would run code, or holds no tensors.
     """
     file = local_file(path)
+    _require_checksums(file)
+    checkpoint = _load_safely(file, also_safe, map_location=map_location)
+    if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
+        raise CheckpointError(
+            f'{file} ({file.stat().st_size} bytes) is no checkpoint: it holds '
+            f'{_describe(checkpoint)} and no tensors; give a file saved by tools/train.py or one '
+            'with a state_dict in it')
+    return checkpoint
+
+
+def read_checkpoint_meta(path: Union[str, Path]) -> Optional[dict]:
+    """Read what a checkpoint says about the training that saved it, without reading its tensors.
+
+    Args:
+        path (str or Path): A local file.
+
+    Returns:
+        dict: Its 'meta' with 'epoch' and 'iter'; None if no training can be resumed from the file.
+
+    Raises:
+        CheckpointError: If the file is damaged or would run code.
+    """
+    checkpoint = _load_safely(Path(path), (), map_location='cpu', mmap=zipfile.is_zipfile(path))
+    resumable = {'meta', 'message_hub', 'optimizer'}
+    if not isinstance(checkpoint, dict) or not resumable <= checkpoint.keys():
+        return None
+    return checkpoint['meta']
+
+
+def _require_checksums(file: Path) -> None:
+    """Compare the parts of a file with the checksums that torch wrote beside them.
+
+    torch itself does not when it reads. Files from before its zip format have none.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(_damaged(file, file.stat().st_size)) from error
+    if wrong is not None:
+        raise CheckpointError(f'checkpoint {file} is damaged: its part {wrong} does not have the '
+                              'checksum it was saved with; copy or download it again, or use an '
+                              'earlier checkpoint')
+
+
+def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
+    """:func:`torch.load` of what runs no code, with errors that name the file."""
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
     try:
-        with torch.serialization.safe_globals(safe_types()):
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals([*safe_types(), *also_safe]):
+            return torch.load(file, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))
         if refused is None:
@@ -73,12 +126,6 @@ def load_checkpoint_file(path: Union[str, Path],
         if error.errno != errno.EINVAL:
             raise
         raise CheckpointError(_damaged(file, size)) from error
-
-    if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
-        raise CheckpointError(
-            f'{file} ({size} bytes) is no checkpoint: it holds {_describe(checkpoint)} and no '
-            'tensors; give a file saved by tools/train.py or one with a state_dict in it')
-    return checkpoint
 
 
 def state_dict_of(checkpoint: dict) -> dict:

@@ -89,5 +89,7 @@ def _is_cut_off(content: bytes) -> bool:
     inside a scan's data neither mark can occur.
     """
     if content.startswith(_JPEG_START):
+        if content.endswith(_JPEG_END):  # the rule, and quicker than the search
+            return False
         return content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
     return content.startswith(_PNG_START) and _PNG_END not in content

@@ -1,11 +1,20 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
-from .hooks import DrawPredictionsHook
+from .averaging import ForeachExponentialMovingAverage
+from .checkpointing import SafeCheckpointHook
+from .distributed import BucketViewDDP
+from .health import HealthHook
+from .hooks import DrawPredictionsHook, RunAheadHook
 from .loops import AmpTestLoop
-from .optim import MergedOptimWrapperConstructor
-from .randomness import EpochSeedHook, seed_worker_by_epoch
+from .message_hub import DeferredMessageHub
+from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
+                    SyncFreeOptimWrapper)
+from .run_control import RunControlHook
 from .runner import CheckedRunner
+from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
-    'AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook', 'EpochSeedHook',
-    'MergedOptimWrapperConstructor', 'seed_worker_by_epoch'
+    'AmpTestLoop', 'BucketViewDDP', 'CheckedRunner', 'DeferredMessageHub', 'DrawPredictionsHook',
+    'ForeachExponentialMovingAverage', 'HealthHook', 'MergedOptimWrapperConstructor',
+    'ResumableEpochLoop', 'ResumableIterLoop', 'RunAheadHook', 'RunControlHook',
+    'SafeCheckpointHook', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper'
 ]
