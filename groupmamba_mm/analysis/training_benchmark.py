@@ -15,10 +15,9 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from groupmamba_mm.datasets import benchmark_data
-from groupmamba_mm.engine.data_facts import classes_of, dataset_class
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
 from groupmamba_mm.errors import ConfigError, UserError
 from .training_clock import PHASES, STARTED
@@ -102,7 +101,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         dataset.pop('split', None)
         dataset.update(type='CustomDataset', data_prefix='train', ann_file='')
     elif scope == 'mmdet':
-        names = classes_of(dataset, dataset_class(dataset, scope), 'train')
+        names = _class_names(dataset, scope)
         root = folder / f'detection_{len(names)}classes_{images}'
         dataset.update(ann_file='annotations/instances.json', data_prefix=dict(img='train/'))
         with _made_once(root) as missing:
@@ -110,7 +109,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
                 benchmark_data.make_detection(root, dataset.ann_file, 'train', names, images,
                                               processes)
     elif scope == 'mmseg':
-        classes = len(classes_of(dataset, dataset_class(dataset, scope), 'train'))
+        classes = len(_class_names(dataset, scope))
         classes += bool(dataset.get('reduce_zero_label'))
         root = folder / f'segmentation_{classes}classes_{images}'
         dataset.update(img_suffix='.jpg', seg_map_suffix='.png', data_prefix=dict(
@@ -129,6 +128,13 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
     while 'dataset' in dataset:
         dataset = dataset.dataset
     return dataset
+
+
+def _class_names(dataset: ConfigDict, scope: str) -> Sequence[str]:
+    """The classes of a data set's config, or else those of its type."""
+    with DATASETS.switch_scope_and_registry(scope) as registry:
+        owner = registry.get(dataset.type)
+    return (dataset.get('metainfo') or {}).get('classes') or owner.METAINFO['classes']
 
 
 def _num_classes(cfg: Config) -> int:

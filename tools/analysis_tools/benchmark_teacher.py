@@ -32,7 +32,6 @@ from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.distillation import FrozenTeacher
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
-from groupmamba_mm.engine.data_checks import check_data
 from groupmamba_mm.engine.runner import without_amp
 from groupmamba_mm.engine.training import set_common_options
 from groupmamba_mm.errors import ConfigError
@@ -206,7 +205,6 @@ def count_other_decisions(args: argparse.Namespace) -> Tuple[int, Dict[str, int]
     """
     cfg = read_config(args)
     set_common_options(cfg, args.config, None, 'none')
-    check_data(cfg, ('train', ))
     model = build_model(cfg).to(get_device()).train()
     model.prepare_training()
     teachers = make_teachers(cfg, model.teacher.network)
