@@ -29,3 +29,7 @@ class DataError(UserError, RuntimeError):
 
 class LaunchError(UserError, RuntimeError):
     """A launch whose processes, devices or environment do not fit together."""
+
+
+class MissingExtraError(UserError, ModuleNotFoundError):
+    """A library of one of this package's extras that is needed and not installed."""

@@ -2,14 +2,12 @@
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
                                       state_dict_of)
+from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.layers import init_parameters, make_scan_plan
 from .archs import FAMILIES, resolve_arch
 
@@ -22,8 +20,7 @@ CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 COMPILE_MODES = (None, 'default', *CUDA_GRAPH_MODES)
 
 
-@MODELS.register_module()
-class GroupMamba(BaseModule):
+class GroupMamba(nn.Module):
     """GroupMamba, a hierarchical state-space backbone: the paper's model and the released one.
 
     Four stages at strides 4, 8, 16 and 32 (rounded up), each a stack of layers that scan groups of
@@ -86,7 +83,9 @@ class GroupMamba(BaseModule):
                  scan_backend: str = 'auto',
                  compile_mode: Optional[str] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__()
+        self.init_cfg = init_cfg
+        self.is_init = False  # mmengine initialises children that say so, once
         self.arch = resolve_arch(arch)
         family = FAMILIES[self.arch.family]
         num_stages = len(self.arch.embed_dims)
@@ -183,7 +182,11 @@ class GroupMamba(BaseModule):
         init_parameters(self)
         cfg = self.init_cfg
         if not isinstance(cfg, dict) or cfg.get('type') != 'Pretrained':
-            super().init_weights()
+            if cfg:
+                with explain_missing('init_cfg of GroupMamba'):
+                    from mmengine.model import initialize
+                initialize(self, cfg)
+            self.is_init = True
             return
         state_dict = state_dict_of(load_checkpoint_file(cfg['checkpoint']))
         prefix = cfg.get('prefix', '')
@@ -192,8 +195,7 @@ class GroupMamba(BaseModule):
             source=f"{cfg['checkpoint']} (prefix {prefix!r})",
             min_matched_share=MIN_PRETRAINED_SHARE,
             expected_missing=self.expected_missing_keys(),
-            expected_unused=self.expected_unused_keys(),
-            logger=MMLogger.get_current_instance())
+            expected_unused=self.expected_unused_keys())
         self.is_init = True
 
     def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:
