@@ -14,6 +14,7 @@ from typing import Any, Optional
 REGISTRATIONS = {
     'mmengine.registry': 'groupmamba_mm.backbones.registration',
     'mmpretrain': 'groupmamba_mm.mmpretrain_models',
+    'timm': 'groupmamba_mm.models.timm_models',
 }
 
 

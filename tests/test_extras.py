@@ -29,6 +29,7 @@ def run(code, folder):
 def test_backbone_runs_and_loads_with_torch_alone(tmp_path):
     out = run("""
         import torch
+        import groupmamba_mm
         from groupmamba_mm import GroupMamba
         from groupmamba_mm.checkpoint import load_checkpoint_file, state_dict_of
         arch = dict(family='paper', stem_channels=6, embed_dims=(8, 12), depths=(1, 1),
@@ -39,8 +40,14 @@ def test_backbone_runs_and_loads_with_torch_alone(tmp_path):
         model = GroupMamba(arch, out_indices=(0, 1), init_cfg=init)
         model.init_weights()
         print([tuple(m.shape) for m in model(torch.rand(1, 3, 32, 48))])
+        classifier = groupmamba_mm.create_model(arch, pretrained='saved.pth', num_classes=3)
+        try:
+            classifier.save_pretrained('folder')
+        except groupmamba_mm.errors.MissingExtraError as error:
+            assert "'groupmamba-mm[hub]'" in str(error)
+            print(classifier(torch.rand(1, 3, 32, 48)).shape[1])
     """, tmp_path)
-    assert out.split('\n')[-2] == '[(1, 8, 8, 12), (1, 12, 4, 6)]'
+    assert out == '[(1, 8, 8, 12), (1, 12, 4, 6)]\n3\n'
 
 
 def test_checkpoints_of_a_runner_are_read_without_mmengine(tmp_path):
@@ -63,7 +70,7 @@ def test_each_module_imports_or_names_its_extra(tmp_path):
         from groupmamba_mm.errors import MissingExtraError
         #: Imported by the library's own import, so never without it.
         REGISTERING = ('groupmamba_mm.backbones.registration', 'groupmamba_mm.mmpretrain_models',
-                       'groupmamba_mm.classifiers.timm_models')
+                       'groupmamba_mm.models.timm_models')
         named = {}
         def walk(path, prefix):
             for module in pkgutil.iter_modules(path, prefix):

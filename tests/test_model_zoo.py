@@ -36,7 +36,7 @@ def run(code, folder):
 
 def test_importing_the_package_imports_no_library(tmp_path):
     out = run('import groupmamba_mm, sys; '
-              "print({'mmengine', 'mmpretrain', 'timm', 'huggingface_hub'} & set(sys.modules))",
+              "print({'mmengine', 'mmpretrain', 'timm'} & set(sys.modules))",
               tmp_path)
     assert out == 'set()\n'
 

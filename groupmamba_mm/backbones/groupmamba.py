@@ -115,7 +115,7 @@ class GroupMamba(nn.Module):
         if self.out_indices is not None:
             dims = dims[:max(self.out_indices) + 1]
         total_depth = sum(self.arch.depths)
-        drop_paths = torch.linspace(0, drop_path_rate, total_depth).tolist()
+        drop_paths = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
         options = dict(d_state=d_state, channel_affinity=channel_affinity,
                        scan_backend=scan_backend)
         self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
@@ -154,23 +154,39 @@ class GroupMamba(nn.Module):
                              f'got {tuple(image.shape)}')
         maps = []
         x, grid = self.stem(image)
-        for i, stage in enumerate(self.stages):
-            if i > 0:
-                x, grid = self.downsamples[i - 1](x, grid)
-            if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
-                x = x.to(torch.get_autocast_dtype(x.device.type))
-            for block in stage:
-                is_last = block is stage[-1]
-                if self.with_cp and torch.is_grad_enabled():
-                    x = checkpoint(block, x, grid, is_last, use_reentrant=False)
-                else:
-                    x = block(x, grid, is_last)
+        for i in range(len(self.stages)):
+            x, grid = self.run_stage(i, x, grid)
             if self.out_indices is not None and i in self.out_indices:
                 normed = self.out_norms[str(i)](x)
                 normed = normed.unflatten(1, grid).permute(0, 3, 1, 2)  # -> (B, C, H, W)
                 # mmcv's operators, RoIAlign among them, misread any other memory layout
                 maps.append(normed.contiguous())
         return (self.summary(x), ) if self.out_indices is None else tuple(maps)
+
+    def run_stage(self, i: int, x: Tensor, grid: Tuple[int, int]
+                  ) -> Tuple[Tensor, Tuple[int, int]]:
+        """One stage with the down-sampling before it.
+
+        Args:
+            i: The stage, from 0.
+            x: Tokens (B, L, C) of the stage before, or of the stem.
+            grid: Their (H, W).
+
+        Returns:
+            The stage's tokens (B, L', C_i) and their grid.
+        """
+        if i > 0:
+            x, grid = self.downsamples[i - 1](x, grid)
+        if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        stage = self.stages[i]
+        for block in stage:
+            is_last = block is stage[-1]
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, grid, is_last, use_reentrant=False)
+            else:
+                x = block(x, grid, is_last)
+        return x, grid
 
     def init_weights(self) -> None:
         """Initialise as the released model, or from ``init_cfg``.
