@@ -29,7 +29,7 @@ def test_all_sizes_are_registered():
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_configs_and_heads(name):
+def test_configs(name):
     """Shapes by the meta device, which computes nothing."""
     model = timm.create_model(name, device='meta', dtype=torch.bfloat16).eval()
     assert {tensor.device.type for tensor in model.state_dict().values()} == {'meta'}
@@ -46,15 +46,26 @@ def test_configs_and_heads(name):
     for layer in (cfg['first_conv'], *([classifiers] if isinstance(classifiers, str)
                                        else classifiers)):
         assert f'{layer}.weight' in state
+
+
+def test_heads(name):
+    model = timm.create_model(name, device='meta', dtype=torch.bfloat16).eval()
+    features = model.forward_features(
+        torch.rand(2, 3, 32, 32, device='meta', dtype=torch.bfloat16))
     model.reset_classifier(0)
-    assert model(image).shape == pre_logits.shape and model.num_classes == 0
+    assert model.num_classes == 0
+    assert model.forward_head(features).shape == (2, model.num_features)
     model.reset_classifier(0, '')
-    assert model(image).shape == features.shape
+    assert model.forward_head(features).shape == features.shape
+    model.reset_classifier(3)
+    assert model.forward_head(features).shape == (2, 3, 1, 1)
     model.reset_classifier(3, 'avg')
-    assert model(image).shape == (2, 3)
+    assert model.forward_head(features).shape == (2, 3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    bare = timm.create_model(name, num_classes=0, device='meta')
-    assert bare(image.float()).shape == pre_logits.shape
+    bare = timm.create_model(name, num_classes=0, device='meta', dtype=torch.bfloat16)
+    assert bare.forward_head(features).shape == (2, model.num_features)
+    bare = timm.create_model(name, num_classes=0, global_pool='', device='meta')
+    assert bare.forward_head(features).shape == features.shape
 
 
 def test_unknown_arguments_are_refused(name):
