@@ -8,8 +8,9 @@ from torch.utils.checkpoint import checkpoint
 from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
                                       state_dict_of)
 from groupmamba_mm.extras import explain_missing
-from groupmamba_mm.layers import init_parameters, make_scan_plan
+from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 from .archs import FAMILIES, resolve_arch
+from .kernels import prepare_kernels
 
 #: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
 MIN_PRETRAINED_SHARE = 0.9
@@ -135,9 +136,16 @@ class GroupMamba(nn.Module):
             self.out_norms = nn.ModuleDict(
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
         self._freeze()
+        self._prepared = set()  # kinds of passes whose kernels are compiled
         self.compile_mode = compile_mode
         if compile_mode is not None:
             self.compile(mode=compile_mode, dynamic=False)
+
+    def __call__(self, image: Tensor, *args, **kwargs) -> Tuple[Tensor, ...]:
+        """:meth:`forward`, the first time behind :func:`prepare_kernels`."""
+        if image.is_cuda and not torch.compiler.is_compiling():
+            prepare_kernels(self, image)
+        return super().__call__(image, *args, **kwargs)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.
@@ -177,11 +185,11 @@ class GroupMamba(nn.Module):
         """
         if i > 0:
             x, grid = self.downsamples[i - 1](x, grid)
-        if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = _to_stream(x, self.residual_in_fp32)
         stage = self.stages[i]
-        for block in stage:
-            is_last = block is stage[-1]
+        for block, behind in zip(stage, [*stage[1:], None]):
+            # what a hook sees is whole
+            is_last = behind is None or is_watched(block) or is_watched(behind)
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, grid, is_last, use_reentrant=False)
             else:
@@ -277,6 +285,16 @@ class GroupMamba(nn.Module):
     def _freeze(self) -> None:
         for module in self._frozen_modules():
             module.requires_grad_(False)
+
+
+@torch.fx.wrap  # a symbolic tracer has no device to ask about
+def _to_stream(x: Tensor, in_fp32: bool) -> Tensor:
+    """The precision of the tokens between layers under autocast."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    # a GPU's autocast leaves the norm's result in fp32, a CPU's does not
+    return x.to(torch.float32 if in_fp32 else torch.get_autocast_dtype(kind))
 
 
 def _check_out_indices(out_indices: Optional[Sequence[int]],

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from groupmamba_mm.backbones import GroupMamba
+from groupmamba_mm.backbones.kernels import prepare_kernels
 from groupmamba_mm.layers import init_parameters
 from .heads import LinearHead, TwoLinearHead
 from .hub import HubModel
@@ -69,6 +70,12 @@ class GroupMambaClassifier(nn.Module, HubModel):
         self.feature_info = [
             dict(num_chs=width, reduction=4 * 2**i, module=f'backbone.stages.{i}.{depth - 1}')
             for i, (width, depth) in enumerate(zip(dims, self.backbone.arch.depths))]
+
+    def __call__(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """:meth:`forward`, the first time behind :func:`prepare_kernels`, as the backbone's own."""
+        if image.is_cuda and not torch.compiler.is_compiling():
+            prepare_kernels(self.backbone, image)
+        return super().__call__(image, *args, **kwargs)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W), normalised as ImageNet, to logits (B, K)."""
