@@ -33,3 +33,7 @@ class LaunchError(UserError, RuntimeError):
 
 class MissingExtraError(UserError, ModuleNotFoundError):
     """A library of one of this package's extras that is needed and not installed."""
+
+
+class ExportError(UserError, RuntimeError):
+    """A model that was exported and does not compute what it computes in PyTorch."""

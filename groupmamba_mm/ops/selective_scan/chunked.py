@@ -45,9 +45,10 @@ def _sum_states(state: Tensor, weight: Tensor) -> Tensor:
     return (state * weight[..., None, :]).sum(-1)
 
 
-def is_recorded() -> bool:
-    """Whether an exporter or a tracer is writing down what runs, to run it elsewhere."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+def needs_plain_operators() -> bool:
+    """Whether an exporter, a tracer or a transform of torch.func looks at each operator."""
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()
+            or torch._C._are_functorch_transforms_active())  # no public name; autograd asks it too
 
 
 def _recorded_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grid: Tuple[int, int],
@@ -67,7 +68,7 @@ def selective_scan_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
 
     Shapes here: x, dt (B, L, G, d); A (G, d, N); B, C (B, L, G, N); D (G, d) or None.
     """
-    if is_recorded():
+    if needs_plain_operators():
         y = _recorded_scan(x, dt, A, B, C, grid, directions)
     else:
         x_seq, dt_seq, B_seq, C_seq = (
