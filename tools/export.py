@@ -64,8 +64,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     path = args.out or Path(Path(args.config).stem + FORMATS[args.format].suffix)
-    model, report = build_with_weights(cfg, args.checkpoint)
-    print(f'Checkpoint {args.checkpoint}: {report}')
+    model = build_with_weights(cfg, args.checkpoint)
     module, names = exported_module(model)
     result = export_model(module, names, args.format, path, args.size, args.fixed,
                           describe(cfg, model))
