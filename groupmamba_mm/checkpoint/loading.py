@@ -12,11 +12,10 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_dist_info
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner import CheckpointLoader
+from torch import distributed
 
 from groupmamba_mm.errors import CheckpointError
+from groupmamba_mm.log import write_log
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin')
 # Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
@@ -25,6 +24,7 @@ STATE_DICT_KEYS = ('state_dict', 'model')
 _NUMPY_TYPES = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
                 np.uint64, np.float16, np.float32, np.float64, np.str_)
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
+_HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 
 def load_checkpoint_file(path: Union[str, Path],
@@ -152,6 +152,7 @@ def load_all_safely() -> None:
     given to :func:`load_checkpoint_file` here, and torch is told to refuse the unsafe way for all
     that is left.
     """
+    from mmengine.runner import CheckpointLoader
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
 
@@ -195,14 +196,27 @@ def _refused_global(message: str) -> Union[str, None]:
     return None if found is None else found.group(1)
 
 
-def _history_method(owner: type, name: str) -> Callable:
+class _History:
+    """Stands for :class:`HistoryBuffer` where mmengine is not installed, to read past it."""
+    min = max = current = mean = None
+
+
+def _history_buffer() -> type:
+    try:
+        from mmengine.logging import HistoryBuffer
+    except ModuleNotFoundError:
+        return _History
+    return HistoryBuffer
+
+
+def _history_method(owner: type, name: str) -> Optional[Callable]:
     """Stand in for ``getattr`` while a checkpoint is read.
 
     A history buffer is saved with its statistics as ``getattr(HistoryBuffer, 'mean')``. The real
     ``getattr`` would reach any module from there, so this one knows these four names only.
 
     Args:
-        owner (type): Must be :class:`HistoryBuffer`.
+        owner (type): Must be mmengine's :class:`HistoryBuffer`.
         name (str): 'min', 'max', 'current' or 'mean'.
 
     Returns:
@@ -211,16 +225,16 @@ def _history_method(owner: type, name: str) -> Callable:
     Raises:
         pickle.UnpicklingError: For any other attribute.
     """
-    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+    if owner is not _history_buffer() or name not in _HISTORY_METHODS:
         raise pickle.UnpicklingError(f'unsupported GLOBAL getattr.{name}')
-    return getattr(HistoryBuffer, name)
+    return getattr(owner, name)
 
 
 def safe_types() -> List[Tuple[Callable, str]]:
     """List the types of mmengine's checkpoints, each with the name it is saved under."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [
-        (HistoryBuffer, f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'),
+        (_history_buffer(), _HISTORY_BUFFER),
         (_history_method, 'builtins.getattr'),
         # Protocol 2 writes Python 2's name for it.
         (_history_method, '__builtin__.getattr'),
@@ -281,11 +295,11 @@ def _download(url: str) -> Path:
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / os.path.basename(urlparse(url).path)
-    rank, world_size = get_dist_info()
-    if rank == 0:
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    if not is_distributed or distributed.get_rank() == 0:
         _download_missing(url, file)
-    if world_size > 1:
-        barrier()
+    if is_distributed:
+        distributed.barrier()
         # Ranks of another machine have another folder.
         _download_missing(url, file)
     return file
@@ -296,7 +310,7 @@ def _download_missing(url: str, file: Path) -> None:
         return
     # OpenMMLab and torchvision put the start of the hash into the name.
     named_hash = torch.hub.HASH_REGEX.search(file.name)
-    print_log(f'Downloading {url} to {file}', logger='current')
+    write_log(f'Downloading {url} to {file}')
     try:
         torch.hub.download_url_to_file(
             url, str(file), hash_prefix=named_hash and named_hash.group(1),
