@@ -56,9 +56,10 @@ class GroupMamba(nn.Module):
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
             :func:`groupmamba_mm.ops.explain_backend`.
-        compile_mode: None, or a mode of ``torch.compile`` for the whole backbone, for images of one
-            size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'`` (CUDA
-            graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs too).
+        compile_mode: None, or a mode of ``torch.compile`` for training passes on a GPU, for images
+            of one size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'``
+            (CUDA graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs
+            too). Other passes run as without it.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -145,7 +146,14 @@ class GroupMamba(nn.Module):
         """:meth:`forward`, the first time behind :func:`prepare_kernels`."""
         if image.is_cuda and not torch.compiler.is_compiling():
             prepare_kernels(self, image)
+        if self.compile_mode is not None and not self._runs_compiled(image):
+            return self._call_impl(image, *args, **kwargs)
         return super().__call__(image, *args, **kwargs)
+
+    def _runs_compiled(self, image: Tensor) -> bool:
+        """Whether ``compile_mode`` counts: a validation's last batch is smaller, and would compile
+        anew; a CPU gains nothing by it."""
+        return self.training and image.is_cuda
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.
