@@ -91,13 +91,13 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         ConfigError: The library is none of the three.
     """
     dataset = _innermost(cfg.train_dataloader.dataset)
-    scope, processes = cfg.default_scope, benchmark_data.default_processes()
+    scope, threads = cfg.default_scope, benchmark_data.default_threads()
     if scope == 'mmpretrain':
         classes = _num_classes(cfg)
         root = folder / f'classification_{classes}classes_{images}'
         with _made_once(root) as missing:
             if missing:
-                benchmark_data.make_classification(root, images, classes, processes)
+                benchmark_data.make_classification(root, images, classes, threads)
         dataset.pop('split', None)
         dataset.update(type='CustomDataset', data_prefix='train', ann_file='')
     elif scope == 'mmdet':
@@ -107,7 +107,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         with _made_once(root) as missing:
             if missing:
                 benchmark_data.make_detection(root, dataset.ann_file, 'train', names, images,
-                                              processes)
+                                              threads)
     elif scope == 'mmseg':
         classes = len(_class_names(dataset, scope))
         classes += bool(dataset.get('reduce_zero_label'))
@@ -117,7 +117,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         with _made_once(root) as missing:
             if missing:
                 benchmark_data.make_segmentation(root, 'images', 'annotations', ('.jpg', '.png'),
-                                                 classes, images, processes)
+                                                 classes, images, threads)
     else:
         raise ConfigError(f'config {cfg.filename}: no data can be made for default_scope='
                           f'{scope!r}; give one of {", ".join(_LIBRARIES)}')

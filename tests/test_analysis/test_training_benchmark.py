@@ -53,7 +53,7 @@ def test_pictures_have_the_bytes_of_photographs():
 @pytest.mark.parametrize('path', [DEMO, IMAGENET, COCO, ADE])
 def test_data_that_are_made_are_a_configs_data(tmp_path, path, monkeypatch):
     """The config's own loader reads them."""
-    monkeypatch.setattr(benchmark_data, 'default_processes', lambda: 1)
+    monkeypatch.setattr(benchmark_data, 'default_threads', lambda: 1)
     cfg = load_config(path)
     if path == IMAGENET:  # a thousand folders take their time
         cfg.model.head.num_classes = 4
@@ -258,7 +258,7 @@ def test_a_run(tmp_path, capsys):
 
 
 def test_timms_loader_reads_the_same_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_data, 'default_processes', lambda: 1)
+    monkeypatch.setattr(benchmark_data, 'default_threads', lambda: 1)
     cfg = load_config(DEMO)
     prepare(cfg, 'name', plan_of(tmp_path, batch=2, workers=0), None, 10)
     from groupmamba_mm.analysis.training_parts import measure_timm_loader
