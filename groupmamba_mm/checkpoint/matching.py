@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
-from mmengine.logging import print_log
 from torch import nn
 
 from groupmamba_mm.errors import CheckpointError
+from groupmamba_mm.log import write_log
 
 # How many groups of keys a report names before it only counts them.
 MAX_SHOWN = 6
@@ -241,8 +241,8 @@ def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger]
         logger (logging.Logger, optional): Defaults to the current one.
     """
     surprising = report.missing or report.mismatched or report.unexpected
-    print_log(f'Checkpoint {source}:\n{report}', logger='current' if logger is None else logger,
-              level=logging.WARNING if surprising else logging.INFO)
+    write_log(f'Checkpoint {source}:\n{report}',
+              logging.WARNING if surprising else logging.INFO, logger)
 
 
 def expected_unused_keys(model: nn.Module) -> Tuple[ExpectedKeys, ...]:

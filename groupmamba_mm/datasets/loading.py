@@ -1,13 +1,16 @@
 """Loading images, with errors that name the file."""
 from typing import Optional
 
-import mmcv
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
-from mmengine import fileio
-from mmengine.registry import TRANSFORMS
 
 from groupmamba_mm.errors import DataError
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.datasets.loading'):
+    import mmcv
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine import fileio
+    from mmengine.registry import TRANSFORMS
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
 _PNG_START, _PNG_END = b'\x89PNG', b'IEND'
@@ -89,5 +92,7 @@ def _is_cut_off(content: bytes) -> bool:
     inside a scan's data neither mark can occur.
     """
     if content.startswith(_JPEG_START):
+        if content.endswith(_JPEG_END):  # the rule, and quicker than the search
+            return False
         return content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
     return content.startswith(_PNG_START) and _PNG_END not in content

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import mmengine.hub
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -19,6 +19,7 @@ from groupmamba_mm.checkpoint import (load_matched, match_state_dict, read_tenso
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report
 from groupmamba_mm.cuda_graph import captured
 from groupmamba_mm.errors import CheckpointError, ConfigError
+from groupmamba_mm.extras import explain_missing
 
 PRECISIONS = ('fp32', 'bf16')
 
@@ -304,8 +305,8 @@ class TimmTeacher(FrozenTeacher):
                  std: Optional[Sequence[float]] = None,
                  **kwargs) -> None:
         super().__init__(checkpoint=checkpoint, **kwargs)
-        if not timm.is_model(model_name):
-            near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
+        if not _timm().is_model(model_name):
+            near = difflib.get_close_matches(model_name, _timm().list_models(), n=5, cutoff=0.5)
             raise ValueError(f'timm has no model {model_name!r}; like it are {near}')
         if num_classes is not None and checkpoint is None:
             raise ValueError(f'num_classes={num_classes} belongs to a checkpoint, and none is '
@@ -318,7 +319,7 @@ class TimmTeacher(FrozenTeacher):
     @property
     def normalization(self) -> Normalization:
         """See :class:`FrozenTeacher`."""
-        stated = timm.get_pretrained_cfg(self.model_name)  # for pixels from 0 to 1
+        stated = _timm().get_pretrained_cfg(self.model_name)  # for pixels from 0 to 1
         return Normalization(
             tuple(self.mean or (round(255 * value, 4) for value in stated.mean)),
             tuple(self.std or (round(255 * value, 4) for value in stated.std)))
@@ -328,7 +329,7 @@ class TimmTeacher(FrozenTeacher):
         try:
             # with the classes that the weights are for: timm would replace the last layer by a
             # random one for any other number
-            return timm.create_model(self.model_name, pretrained=self.checkpoint is None,
+            return _timm().create_model(self.model_name, pretrained=self.checkpoint is None,
                                      **self.options)
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -384,3 +385,9 @@ class ConfigTeacher(FrozenTeacher):
         """See :meth:`FrozenTeacher.count_classes`."""
         # mmpretrain's TimmClassifier has timm's network as `model`, its other classifiers a head
         return (network.model if hasattr(network, 'model') else network.head).num_classes
+
+
+def _timm() -> ModuleType:
+    with explain_missing('TimmTeacher'):
+        import timm
+    return timm

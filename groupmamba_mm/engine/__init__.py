@@ -1,16 +1,23 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
-from .averaging import ForeachExponentialMovingAverage
-from .distributed import BucketViewDDP
-from .hooks import DrawPredictionsHook, RunAheadHook
-from .loops import AmpTestLoop
-from .message_hub import DeferredMessageHub
-from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
-                    SyncFreeOptimWrapper)
-from .randomness import EpochSeedHook, seed_worker_by_epoch
-from .runner import CheckedRunner
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.engine'):
+    from .averaging import ForeachExponentialMovingAverage
+    from .checkpointing import SafeCheckpointHook
+    from .distributed import BucketViewDDP
+    from .health import HealthHook
+    from .hooks import DrawPredictionsHook, RunAheadHook
+    from .loops import AmpTestLoop
+    from .message_hub import DeferredMessageHub
+    from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
+                        SyncFreeOptimWrapper)
+    from .run_control import RunControlHook
+    from .runner import CheckedRunner
+    from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
     'AmpTestLoop', 'BucketViewDDP', 'CheckedRunner', 'DeferredMessageHub', 'DrawPredictionsHook',
-    'EpochSeedHook', 'ForeachExponentialMovingAverage', 'MergedOptimWrapperConstructor',
-    'RunAheadHook', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper', 'seed_worker_by_epoch'
+    'ForeachExponentialMovingAverage', 'HealthHook', 'MergedOptimWrapperConstructor',
+    'ResumableEpochLoop', 'ResumableIterLoop', 'RunAheadHook', 'RunControlHook',
+    'SafeCheckpointHook', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper'
 ]

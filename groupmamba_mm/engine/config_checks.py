@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from groupmamba_mm.errors import ConfigError
+from .data_facts import plain_datasets
 
 # The libraries whose tasks the tools run, by the scope that a config names.
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
@@ -39,7 +40,8 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
 
     Raises:
         ConfigError: If the file or one of its bases is missing or broken, if a top-level key looks
-            misspelt, if an option's top-level key is unknown, or if no supported library is named.
+            misspelt, if an option's top-level key is unknown, if no supported library is named, or
+            if the workers and the data preprocessor augment alike.
     """
     cfg = _read(Path(path))
     _check_keys(cfg, path)
@@ -52,6 +54,7 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
     if cfg.get('default_scope') not in SCOPES:
         raise ConfigError(f"{path}: default_scope is {cfg.get('default_scope')!r}; set it to the "
                           f'library that runs the task, one of {", ".join(SCOPES)}')
+    _check_augmented_once(cfg)
     return cfg
 
 
@@ -96,6 +99,21 @@ def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=cutoff)
     return f'did you mean {" or ".join(close)}?' if close else ''
+
+
+def _check_augmented_once(cfg: Config) -> None:
+    """Refuse a pipeline of single images with a transform that also runs on the batch."""
+    augments = (cfg.get('data_preprocessor') or {}).get('augments') or []
+    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    types = [transform['type'] for part in plain_datasets(dataset)
+             for transform in part.get('pipeline') or []]
+    for augment in augments:
+        single = augment['type'].removeprefix('Batch')
+        if single in types:
+            raise ConfigError(
+                f"{single} is in train_dataloader.dataset.pipeline and {augment['type']} in "
+                'data_preprocessor.augments, so images would be augmented twice; take it out of '
+                'the pipeline, or set data_preprocessor.augments=[]')
 
 
 def _read(path: Path) -> Config:

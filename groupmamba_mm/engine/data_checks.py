@@ -148,5 +148,12 @@ def _check_class_folders(folder: Path, split: str, suffixes: Tuple[str, ...]) ->
 
 
 def _has_image(folder: Path, suffixes: Tuple[str, ...]) -> bool:
-    return any(name.lower().endswith(suffixes)
-               for _, _, names in os.walk(folder) for name in names)
+    # os.walk would list the folder to its end, and ImageNet has more than a million images
+    with os.scandir(folder) as entries:
+        folders = []
+        for entry in entries:
+            if entry.name.lower().endswith(suffixes) and not entry.is_dir():
+                return True
+            if entry.is_dir():
+                folders.append(Path(entry.path))
+    return any(_has_image(inner, suffixes) for inner in folders)

@@ -1,6 +1,7 @@
 """The command line of training, put into a config."""
+import os
 import os.path as osp
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -8,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from groupmamba_mm.errors import ConfigError
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
 from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
+from .tracking import track_with
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -51,7 +53,9 @@ def apply_train_options(cfg: Config,
                         resume: Optional[str] = None,
                         amp: Optional[str] = None,
                         auto_scale_lr: bool = False,
-                        no_validate: bool = False) -> None:
+                        no_validate: bool = False,
+                        checkpoint_minutes: Optional[float] = None,
+                        track: Sequence[str] = ()) -> None:
     """Set what training alone has.
 
     Args:
@@ -62,6 +66,9 @@ def apply_train_options(cfg: Config,
             precision.
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size.
         no_validate (bool): Whether to leave validation out.
+        checkpoint_minutes (float, optional): Save also whenever so many minutes have passed.
+            Defaults to None, the config's own times.
+        track (Sequence[str]): Experiment trackers, see :func:`.tracking.track_with`.
 
     Raises:
         ConfigError: If the config cannot do what was asked for.
@@ -69,6 +76,8 @@ def apply_train_options(cfg: Config,
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
         raise ConfigError(f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
                           'it cannot be trained; take a config of configs/')
+    if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+        resume = 'auto'  # torchrun has started all processes again, as one of them died
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
@@ -80,6 +89,12 @@ def apply_train_options(cfg: Config,
                               'size its learning rate is for; add '
                               'auto_scale_lr=dict(base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
+    if checkpoint_minutes is not None:
+        if checkpoint_minutes <= 0:
+            raise ConfigError(f'--checkpoint-minutes must be above 0, got {checkpoint_minutes}')
+        cfg.merge_from_dict({'default_hooks.checkpoint.minutes': checkpoint_minutes})
+    if track:
+        track_with(cfg, track)
     if no_validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
 

@@ -125,6 +125,15 @@ def test_the_broken_base_is_named(config):
         load_config(config("_base_ = './base.py'\n"))
 
 
+def test_images_are_not_augmented_twice(config):
+    text = (GOOD + "data_preprocessor = dict(augments=[dict(type='BatchRandomFlip')])\n"
+            "inner = dict(type='ImageNet', pipeline=[dict(type='RandomFlip', prob=0.5)])\n"
+            "train_dataloader = dict(dataset=dict(type='RepeatDataset', dataset=inner))\n")
+    with pytest.raises(ConfigError, match='RandomFlip is in .* twice; take it out'):
+        load_config(config(text))
+    load_config(config(text), {'data_preprocessor.augments': []})
+
+
 def test_usual_variables_are_no_misspelt_keys(config):
     load_config(config(GOOD + 'test_pipeline = train_pipeline = []\nval_evaluator_abs = {}\n'
                        'data_root = "x"\nmodels = {}\nmax_epochs = 3\n'))
