@@ -129,7 +129,7 @@ def test_large_weights(monkeypatch):
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
     scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True)
     constants = scan.constants(torch.float32, is_roomy=True, training=True)
-    assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
+    assert constants['RELOAD_WEIGHTS'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
 
 
@@ -207,7 +207,7 @@ def test_gpus_with_less_shared_memory_reload_large_weights(monkeypatch, channels
     monkeypatch.setitem(launch._DOT, torch.bfloat16, launch.DOT_BF16)  # as on a GPU
     scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, True)
     constants = scan.constants(torch.bfloat16, is_roomy, training=True, backward=True)
-    assert constants['RELOAD'] == reloads
+    assert constants['RELOAD_WEIGHTS'] == reloads
     assert not reloads or constants['STAGES'] == 1
 
 
