@@ -2,19 +2,14 @@
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
-                                      state_dict_of)
+from groupmamba_mm.checkpoint import ExpectedKeys
 from groupmamba_mm.layers import init_parameters, make_scan_plan
 from .archs import FAMILIES, resolve_arch
-
-#: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
-MIN_PRETRAINED_SHARE = 0.9
 
 #: Modes of ``torch.compile`` that replay CUDA graphs.
 CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
@@ -68,6 +63,9 @@ class GroupMamba(BaseModule):
     Raises:
         ValueError: An option has a value outside its set, or widths that the groups do not divide.
     """
+
+    #: Share of the elements that a checkpoint given by ``init_cfg`` has to fill.
+    min_pretrained_share = 0.9
 
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
@@ -181,20 +179,7 @@ class GroupMamba(BaseModule):
                 code, or fills less than 90 % of this backbone.
         """
         init_parameters(self)
-        cfg = self.init_cfg
-        if not isinstance(cfg, dict) or cfg.get('type') != 'Pretrained':
-            super().init_weights()
-            return
-        state_dict = state_dict_of(load_checkpoint_file(cfg['checkpoint']))
-        prefix = cfg.get('prefix', '')
-        load_matching(
-            self, {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)},
-            source=f"{cfg['checkpoint']} (prefix {prefix!r})",
-            min_matched_share=MIN_PRETRAINED_SHARE,
-            expected_missing=self.expected_missing_keys(),
-            expected_unused=self.expected_unused_keys(),
-            logger=MMLogger.get_current_instance())
-        self.is_init = True
+        super().init_weights()
 
     def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:
         """Parameters that a classification checkpoint does not have for this backbone."""

@@ -1,5 +1,6 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
-from .hooks import DrawPredictionsHook
+from .hooks import DrawPredictionsHook, WriteLabelsHook
+from .layer_decay import LayerDecayOptimWrapperConstructor
 from .loops import AmpTestLoop
 from .optim import MergedOptimWrapperConstructor
 from .randomness import EpochSeedHook, seed_worker_by_epoch
@@ -7,5 +8,6 @@ from .runner import CheckedRunner
 
 __all__ = [
     'AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook', 'EpochSeedHook',
-    'MergedOptimWrapperConstructor', 'seed_worker_by_epoch'
+    'LayerDecayOptimWrapperConstructor', 'MergedOptimWrapperConstructor', 'WriteLabelsHook',
+    'seed_worker_by_epoch'
 ]

@@ -1,10 +1,11 @@
-"""Load a config and refuse what cannot have been meant, before anything is built."""
+"""Load a config, and refuse one that cannot be read."""
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Mapping, Optional
 
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 from mmengine.runner import Runner
 
 from groupmamba_mm.errors import ConfigError
@@ -52,35 +53,34 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
     if cfg.get('default_scope') not in SCOPES:
         raise ConfigError(f"{path}: default_scope is {cfg.get('default_scope')!r}; set it to the "
                           f'library that runs the task, one of {", ".join(SCOPES)}')
+    _name_initialisers(cfg.get('model'))
     return cfg
 
 
-def check_init_files(cfg: Config) -> None:
-    """Look for the weights that a model is to start from, before data are read.
+def _name_initialisers(part: Any) -> None:
+    """Name mmengine's ``Pretrained`` where a pure Python config has its class.
+
+    By its name, the checked one of :mod:`groupmamba_mm.checkpoint` takes its place.
+    """
+    if isinstance(part, dict) and part.get('type') is PretrainedInit:
+        part['type'] = 'Pretrained'
+    for value in part.values() if isinstance(part, dict) else (
+            part if isinstance(part, (list, tuple)) else ()):
+        _name_initialisers(value)
+
+
+def type_name(part: Mapping[str, Any], default: str = '') -> str:
+    """Read the type that a part of a config names.
 
     Args:
-        cfg (Config): The config.
+        part: A part of a config; its type is a class in a config of mmengine's pure Python style.
+        default: What it is without a type.
 
-    Raises:
-        ConfigError: If a file that an ``init_cfg`` of the model names does not exist.
+    Returns:
+        str: The name of the class, without a library's scope.
     """
-    _check_init_files(cfg.get('model'), 'model')
-
-
-def _check_init_files(part: Any, where: str) -> None:
-    if isinstance(part, dict):
-        file = part.get('checkpoint')
-        if '.init_cfg' in where and isinstance(file, str) and '://' not in file \
-                and not Path(file).expanduser().is_file():
-            raise ConfigError(
-                f'{where}.checkpoint: {file} does not exist; put the weights there, or name '
-                f'others with --cfg-options {where}.checkpoint=FILE; to start without: '
-                f'--cfg-options {where}=None')
-        for key, value in part.items():
-            _check_init_files(value, f'{where}.{key}')
-    elif isinstance(part, (list, tuple)):
-        for index, value in enumerate(part):
-            _check_init_files(value, f'{where}.{index}')
+    kind = part.get('type', default)
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
 def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -138,13 +138,14 @@ def _file_being_read(error: Exception, path: Path) -> str:
     return found
 
 
-def _known_keys() -> set:
+def known_keys() -> set:
+    """List the top-level keys that something reads."""
     arguments = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
     return arguments | _CONFIG_KEYS
 
 
 def _check_keys(cfg: Config, path: str) -> None:
-    known = _known_keys()
+    known = known_keys()
     for key in cfg:
         # A longer name is a variable made for a key: val_evaluator_abs.
         if key in known or key in _VARIABLES or key.startswith(tuple(f'{k}_' for k in known)):
@@ -155,12 +156,16 @@ def _check_keys(cfg: Config, path: str) -> None:
 
 
 def _check_options(cfg: Config, cfg_options: Dict[str, Any]) -> None:
-    known = _known_keys() | set(cfg)
+    known = known_keys()
     for option in cfg_options:
         key = option.split('.')[0]
-        if key not in known:
+        if key not in known | set(cfg):
             hint = close_to(key, known) or f'the config has {", ".join(sorted(cfg))}'
             raise ConfigError(f'--cfg-options {option}: the config has no key {key!r}; {hint}')
+        if key not in known and isinstance(cfg[key], (str, int, float)):
+            raise ConfigError(f'--cfg-options {option}: nothing reads the variable {key!r} any '
+                              'more, the config has used it; set the keys that it stands in, such '
+                              f'as train_dataloader.dataset.{key}')
 
 
 def _as_typed(cfg_options: Dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, loa
                                       state_dict_of)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 from groupmamba_mm.errors import ConfigError, LaunchError
+from .config_checks import type_name
 from .loops import AMP_ARGUMENTS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
@@ -303,7 +304,7 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
     Returns:
         dict: The same config if it is not ``AmpOptimWrapper``, else a copy in fp32.
     """
-    if optim_wrapper.get('type') != 'AmpOptimWrapper':
+    if type_name(optim_wrapper) != 'AmpOptimWrapper':
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")

@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from groupmamba_mm.errors import ConfigError
+from .config_checks import type_name
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
 
 _SPLITS = ('train', 'val', 'test')
@@ -86,7 +87,7 @@ def apply_train_options(cfg: Config,
 
 def _set_amp(cfg: Config, amp: str) -> None:
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name(wrapper, 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
                           'counterpart; use OptimWrapper or leave --amp away')
