@@ -4,11 +4,11 @@ from .foreign import read_tensors
 from .initializer import CheckedPretrainedInit
 from .loading import load_all_safely, load_checkpoint_file, state_dict_of
 from .matching import (ExpectedKeys, LoadReport, expected_unused_keys, load_matched,
-                       load_matching, match_state_dict)
+                       match_state_dict)
 from .official import convert_official, revert_to_official
 
 __all__ = [
     'CheckedPretrainedInit', 'CheckpointError', 'ExpectedKeys', 'LoadReport', 'convert_official', 'expected_unused_keys',
-    'load_all_safely', 'load_checkpoint_file', 'load_matched', 'load_matching',
-    'match_state_dict', 'read_tensors', 'revert_to_official', 'state_dict_of'
+    'load_all_safely', 'load_checkpoint_file', 'load_matched', 'match_state_dict',
+    'read_tensors', 'revert_to_official', 'state_dict_of'
 ]

@@ -233,38 +233,6 @@ def load_matched(module: nn.Module, state_dict: Mapping[str, Any], report: LoadR
     module.load_state_dict(fitting, strict=False)
 
 
-def load_matching(module: nn.Module,
-                  state_dict: Mapping[str, Any],
-                  *,
-                  source: str,
-                  min_matched_share: float,
-                  expected_missing: Iterable[ExpectedKeys] = (),
-                  expected_unused: Iterable[ExpectedKeys] = (),
-                  logger: Optional[logging.Logger] = None) -> LoadReport:
-    """Load what fits and report it, or load nothing when too little fits.
-
-    Args:
-        module (nn.Module): The model.
-        state_dict (Mapping): The checkpoint's tensors.
-        source (str): Name of the checkpoint, for the report.
-        min_matched_share (float): Wanted share of the model's elements, 1 for all of them.
-        expected_missing (Iterable[ExpectedKeys]): Keys of the model that the checkpoint may lack.
-        expected_unused (Iterable[ExpectedKeys]): Keys of the checkpoint that the model may lack.
-        logger (logging.Logger, optional): Where the report goes. Defaults to the current one.
-
-    Returns:
-        LoadReport: What was loaded.
-
-    Raises:
-        CheckpointError: If less than the share matches.
-    """
-    report = match_state_dict(module.state_dict(), state_dict, expected_missing, expected_unused)
-    log_report(report, source, logger)
-    require_share(report, min_matched_share, source)
-    load_matched(module, state_dict, report)
-    return report
-
-
 def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger] = None) -> None:
     """Write a report to the log, as a warning when it holds something that was not announced.
 
