@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groupmamba_mm.checkpoint import ExpectedKeys
-from groupmamba_mm.layers import init_parameters, make_scan_plan
+from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 from .archs import FAMILIES, resolve_arch
+from .kernels import prepare_kernels
 
 #: Modes of ``torch.compile`` that replay CUDA graphs.
 CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
@@ -134,9 +135,16 @@ class GroupMamba(BaseModule):
             self.out_norms = nn.ModuleDict(
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
         self._freeze()
+        self._prepared = set()  # kinds of passes whose kernels are compiled
         self.compile_mode = compile_mode
         if compile_mode is not None:
             self.compile(mode=compile_mode, dynamic=False)
+
+    def __call__(self, image: Tensor, *args, **kwargs) -> Tuple[Tensor, ...]:
+        """:meth:`forward`, the first time behind :func:`prepare_kernels`."""
+        if image.is_cuda and not torch.compiler.is_compiling():
+            prepare_kernels(self, image)
+        return super().__call__(image, *args, **kwargs)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.
@@ -156,10 +164,13 @@ class GroupMamba(BaseModule):
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x, grid = self.downsamples[i - 1](x, grid)
-            if not self.residual_in_fp32 and torch.is_autocast_enabled(x.device.type):
-                x = x.to(torch.get_autocast_dtype(x.device.type))
-            for block in stage:
-                is_last = block is stage[-1]
+            if torch.is_autocast_enabled(x.device.type):
+                # a GPU's autocast leaves the norm's result in fp32, a CPU's does not
+                x = x.to(torch.float32 if self.residual_in_fp32 else
+                         torch.get_autocast_dtype(x.device.type))
+            for block, behind in zip(stage, [*stage[1:], None]):
+                # what a hook sees is whole
+                is_last = behind is None or is_watched(block) or is_watched(behind)
                 if self.with_cp and torch.is_grad_enabled():
                     x = checkpoint(block, x, grid, is_last, use_reentrant=False)
                 else:

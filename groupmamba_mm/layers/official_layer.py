@@ -1,12 +1,13 @@
 """The released model's block: SS2D units, modulated mixer, convolutional FFN."""
 import math
-from typing import Tuple, Union
+from typing import Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from groupmamba_mm.ops.selective_scan.directions import direction_bits
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import GridDepthwiseConv
@@ -95,13 +96,55 @@ class OfficialBlock(nn.Module):
         """(B, L, C) tokens of an H x W grid to (B, L, C).
 
         Args:
-            x: Tokens, or what the block before left unsettled.
+            x: Tokens, or what the block before left to be added.
             grid: (H, W).
             settle: False where another block follows: fused kernels then leave the last addition
                 to its first norm.
         """
-        if isinstance(x, fused.Residual) or self.mixer.ss2d.ssm.fuses(x, self.mixer.ss2d.plan):
-            x = fused.official_block(self, x, grid)
-            return x.settle() if settle else x
+        tokens = x.tokens if isinstance(x, fused.Residual) else x
+        ss2d = self.mixer.ss2d
+        if ss2d.ssm.fuses(tokens, ss2d.plan):
+            result = self._run_fused(x, tokens, grid)
+            if result is not None:
+                return result.materialize() if settle else result
+        x = x.materialize() if isinstance(x, fused.Residual) else x
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.ffn(self.norm2(x), grid))
+
+    def _run_fused(self, x: Union[Tensor, fused.Residual], tokens: Tensor,
+                   grid: Tuple[int, int]) -> Optional[fused.Residual]:
+        """By kernels; None if a submodule is not what they stand for."""
+        from groupmamba_mm.ops.blocks.official import (AFFINITY_PARAMETERS, PARAMETERS,
+                                                       OfficialSpec)
+        kinds, names = _FUSED_PARTS, PARAMETERS
+        if type(self.mixer.affinity) is not NoChannelAffinity:
+            kinds, names = _FUSED_PARTS_WITH_AFFINITY, PARAMETERS + AFFINITY_PARAMETERS
+        parts = fused.find_parts(self, kinds)
+        if parts is None:
+            return None
+        ssm, norm = parts['mixer.ss2d.ssm'], parts['mixer.norm']
+        spec = OfficialSpec(
+            norm.normalized_shape[0], ssm.num_groups, parts['ffn.fc1'].out_features, ssm.dt_rank,
+            ssm.d_state, *direction_bits(parts['mixer.ss2d'].plan[0]),
+            parts['mixer.affinity.fc1'].out_features if names is not PARAMETERS else 0, norm.eps,
+            parts['mixer.ss2d.out_norm'].eps, parts['norm2'].eps)
+        parameters = fused.find_parameters(parts, names, spec.shapes())
+        if parameters is None:
+            return None
+        drops = fused.draw_drop_path(parts['drop_path'], tokens)
+        return fused.run('official', spec, grid, x, drops, parameters)
+
+
+#: The submodules of a block that the kernels stand for.
+_FUSED_PARTS = {
+    'mixer': (OfficialMixer, ), 'mixer.norm': (nn.LayerNorm, ),
+    'mixer.affinity': (ChannelAffinity, NoChannelAffinity), 'mixer.ss2d': (GroupedSS2D, ),
+    'mixer.ss2d.in_proj': (GroupedLinear, ), 'mixer.ss2d.conv2d': (GridDepthwiseConv, ),
+    'mixer.ss2d.ssm': (GroupedSSM, ), 'mixer.ss2d.out_norm': (GroupedLayerNorm, ),
+    'mixer.ss2d.out_proj': (GroupedLinear, ), 'mixer.proj': (nn.Linear, ),
+    'norm2': (nn.LayerNorm, ), 'ffn': (ConvFFN, ), 'ffn.fc1': (nn.Linear, ),
+    'ffn.dwconv': (GridDepthwiseConv, ), 'ffn.fc2': (nn.Linear, ),
+    'drop_path': (StochasticDepth, ),
+}
+_FUSED_PARTS_WITH_AFFINITY = {**_FUSED_PARTS, 'mixer.affinity.fc1': (nn.Linear, ),
+                              'mixer.affinity.fc2': (nn.Linear, )}

@@ -1,6 +1,6 @@
 """The paper's modulated group mamba layer, Eq. 3-9."""
 import math
-from typing import Tuple, Union
+from typing import Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
+from groupmamba_mm.ops.selective_scan.directions import direction_bits
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import CausalConv1d
@@ -112,8 +113,51 @@ class ModulatedGroupMambaLayer(nn.Module):
     def forward(self, x: Union[Tensor, fused.Residual], grid: Tuple[int, int],
                 settle: bool = True) -> Union[Tensor, fused.Residual]:
         """(B, L, C) tokens of an H x W grid to (B, L, C); see :meth:`OfficialBlock.forward`."""
-        if isinstance(x, fused.Residual) or self.vsss.mamba.ssm.fuses(x, self.vsss.mamba.plan):
-            x = fused.paper_layer(self, x, grid)
-            return x.settle() if settle else x
+        tokens = x.tokens if isinstance(x, fused.Residual) else x
+        mamba = self.vsss.mamba
+        if mamba.ssm.fuses(tokens, mamba.plan):
+            result = self._run_fused(x, tokens, grid)
+            if result is not None:
+                return result.materialize() if settle else result
+        x = x.materialize() if isinstance(x, fused.Residual) else x
         modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
         return x + self.drop_path(self.ffn(self.norm(modulated)))
+
+    def _run_fused(self, x: Union[Tensor, fused.Residual], tokens: Tensor,
+                   grid: Tuple[int, int]) -> Optional[fused.Residual]:
+        """By kernels; None if a submodule is not what they stand for."""
+        from groupmamba_mm.ops.blocks.paper import AFFINITY_PARAMETERS, PARAMETERS, PaperSpec
+        kinds, names = _FUSED_PARTS, PARAMETERS
+        if type(self.affinity) is not NoChannelAffinity:
+            kinds, names = _FUSED_PARTS_WITH_AFFINITY, PARAMETERS + AFFINITY_PARAMETERS
+        parts = fused.find_parts(self, kinds)
+        if parts is None:
+            return None
+        ssm, norm, conv = parts['vsss.mamba.ssm'], parts['norm'], parts['vsss.mamba.conv1d']
+        spec = PaperSpec(
+            norm.normalized_shape[0], ssm.num_groups, ssm.dt_proj_weight.shape[1],
+            conv.kernel_size[0], parts['vsss.ffn.fc1'].weight.shape[1],
+            parts['ffn.fc1'].out_features, ssm.dt_rank, ssm.d_state,
+            *direction_bits(parts['vsss.mamba'].plan[0]),
+            parts['affinity.fc1'].out_features if names is not PARAMETERS else 0,
+            parts['vsss.norm1'].eps, parts['vsss.norm2'].eps, norm.eps)
+        parameters = fused.find_parameters(parts, names, spec.shapes())
+        if parameters is None:
+            return None
+        drop = fused.draw_drop_path(parts['drop_path'], tokens)[0]
+        return fused.run('paper', spec, grid, x, (None, drop), parameters)
+
+
+#: The submodules of a layer that the kernels stand for.
+_FUSED_PARTS = {
+    'affinity': (ChannelAffinity, NoChannelAffinity), 'vsss': (GroupedVSSS, ),
+    'vsss.norm1': (GroupedLayerNorm, ), 'vsss.mamba': (GroupedMamba1d, ),
+    'vsss.mamba.in_proj': (GroupedLinear, ), 'vsss.mamba.conv1d': (CausalConv1d, ),
+    'vsss.mamba.ssm': (GroupedSSM, ), 'vsss.mamba.out_proj': (GroupedLinear, ),
+    'vsss.norm2': (GroupedLayerNorm, ), 'vsss.ffn': (GroupedFFN, ),
+    'vsss.ffn.fc1': (GroupedLinear, ), 'vsss.ffn.fc2': (GroupedLinear, ),
+    'norm': (nn.LayerNorm, ), 'ffn': (FFN, ), 'ffn.fc1': (nn.Linear, ), 'ffn.fc2': (nn.Linear, ),
+    'drop_path': (StochasticDepth, ),
+}
+_FUSED_PARTS_WITH_AFFINITY = {**_FUSED_PARTS, 'affinity.fc1': (nn.Linear, ),
+                              'affinity.fc2': (nn.Linear, )}

@@ -9,6 +9,7 @@ from typing import Optional, Union
 import torch
 
 from groupmamba_mm.errors import BackendError, ConfigError
+from . import self_test, tracing
 from .self_test import check_kernels
 
 #: The names a user may give.
@@ -91,6 +92,8 @@ def choose_backend(backend: str,
         ConfigError: Unknown name in the environment variable.
         BackendError: A backend asked for by name cannot run; the message has the remedy.
     """
+    if tracing.noted() is not None and backend in ('auto', 'triton'):
+        return Choice('triton', 'its launches are noted, not run')
     wanted = os.environ.get(VARIABLE, '') if backend == 'auto' else ''
     return _choose(check_backend(backend), wanted, torch.device(device), dtype, d_state, groups,
                    width, dt_rank)
@@ -188,7 +191,7 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
             return (f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '
                     f'channels that share a LayerNorm, {_describe(device)} has {there // 1024} KB; '
                     'more groups (num_groups) are narrower')
-    failed = check_kernels(device)
+    failed = None if self_test.is_running() else check_kernels(device)
     if failed is not None:
         return (f'the self-test of the Triton kernels failed on {_describe(device)}, '
                 f"{_versions('triton')}: {failed}")

@@ -118,9 +118,8 @@ def test_mixer_and_ffn_are_dropped_independently(monkeypatch):
     block = build(TINY['official'], 'triton').stages[0][0].train()
     block.drop_path.p = 0.5
     drawn = []
-    draw = fused._drop_path_scale
-    monkeypatch.setattr(fused, '_drop_path_scale',
-                        lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    draw = fused.draw_drop_path
+    monkeypatch.setattr(fused, 'draw_drop_path', lambda *args: drawn.extend(draw(*args)) or drawn)
     with torch.no_grad():
         block(torch.randn(16, 2, 12, device=DEVICE), (2, 1))
     mixer, ffn = drawn
@@ -152,26 +151,29 @@ def test_activation_checkpointing_gives_the_same_gradients():
 def build_of_groups_alone(monkeypatch, **options):
     """The paper's stage with the kernels of wide groups, and tokens that stay fp32 under autocast,
     as on a GPU: the CPU's does not keep LayerNorms in it."""
-    monkeypatch.setattr(fused, 'NARROWEST_GROUP', 1)
-    monkeypatch.setattr(fused, 'NARROWEST_LINEAR_GROUP', 1)
+    from groupmamba_mm.ops.blocks import paper
+    monkeypatch.setattr(paper, 'NARROWEST_GROUP', 1)
+    monkeypatch.setattr(paper, 'NARROWEST_LINEAR_GROUP', 1)
     model = build(dict(TINY['paper'], depths=(3, )), **options)
     model.stages[0][0].register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
     return model
 
 
 def test_groups_by_themselves(monkeypatch):
+    from groupmamba_mm.ops.blocks import paper
     calls = []
-    for name in ('add_layer_norm', 'group_linear', 'residual_group_ffn'):
-        def noted(*args, name=name, run=getattr(fused, name), **kwargs):
+    for name in ('add_norm_forward', 'group_linear_forward', 'residual_ffn_forward'):
+        def noted(*args, name=name, run=getattr(paper, name), **kwargs):
             calls.append((name, kwargs.get('wants_rounded')))
             return run(*args, **kwargs)
-        monkeypatch.setattr(fused, name, noted)
+        monkeypatch.setattr(paper, name, noted)
     model, image = build_of_groups_alone(monkeypatch), torch.randn(1, 3, 8, 8, device=DEVICE)
-    compare(model, image, 1e-4)
-    assert ('residual_group_ffn', None) in calls and ('add_layer_norm', True) not in calls
+    compare(model, image, 1e-4)  # fp32 has no such kernels
+    assert {name for name, _ in calls} == {'add_norm_forward'}
     check_error_of_autocast(model, image)
-    assert calls.count(('add_layer_norm', True)) == 2  # of three layers, the first has no branch
-    assert calls.count(('group_linear', None)) == 3
+    assert calls.count(('add_norm_forward', True)) == 2  # of three layers, the first has no branch
+    assert calls.count(('group_linear_forward', None)) == 3
+    assert calls.count(('residual_ffn_forward', None)) == 3
 
 
 def test_checkpoints_of_groups_by_themselves(monkeypatch):
@@ -180,6 +182,74 @@ def test_checkpoints_of_groups_by_themselves(monkeypatch):
         gradients(build_of_groups_alone(monkeypatch, backend='triton', with_cp=with_cp), image,
                   torch.bfloat16) for with_cp in (False, True))
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+class Doubled(nn.Linear):
+    """A layer as a user would put in another's place."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+WATCHERS = {
+    'forward hook': lambda layer, parent: layer.register_forward_hook(lambda *args: 2 * args[2]),
+    'pre-hook': lambda layer, parent: layer.register_forward_pre_hook(
+        lambda _, args: (2 * args[0], )),
+    'patched forward': lambda layer, parent: setattr(
+        layer, 'forward', lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)),
+    'another type': lambda layer, parent: setattr(
+        parent, 'fc1', Doubled(layer.in_features, layer.out_features).to(DEVICE)),
+    'parametrized': lambda layer, parent: nn.utils.parametrize.register_parametrization(
+        layer, 'weight', nn.Softplus()),
+    'without bias': lambda layer, parent: setattr(layer, 'bias', None),
+}
+
+
+@pytest.mark.parametrize('family', TINY)
+@pytest.mark.parametrize('watcher', WATCHERS)
+def test_what_somebody_hooked_or_replaced_counts(family, watcher, caplog):
+    """Kernels read parameters past the submodules, so a block with such a one runs plainly."""
+    model, image = build(TINY[family]), torch.randn(2, 3, 8, 4, device=DEVICE)
+    with torch.no_grad():
+        before = with_backend(model, 'triton')(image)[0]
+    ffn = model.stages[0][0].ffn
+    WATCHERS[watcher](ffn.fc1, ffn)
+    fused._reported.clear()
+    with torch.no_grad():
+        expected = model(image)[0]
+        torch.manual_seed(0)
+        got = with_backend(model, 'triton')(image)[0]
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(got, before, atol=1e-3)
+    assert 'ffn.fc1' in caplog.text and 'module by module' in caplog.text
+
+
+def test_hooks_of_blocks_see_tensors():
+    model = build(dict(TINY['official'], depths=(3, )), 'triton')
+    image, seen = torch.randn(1, 3, 8, 4, device=DEVICE), []
+    with torch.no_grad():
+        expected = model(image)[0]
+        model.stages[0][1].register_forward_hook(lambda *args: seen.append(args[2]))
+        model.stages[0][1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        torch.testing.assert_close(model(image)[0], expected)
+    assert [type(tensor) for tensor in seen] == [torch.Tensor] * 2
+
+
+@pytest.mark.parametrize('family', TINY)
+@pytest.mark.parametrize('change', [
+    lambda p: p.mul_(1.5), lambda p: p.data.mul_(1.5),
+    lambda p: setattr(p, 'data', 1.5 * p.data)], ids=['in place', 'by data', 'other memory'])
+def test_a_changed_weight_is_noticed(family, change):
+    model, image = build(TINY[family], 'triton').eval(), torch.randn(1, 3, 8, 4, device=DEVICE)
+    with torch.no_grad():
+        before = model(image)[0]
+        for name, parameter in model.stages.named_parameters():
+            if name.endswith(('fc2.weight', 'in_proj.weight')):
+                change(parameter)
+        after = model(image)[0]
+        assert not torch.allclose(before, after, atol=1e-3)
+        torch.testing.assert_close(after, with_backend(model, 'torch')(image)[0], atol=1e-4,
+                                   rtol=1e-4)
 
 
 def test_fp64_has_no_kernels():

@@ -28,20 +28,16 @@ with values of their own: Triton 3.6 takes a name for unchanged in a loop if wha
 first pass is what it began with, be it by way of another name. The interpreter does not.
 """
 import functools
-import math
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from groupmamba_mm.ops.integers import cdiv, round_up
-from groupmamba_mm.ops.kernel_functions import activate
-from groupmamba_mm.ops.selective_scan.directions import check_directions, direction_bits
-
-ACTIVATIONS = ('none', 'silu', 'gelu')
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from ..integers import cdiv, round_up
+from ..kernel_functions import activate
+from ..launch import is_abstract, launch, rows_of
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
@@ -54,15 +50,10 @@ MIN_ROWS = 8
 MAX_STEPS = 64
 _WALK_WARPS = 4
 
-# Strides are passed divided by ALIGN, and no integer is specialised: a new image size then never
-# compiles anew, and loads are still known to be aligned.
-_CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'x_batch', 'x_token', 'dy_batch',
-                    'dy_token', 'out_batch', 'out_token', 'dx_batch', 'dx_token', 'column_major',
-                    'backwards']
-# Of the grid's kernels. Strides of a token, which a layer fixes, are compiled in: columns are then
-# constant offsets to one pointer for each row.
-_GRID_INTEGERS = ('batch', 'height', 'width', 'rows', 'images', 'x_batch', 'dy_batch', 'out_batch',
-                  'dx_batch')
+# No integer is specialised: a new image size never compiles anew. Distances of tokens in memory,
+# which a layer fixes, are constants, so that loads are known to be aligned.
+_CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'column_major', 'backwards']
+_GRID_INTEGERS = ['batch', 'height', 'width', 'rows', 'images']
 
 
 @triton.jit
@@ -168,9 +159,9 @@ def _add_taps(value, row, j: tl.constexpr, left, middle, right):
 
 
 @triton.jit(do_not_specialize=_GRID_INTEGERS)
-def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_batch, out_batch,
+def _grid_forward(x, out, weight, bias, batch, height, width, rows, images,
                   X_TOKEN: tl.constexpr, OUT_TOKEN: tl.constexpr, GROUPS: tl.constexpr,
-                  LANES: tl.constexpr, TRUE: tl.constexpr, ACT: tl.constexpr, ALIGN: tl.constexpr,
+                  LANES: tl.constexpr, TRUE: tl.constexpr, ACT: tl.constexpr,
                   EVEN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
     """out = act(conv(x) + bias).
 
@@ -185,12 +176,13 @@ def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_ba
     w = _load_taps9(weight, COUNT, true_channel, is_true)
     b = tl.load(bias + true_channel, mask=is_true, other=0.).to(tl.float32)
     token = width.to(tl.int64)  # of a row, so that products with a stride are in 64 bits
+    pixels = token * height
     start = first_row * token + first
     end = tl.minimum(end_row + 1, height)
 
     for image in range(first_image, end_image):
-        x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
-        out_row = out + image * (out_batch.to(tl.int64) * ALIGN) + start * OUT_TOKEN + channel
+        x_row = x + (image * pixels + start) * X_TOKEN + channel
+        out_row = out + (image * pixels + start) * OUT_TOKEN + channel
         over = _to_fp32(_load_row(x_row - token * X_TOKEN, first, width, exists & (first_row > 0),
                                   X_TOKEN, TW, EVEN, 1), TW + 2)
         row = _to_fp32(_load_row(x_row, first, width, exists, X_TOKEN, TW, EVEN, 1), TW + 2)
@@ -225,10 +217,10 @@ def _grid_forward(x, out, weight, bias, batch, height, width, rows, images, x_ba
 
 @triton.jit(do_not_specialize=_GRID_INTEGERS)
 def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, width, rows, images,
-                   x_batch, dy_batch, dx_batch, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
+                   X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
                    DX_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
                    TRUE: tl.constexpr, ACT: tl.constexpr, WANT_ACTIVATION: tl.constexpr,
-                   ALIGN: tl.constexpr, EVEN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
+                   EVEN: tl.constexpr, TW: tl.constexpr, BC: tl.constexpr):
     """dx, on request act(p), and this program's share of the sums: for weight and bias, and of dx.
 
     Two convolutions in one walk. Row q of p = conv(x) + bias is finished as in
@@ -248,6 +240,7 @@ def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, 
     w = _load_taps9(weight, COUNT, true_channel, is_true)
     b = tl.load(bias + true_channel, mask=is_true, other=0.).to(tl.float32)
     token = width.to(tl.int64)
+    pixels = token * height
     start = first_row * token + first
     end = tl.minimum(end_row + 2, height)  # of the rows of x that are needed
 
@@ -256,13 +249,10 @@ def _grid_backward(x, dy, dx, activation, weight, bias, partial, batch, height, 
     dp_sum = zeros
     dx_sum = zeros
     for image in range(first_image, end_image):
-        x_row = x + image * (x_batch.to(tl.int64) * ALIGN) + start * X_TOKEN + channel
-        dy_row = (dy + image * (dy_batch.to(tl.int64) * ALIGN) + (start - token) * DY_TOKEN
-                  + channel)
-        dx_row = (dx + image * (dx_batch.to(tl.int64) * ALIGN) + (start - 2 * token) * DX_TOKEN
-                  + channel)
-        activation_row = (activation + (image * (token * height) + start - token) * CHANNELS
-                          + channel)
+        x_row = x + (image * pixels + start) * X_TOKEN + channel
+        dy_row = dy + (image * pixels + start - token) * DY_TOKEN + channel
+        dx_row = dx + (image * pixels + start - 2 * token) * DX_TOKEN + channel
+        activation_row = activation + (image * pixels + start - token) * CHANNELS + channel
         over = _to_fp32(_load_row(x_row - 2 * token * X_TOKEN, first, width,
                                   exists & (first_row > 1), X_TOKEN, TW, EVEN, 2), TW + 4)
         row = _to_fp32(_load_row(x_row - token * X_TOKEN, first, width, exists & (first_row > 0),
@@ -401,22 +391,21 @@ def _take_step(position, done, step, line, to_next_line):
 
 
 @triton.jit
-def _load_step(tensor, position, token, ALIGN: tl.constexpr, mask):
+def _load_step(tensor, position, TOKEN: tl.constexpr, mask):
     """What a walk finds at its place, (SEGMENTS, BC)."""
-    return tl.load(tensor + position.to(tl.int64) * token.to(tl.int64) * ALIGN, mask=mask,
-                   other=0.)
+    return tl.load(tensor + position.to(tl.int64) * TOKEN, mask=mask, other=0.)
 
 
 @triton.jit
-def _earlier_steps(x, start, length, x_token, height, width, is_column_major, is_backward, exists,
-                   TAPS: tl.constexpr, ALIGN: tl.constexpr, zeros):
+def _earlier_steps(x, start, length, height, width, is_column_major, is_backward, exists,
+                   X_TOKEN: tl.constexpr, TAPS: tl.constexpr, zeros):
     """x one, two and three steps before the first, in fp32, as far as there are taps for them."""
     earlier = ()
     for back in tl.static_range(1, 4):
         value = zeros
         if back < TAPS:
             position, _ = _scan_place(start - back, height, width, is_column_major, is_backward)
-            value = _load_step(x, position, x_token, ALIGN, exists & (start >= back)
+            value = _load_step(x, position, X_TOKEN, exists & (start >= back)
                                & (start - back < length)).to(tl.float32)
         earlier = earlier + (value, )
     return earlier
@@ -436,10 +425,9 @@ def _convolve(bias, w, now, earlier, TAPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
-def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, x_token, out_batch,
-                    out_token, column_major, backwards, GROUPS: tl.constexpr, LANES: tl.constexpr,
-                    TRUE: tl.constexpr, TAPS: tl.constexpr, ALIGN: tl.constexpr,
-                    SEGMENTS: tl.constexpr, BC: tl.constexpr):
+def _causal_forward(x, out, weight, bias, batch, height, width, steps, column_major, backwards,
+                    X_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+                    TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr, BC: tl.constexpr):
     """out = silu(conv(x) + bias), each group in its direction.
 
     Threads walk along the scan, ``steps`` tokens each: a token is loaded once, two steps ahead.
@@ -455,25 +443,25 @@ def _causal_forward(x, out, weight, bias, batch, height, width, steps, x_batch, 
     w = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
     b = _load_tap(bias, 0, COUNT, true_channel, is_true)
     exists = exists[None, :]
-    x += image * x_batch * ALIGN + channel[None, :]
-    out += image * out_batch * ALIGN + channel[None, :]
+    pixels = height.to(tl.int64) * width
+    x += image * pixels * X_TOKEN + channel[None, :]
+    out += image * pixels * (GROUPS * LANES) + channel[None, :]
 
-    earlier = _earlier_steps(x, start, length, x_token, height, width, is_column_major,
-                             is_backward, exists, TAPS, ALIGN,
-                             tl.zeros([SEGMENTS, BC], tl.float32))
+    earlier = _earlier_steps(x, start, length, height, width, is_column_major, is_backward,
+                             exists, X_TOKEN, TAPS, tl.zeros([SEGMENTS, BC], tl.float32))
     position, done = _scan_place(start, height, width, is_column_major, is_backward)
-    now = _load_step(x, position, x_token, ALIGN, exists & (start < length))
+    now = _load_step(x, position, X_TOKEN, exists & (start < length))
     next_position, done = _take_step(position, done, step, line, to_next_line)
-    then = _load_step(x, next_position, x_token, ALIGN, exists & (start + 1 < length))
+    then = _load_step(x, next_position, X_TOKEN, exists & (start + 1 < length))
     for t in range(steps):
         far_position, done = _take_step(next_position, done, step, line, to_next_line)
-        far = _load_step(x, far_position, x_token, ALIGN,
+        far = _load_step(x, far_position, X_TOKEN,
                          exists & (start + t + 2 < length) & (t + 2 < steps))
         value = now.to(tl.float32)
         y, _ = activate(_convolve(b, w, value, earlier, TAPS), 'silu', x.dtype.element_ty)
         if LANES != TRUE:
             y = tl.where(is_true[None, :], y, 0.)
-        tl.store(out + position.to(tl.int64) * out_token.to(tl.int64) * ALIGN,
+        tl.store(out + position.to(tl.int64) * (GROUPS * LANES),
                  y.to(out.dtype.element_ty), mask=exists & (start + t < length))
         earlier = (value, earlier[0], earlier[1])
         now = then
@@ -508,10 +496,10 @@ def _causal_dx(dp, later, w, TAPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
-def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, steps, x_batch,
-                     x_token, dy_batch, dy_token, dx_batch, dx_token, column_major, backwards,
-                     GROUPS: tl.constexpr, LANES: tl.constexpr, TRUE: tl.constexpr,
-                     TAPS: tl.constexpr, ALIGN: tl.constexpr, SEGMENTS: tl.constexpr,
+def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, steps, column_major,
+                     backwards, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
+                     DX_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
+                     TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr,
                      BC: tl.constexpr):
     """dx, and this program's share of the gradients of the taps and, in the last row, the bias.
 
@@ -530,13 +518,14 @@ def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, ste
     b = _load_tap(bias, 0, COUNT, true_channel, is_true)
     exists = lane_exists[None, :]
     is_true = is_true[None, :]
-    x += image * x_batch * ALIGN + channel[None, :]
-    dy += image * dy_batch * ALIGN + channel[None, :]
-    dx += image * dx_batch * ALIGN + channel[None, :]
+    pixels = height.to(tl.int64) * width
+    x += image * pixels * X_TOKEN + channel[None, :]
+    dy += image * pixels * DY_TOKEN + channel[None, :]
+    dx += image * pixels * DX_TOKEN + channel[None, :]
 
     zeros = tl.zeros([SEGMENTS, BC], tl.float32)
-    earlier = _earlier_steps(x, start, length, x_token, height, width, is_column_major,
-                             is_backward, exists, TAPS, ALIGN, zeros)
+    earlier = _earlier_steps(x, start, length, height, width, is_column_major, is_backward,
+                             exists, X_TOKEN, TAPS, zeros)
     if LANES != TRUE:  # what is in padded lanes must not reach the sums
         earlier = (tl.where(is_true, earlier[0], 0.), tl.where(is_true, earlier[1], 0.),
                    tl.where(is_true, earlier[2], 0.))
@@ -544,18 +533,18 @@ def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, ste
     g = (zeros, zeros, zeros, zeros, zeros)  # of the taps from the last, and of the bias
     position, done = _scan_place(start, height, width, is_column_major, is_backward)
     mask = exists & (start < length)
-    now = _load_step(x, position, x_token, ALIGN, mask)
-    dy_now = _load_step(dy, position, dy_token, ALIGN, mask)
+    now = _load_step(x, position, X_TOKEN, mask)
+    dy_now = _load_step(dy, position, DY_TOKEN, mask)
     next_position, done = _take_step(position, done, step, line, to_next_line)
     mask = exists & (start + 1 < length)
-    then = _load_step(x, next_position, x_token, ALIGN, mask)
-    dy_then = _load_step(dy, next_position, dy_token, ALIGN, mask)
+    then = _load_step(x, next_position, X_TOKEN, mask)
+    dy_then = _load_step(dy, next_position, DY_TOKEN, mask)
     behind = (position - 1, position - 2, position - 3)  # not used, but different: see the top
     for t in range(steps + TAPS - 1):
         far_position, done = _take_step(next_position, done, step, line, to_next_line)
         mask = exists & (start + t + 2 < length) & (t + 3 < steps + TAPS)
-        far = _load_step(x, far_position, x_token, ALIGN, mask)
-        dy_far = _load_step(dy, far_position, dy_token, ALIGN, mask)
+        far = _load_step(x, far_position, X_TOKEN, mask)
+        dy_far = _load_step(dy, far_position, DY_TOKEN, mask)
         value, dp = _causal_slope(now, dy_now, earlier, b, w, is_true, LANES != TRUE, TAPS)
         own = tl.where(t < steps, dp, 0.)
         g = (g[0] + own * value, g[1] + own * earlier[0], g[2] + own * earlier[1],
@@ -564,7 +553,7 @@ def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, ste
         if TAPS > 1:
             target = behind[TAPS - 2]
         s = t - (TAPS - 1)
-        tl.store(dx + target.to(tl.int64) * dx_token.to(tl.int64) * ALIGN,
+        tl.store(dx + target.to(tl.int64) * DX_TOKEN,
                  _causal_dx(dp, later, w, TAPS).to(dx.dtype.element_ty),
                  mask=exists & (s >= 0) & (start + s < length))
         earlier = (value, earlier[0], earlier[1])
@@ -632,9 +621,10 @@ def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
 
     Fixed rules in place of an autotuner: nothing to time at the start, the same sums each run.
     """
-    # Strips of seven columns suit the maps of 224 pixels and the registers; others are taken where
-    # fewer columns stick out of the map. The widest channel block that wastes at most a tenth.
-    strip = min((7, 4) if is_backward else (7, 8, 4), key=lambda size: round_up(width, size))
+    # Strips of seven columns suit the maps of 224 pixels and the registers. One other width serves
+    # all maps that they do not divide, so that new image sizes compile nothing.
+    strip = 7 if width % 7 == 0 else 4
+    # The widest channel block that wastes at most a tenth.
     padded = {size: round_up(channels, size) for size in (128, 64, 32)}
     block = next((size for size in padded if padded[size] * 10 <= channels * 11), 32)
     warps = max(1, block // 64)
@@ -685,127 +675,67 @@ def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes
     return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments))
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], groups: int) -> None:
-    if x.dim() != 3 or x.dtype not in DTYPES:
-        raise ValueError(f'depthwise_conv: x must be (B, L, C) in fp32, bf16 or fp16, got '
-                         f'{tuple(x.shape)} in {x.dtype}')
-    if min(grid) < 1 or grid[0] * grid[1] != x.shape[1]:
-        raise ValueError(f'depthwise_conv: grid {tuple(grid)} does not have the L = {x.shape[1]} '
-                         'tokens of x')
-    count, channels = bias.shape[0], x.shape[2]
-    if channels % groups or count % groups or count > channels:
-        raise ValueError(f'depthwise_conv: bias has {count} channels, which do not fit into the '
-                         f'{channels} channels of x in {groups} groups')
-    if weight.shape[0] != count:
-        raise ValueError(f'depthwise_conv: weight has {weight.shape[0]} channels, bias {count}; '
-                         'give both one entry for each true channel')
+def by_tap(weight: Tensor) -> Tensor:
+    """(C, 1, ...) to (K, C), whose rows the kernels load in one go."""
+    return weight.flatten(1).t().contiguous()
 
 
-def _check_like(name: str, tensor: Tensor, x: Tensor) -> None:
-    if tensor.shape != x.shape or tensor.dtype != x.dtype:
-        raise ValueError(f'depthwise_conv: {name} must be {tuple(x.shape)} in {x.dtype} as x is, '
-                         f'got {tuple(tensor.shape)} in {tensor.dtype}')
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """The tensor itself if its channels lie side by side, else a copy."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _writable(name: str, tensor: Tensor, x: Tensor) -> Tensor:
-    _check_like(name, tensor, x)
-    if tensor.stride(-1) != 1:
-        raise ValueError(f'depthwise_conv: {name} is written in place, so its last stride must be '
-                         f'1, got strides {tensor.stride()}')
-    return tensor
-
-
-def _check_activation(activation: Optional[Tensor], x: Tensor) -> None:
-    if activation is None:
-        return
-    _check_like('activation', activation, x)
-    if not activation.is_contiguous():
-        raise ValueError('depthwise_conv: activation is written in place, so it must be contiguous,'
-                         f' got strides {activation.stride()}')
-
-
-def _by_tap(weight: Tensor) -> Tensor:
-    """(C, ...) to (K, C), whose rows load in one go; free for a view of that layout."""
-    return weight.reshape(weight.shape[0], -1).t().contiguous()
-
-
-def _strides(*tensors: Tensor, count: int = 2) -> Tuple[int, Tuple[int, ...]]:
-    """What divides the strides of batch and token, up to 16, and the strides divided by it.
-
-    With ``count=1`` those of the batch only.
-    """
-    strides = [stride for tensor in tensors for stride in tensor.stride()[:count]]
-    align = math.gcd(16, *strides)
-    return align, tuple(stride // align for stride in strides)
-
-
-def _direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
-    """Bit g says of group g: column by column, and from the end."""
-    directions = check_directions(directions)
-    if len(directions) > 31:
-        raise ValueError(f'depthwise_conv: at most 31 groups, got {len(directions)} directions')
-    return direction_bits(directions)
-
-
-def _true_groups(x: Tensor, groups: int, count: int) -> Tuple[int, int, int]:
+def _true_groups(channels: int, groups: int, count: int) -> Tuple[int, int, int]:
     """Groups, channels of each with padding, and true ones; one group if nothing is padded."""
-    channels = x.shape[2]
     return (1, channels, channels) if channels == count else (groups, channels // groups,
                                                               count // groups)
 
 
-def _split(x: Tensor, grid: Tuple[int, int], groups: int, count: int, is_backward: bool):
+@functools.lru_cache(maxsize=4096)
+def _plan_grid(batch: int, height: int, width: int, channels: int, groups: int, count: int,
+               is_backward: bool) -> Tuple[_Tiles, Tuple[int], dict]:
     """Tiles, the number of programs and the constants of a launch on the grid."""
-    groups, lanes, true = _true_groups(x, groups, count)
-    tiles = _choose_tiles(is_backward, x.shape[0], *grid, x.shape[2])
+    groups, lanes, true = _true_groups(channels, groups, count)
+    tiles = _choose_tiles(is_backward, batch, height, width, channels)
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=true, TW=tiles.width, BC=tiles.channels,
-                     EVEN=grid[1] % tiles.width == 0, num_warps=tiles.warps)
-    return tiles, (tiles.programs * cdiv(x.shape[2], tiles.channels), ), constants
+                     EVEN=tiles.width == 7, num_warps=tiles.warps,
+                     maxnreg=_MAX_REGISTERS['backward' if is_backward else 'forward'])
+    return tiles, (tiles.programs * cdiv(channels, tiles.channels), ), constants
 
 
-def _prepare_dx(dx: Optional[Tensor], x: Tensor) -> Tensor:
-    return (torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None
-            else _writable('dx', dx, x))
-
-
-def _add_up(partial: Tensor, taps: int, groups: int, count: int) -> Tuple[Tensor, ...]:
-    """The gradient of the weight, and the sums behind it, from all programs' shares."""
-    programs, rows, channels = partial.shape
-    # several tensors: autograd may keep the one without the others
-    dweight = torch.empty(count, taps, dtype=torch.float32, device=partial.device)
-    sums = tuple(torch.empty(count, dtype=torch.float32, device=partial.device)
-                 for _ in range(rows - taps))
-    with torch.cuda.device_of(partial):
-        _add_shares[cdiv(channels, _SUM_CHANNELS), rows](
-            partial, dweight, sums[0], sums[-1], programs, TAPS=taps, SUMS=rows, GROUPS=groups,
-            LANES=channels // groups, TRUE=count // groups, BC=_SUM_CHANNELS,
-            # many shares come with few channels, hence with few programs
-            **(dict(P=64, num_warps=4) if programs <= 512 else dict(P=512, num_warps=8)))
-    return (dweight, *sums)
-
-
-def _split_walks(x: Tensor, bias: Tensor, groups: int, is_backward: bool):
+@functools.lru_cache(maxsize=4096)
+def _plan_causal(batch: int, length: int, channels: int, groups: int, count: int,
+                 is_backward: bool) -> Tuple[_Walks, Tuple[int], dict]:
     """Walks, the number of programs and the constants of a launch along the scan."""
-    lanes = x.shape[2] // groups
-    walks = _choose_walks(is_backward, x.shape[0], x.shape[1], groups, lanes)
-    constants = dict(GROUPS=groups, LANES=lanes, TRUE=bias.shape[0] // groups,
-                     SEGMENTS=walks.segments, BC=walks.channels, num_warps=_WALK_WARPS)
+    lanes = channels // groups
+    walks = _choose_walks(is_backward, batch, length, groups, lanes)
+    constants = dict(GROUPS=groups, LANES=lanes, TRUE=count // groups, SEGMENTS=walks.segments,
+                     BC=walks.channels, num_warps=_WALK_WARPS)
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
 
 
-def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Optional[Tensor],
+            *sums: Optional[Tensor]) -> Tuple[Tensor, ...]:
+    """The gradient of the weight, and the sums behind it, from all programs' shares.
+
+    Given tensors may have fewer channels than the convolution: what is behind theirs is padding.
+    """
+    programs, rows, channels = partial.shape
+    count = count if sums[0] is None else sums[0].shape[0]
+    new = functools.partial(torch.empty, dtype=torch.float32, device=partial.device)
+    dweight = new(count, taps) if dweight is None else dweight
+    sums = tuple(new(count) if total is None else total for total in sums)
+    launch(_add_shares, (cdiv(channels, _SUM_CHANNELS), rows), partial, dweight, sums[0], sums[-1],
+           programs, TAPS=taps, SUMS=rows, GROUPS=groups, LANES=channels // groups,
+           TRUE=count // groups, BC=_SUM_CHANNELS,
+           # many shares come with few channels, hence with few programs
+           **(dict(P=64, num_warps=4) if programs <= 512 else dict(P=512, num_warps=8)))
+    return (dweight, *sums)
+
+
+def grid_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
                       groups: int = 1) -> Tensor:
     """act(3x3 depthwise convolution + bias) of tokens on their grid, zeros outside.
 
     Args:
-        x: (B, L, C') tokens, row-major, L = H * W; fp32, bf16 or fp16; a view with free strides of
-            image and token is read as it lies.
-        weight: (C, 9) or (C, 1, 3, 3), any float dtype. A (C, 9) view of (9, C) saves a copy.
+        x: (B, L, C') tokens, row-major, L = H * W; fp32, bf16 or fp16; rows at an even distance
+            are read as they lie.
+        taps: (9, C), contiguous, any float dtype; see :func:`by_tap`.
         bias: (C,).
         grid: (H, W).
         act: ``'none'``, ``'silu'`` or ``'gelu'`` (the one with erf).
@@ -814,142 +744,111 @@ def grid_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, 
 
     Returns:
         (B, L, C') in the dtype of ``x``, zeros in padded lanes.
-
-    Raises:
-        ValueError: An argument does not fit; the message names it.
     """
-    _check_grid(x, weight, bias, grid, act, groups)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x = _readable(x)
-    tiles, launch, constants = _split(x, grid, groups, bias.shape[0], is_backward=False)
-    if launch[0]:
-        align, strides = _strides(x, y, count=1)
-        with torch.cuda.device_of(x):
-            _grid_forward[launch](
-                x, y, _by_tap(weight), bias, x.shape[0], *grid, tiles.rows, tiles.images, *strides,
-                X_TOKEN=x.stride(1), OUT_TOKEN=y.stride(1), ACT=act, ALIGN=align, **constants,
-                maxnreg=_MAX_REGISTERS['forward'])
+    if is_abstract(x):
+        return y
+    x, x_token = rows_of(x)
+    batch, _, channels = x.shape
+    tiles, programs, constants = _plan_grid(batch, *grid, channels, groups, bias.shape[0], False)
+    if programs[0]:
+        launch(_grid_forward, programs, x, y, taps, bias, batch, *grid, tiles.rows, tiles.images,
+               X_TOKEN=x_token, OUT_TOKEN=channels, ACT=act, **constants)
     return y
 
 
 def grid_conv_backward(
-        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
-        groups: int = 1, dx: Optional[Tensor] = None, activation: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+        groups: int = 1, dx: Optional[Tensor] = None, activation: Optional[Tensor] = None,
+        dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None,
+        dx_sum: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`grid_conv_forward`, from its inputs only.
 
     Args:
-        x, weight, bias, grid, act, groups: As in the forward pass.
+        x, taps, bias, grid, act, groups: As in the forward pass.
         dy: Gradient of the output, (B, L, C'), dtype of ``x``.
-        dx: Where to write the gradient of ``x``, last stride 1, sharing no memory with ``x`` or
-            ``dy``; None for a new tensor.
+        dx: Where to write the gradient of ``x``, rows at an even distance, sharing no memory with
+            ``x`` or ``dy``; None for a new tensor.
         activation: Where to write the output of the forward pass, contiguous; None if it is not
             wanted.
+        dweight, dbias, dx_sum: Where to write these, contiguous; None for new tensors in fp32.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, 9) and dbias (C,) in fp32, and the sum
         of dx over the tokens, (C,) in fp32: the gradient of a bias that was added to ``x``, which
         would cost another pass over dx.
-
-    Raises:
-        ValueError: An argument does not fit; the message names it.
     """
-    _check_grid(x, weight, bias, grid, act, groups)
-    _check_like('dy', dy, x)
-    x, dy, count = _readable(x), _readable(dy), bias.shape[0]
-    dx = _prepare_dx(dx, x)
-    _check_activation(activation, x)
-    tiles, launch, constants = _split(x, grid, groups, count, is_backward=True)
+    count = bias.shape[0]
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None else dx
+    if is_abstract(x):
+        tiles, groups = _Tiles(0, 0, 0, 0, 0, 0), 1
+    else:
+        (x, x_token), (dy, dy_token) = rows_of(x), rows_of(dy)
+        tiles, programs, constants = _plan_grid(x.shape[0], *grid, x.shape[2], groups, count, True)
+        groups = constants['GROUPS']
     partial = torch.empty(tiles.programs, 11, x.shape[2], dtype=torch.float32, device=x.device)
-    if launch[0]:
-        align, strides = _strides(x, dy, dx, count=1)
-        with torch.cuda.device_of(x):
-            _grid_backward[launch](
-                x, dy, dx, dx if activation is None else activation, _by_tap(weight), bias, partial,
-                x.shape[0], *grid, tiles.rows, tiles.images, *strides, X_TOKEN=x.stride(1),
-                DY_TOKEN=dy.stride(1), DX_TOKEN=dx.stride(1), ACT=act,
-                WANT_ACTIVATION=activation is not None, ALIGN=align, **constants,
-                maxnreg=_MAX_REGISTERS['backward'])
-    return (dx, *_add_up(partial, 9, groups, count))
+    if tiles.programs and x.numel():
+        launch(_grid_backward, programs, x, dy, dx, dx if activation is None else activation, taps,
+               bias, partial, x.shape[0], *grid, tiles.rows, tiles.images, X_TOKEN=x_token,
+               DY_TOKEN=dy_token, DX_TOKEN=rows_of(dx)[1], ACT=act,
+               WANT_ACTIVATION=activation is not None, **constants)
+    return (dx, *_add_up(partial, 9, groups, count, dweight, dbias, dx_sum))
 
 
-def causal_conv_forward(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
-                        directions: Sequence[str]) -> Tensor:
+def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int],
+                        directions: Tuple[int, int], groups: int) -> Tensor:
     """silu(causal depthwise convolution + bias) along the scan of each group.
 
     With t counting along the direction of a channel's group,
-    y_t = silu(bias + sum_k weight[k] * x_{t-(K-1)+k}), and x_t = 0 for t < 0.
+    y_t = silu(bias + sum_k taps[k] * x_{t-(K-1)+k}), and x_t = 0 for t < 0.
 
     Args:
         x: (B, L, C') as in :func:`grid_conv_forward`, with groups of channels, padded or not.
-        weight: (C, K) or (C, 1, K), K from 1 to 4; the last tap sees the current token.
+        taps: (K, C), K from 1 to 4; the last tap sees the current token.
         bias: (C,).
         grid: (H, W).
-        directions: For each group a name out of
-            :data:`groupmamba_mm.ops.selective_scan.DIRECTIONS`.
+        directions: Of the groups, as
+            :func:`groupmamba_mm.ops.selective_scan.directions.direction_bits` gives them.
+        groups: Number of groups G.
 
     Returns:
         (B, L, C'), row-major, in the dtype of ``x``, zeros in padded lanes.
-
-    Raises:
-        ValueError: An argument does not fit; the message names it.
     """
-    _check_causal(x, weight, bias, grid, directions)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x, taps = _readable(x), _by_tap(weight)
-    walks, launch, constants = _split_walks(x, bias, len(directions), is_backward=False)
-    align, strides = _strides(x, y)
-    if launch[0]:
-        with torch.cuda.device_of(x):
-            _causal_forward[launch](x, y, taps, bias, x.shape[0], *grid, walks.steps, *strides,
-                                    *_direction_bits(directions), TAPS=taps.shape[0], ALIGN=align,
-                                    **constants)
+    if is_abstract(x):
+        return y
+    x, x_token = rows_of(x)
+    walks, programs, constants = _plan_causal(*x.shape, groups, bias.shape[0], False)
+    if programs[0]:
+        launch(_causal_forward, programs, x, y, taps, bias, x.shape[0], *grid, walks.steps,
+               *directions, X_TOKEN=x_token, TAPS=taps.shape[0], **constants)
     return y
 
 
 def causal_conv_backward(
-        x: Tensor, dy: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
-        directions: Sequence[str],
-        dx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int],
+        directions: Tuple[int, int], groups: int, dx: Optional[Tensor] = None,
+        dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
 
     Args:
-        x, weight, bias, grid, directions: As in the forward pass.
-        dy, dx: As in :func:`grid_conv_backward`.
+        x, taps, bias, grid, directions, groups: As in the forward pass.
+        dy, dx, dweight, dbias: As in :func:`grid_conv_backward`.
 
     Returns:
         dx (B, L, C') with zeros in padded lanes, dweight (C, K) and dbias (C,) in fp32.
-
-    Raises:
-        ValueError: An argument does not fit; the message names it.
     """
-    _check_causal(x, weight, bias, grid, directions)
-    _check_like('dy', dy, x)
-    dx = _prepare_dx(dx, x)
-    x, dy, taps = _readable(x), _readable(dy), _by_tap(weight)
-    groups, rows = len(directions), taps.shape[0] + 1
-    walks, launch, constants = _split_walks(x, bias, groups, is_backward=True)
-    partial = torch.empty(walks.programs, rows, x.shape[2], dtype=torch.float32, device=x.device)
-    align, strides = _strides(x, dy, dx)
-    if launch[0]:
-        with torch.cuda.device_of(x):
-            _causal_backward[launch](
-                x, dy, dx, taps, bias, partial, x.shape[0], *grid, walks.steps, *strides,
-                *_direction_bits(directions), TAPS=taps.shape[0], ALIGN=align, **constants)
-    return (dx, *_add_up(partial, rows - 1, groups, bias.shape[0]))
-
-
-def _check_grid(x, weight, bias, grid, act, groups) -> None:
-    _check(x, weight, bias, grid, groups)
-    if weight[0].numel() != 9:
-        raise ValueError(f'depthwise_conv: weight must be (C, 9) or (C, 1, 3, 3), got '
-                         f'{tuple(weight.shape)}')
-    if act not in ACTIVATIONS:
-        raise ValueError(f'unknown activation {act!r}; choose from {ACTIVATIONS}')
-
-
-def _check_causal(x, weight, bias, grid, directions) -> None:
-    _check(x, weight, bias, grid, len(check_directions(directions)))
-    if not 1 <= weight[0].numel() <= 4:
-        raise ValueError(f'depthwise_conv: weight must be (C, K) or (C, 1, K) with 1 to 4 taps, '
-                         f'got {tuple(weight.shape)}')
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if dx is None else dx
+    count, rows = bias.shape[0], taps.shape[0] + 1
+    number = 0
+    if not is_abstract(x):
+        (x, x_token), (dy, dy_token) = rows_of(x), rows_of(dy)
+        walks, programs, constants = _plan_causal(*x.shape, groups, count, True)
+        number = walks.programs
+    partial = torch.empty(number, rows, x.shape[2], dtype=torch.float32, device=x.device)
+    if number and x.numel():
+        launch(_causal_backward, programs, x, dy, dx, taps, bias, partial, x.shape[0], *grid,
+               walks.steps, *directions, X_TOKEN=x_token, DY_TOKEN=dy_token,
+               DX_TOKEN=rows_of(dx)[1], TAPS=rows - 1, **constants)
+    return (dx, *_add_up(partial, rows - 1, groups, count, dweight, dbias))

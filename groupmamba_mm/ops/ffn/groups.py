@@ -11,12 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..gpu import is_roomy, shared_memory
-from ..integers import cdiv
+from ..gpu import has_large_smem, shared_memory
+from ..integers import cdiv, round_up
 from ..kernel_functions import activate
+from ..launch import INTERPRETED, is_abstract, launch
+from ..norm.kernels import add_norm_backward, add_norm_forward
 from ..sums import sum_parts
-from .hidden import INTERPRETED, load_columns, load_rows, multiply, parts
-from .operators import WIDEST_GROUP, WIDEST_LINEAR_GROUP
+from .hidden import load_columns, load_rows, multiply, parts
+
+#: Channels of a group that have kernels: more do not fit into shared memory.
+WIDEST_GROUP, WIDEST_LINEAR_GROUP = 192, 256
 
 #: Tiles of tokens and hidden channels of the forward pass; of the parameters' gradients; of the
 #: input's gradient.
@@ -343,23 +347,22 @@ def _project_weight(x, dy, partial, tokens, GROUPS: tl.constexpr, PARTS: tl.cons
         _store(rows, dw_tail, exists[:, None], HEAD, W_ROW)
 
 
-def fits(in_weight: Tensor) -> bool:
-    """Whether FFNs with this weight have kernels: half precision, and a GPU that can hold it."""
-    return (in_weight.dtype != torch.float32 and in_weight.shape[2] <= WIDEST_GROUP
-            and is_roomy(in_weight.device))
+def fits_ffn(dtype: torch.dtype, width: int, device: torch.device) -> bool:
+    """Whether FFNs of groups have kernels: half precision, and a GPU that can hold the weights."""
+    return dtype != torch.float32 and width <= WIDEST_GROUP and has_large_smem(device)
 
 
-def fits_projection(weight: Tensor) -> bool:
-    """Whether projections with this weight have kernels.
+def fits_projection(dtype: torch.dtype, width: int, device: torch.device) -> bool:
+    """Whether projections of groups have kernels.
 
     A tile of tokens, three blocks of the weight and one of the output are in shared memory: those
     of 160 channels fit on any GPU from capability 8.0 on, those of 256 on an A100.
     """
-    if weight.dtype == torch.float32 or weight.shape[2] > WIDEST_LINEAR_GROUP:
+    if dtype == torch.float32 or width > WIDEST_LINEAR_GROUP:
         return False
     tile, block = _PROJECTION['T'], _PROJECTION['BC']
-    needed = 2 * ((tile + 3 * block) * sum(parts(weight.shape[2])) + tile * block)
-    return shared_memory(weight.device) >= needed
+    needed = 2 * ((tile + 3 * block) * sum(parts(round_up(width))) + tile * block)
+    return shared_memory(device) >= needed
 
 
 def _of_ffn(in_weight: Tensor, weight: Tensor) -> dict:
@@ -370,59 +373,91 @@ def _of_ffn(in_weight: Tensor, weight: Tensor) -> dict:
                 TAIL=tail, IN_FP32=INTERPRETED)
 
 
-def residual_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float,
-                     in_weight: Tensor, in_bias: Tensor, weight: Tensor, bias: Tensor,
-                     kept: Optional[Tuple[Tensor, Tensor]]) -> Tensor:
-    """See :func:`.operators.residual_group_ffn`.
+def residual_ffn_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor,
+                         eps: float, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
+                         bias: Tensor, keep: bool
+                         ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """s + FFN(LN(s)) with s = x + branch, norm and FFN in each group of W channels on its own.
+
+    All of it is one kernel, or two in training: the backward pass needs s and its norm. The hidden
+    tensor it recomputes.
 
     Args:
-        x, branch, norm_weight, norm_bias, eps, in_weight, in_bias, weight, bias: As there.
-        kept: s = x + branch and its norm, both contiguous, if they have been made already.
+        x: (B, L, C) tokens, C = G * W, any float dtype.
+        branch: (B, L, >=C), any float dtype.
+        norm_weight, norm_bias: (C,) of the LayerNorm of s, any float dtype.
+        eps: Added to its variance.
+        in_weight: (G, H, Wp), zero from column W on; its dtype, bf16 or fp16, is that of s, of the
+            products and of the output.
+        in_bias: (G, H), any float dtype.
+        weight: (G, W, H), in the dtype of in_weight.
+        bias: (G, W), any float dtype.
+        keep: Whether what the backward pass needs is returned.
+
+    Returns:
+        (B, L, C); s and LN(s), both (B, L, C), or None.
     """
     groups, tokens = in_weight.shape[0], x.shape[0] * x.shape[1]
     out = torch.empty(x.shape, dtype=in_weight.dtype, device=x.device)
-    x, branch, norm_weight, norm_bias, *parameters = (tensor.contiguous() for tensor in (
-        x, branch, norm_weight, norm_bias, in_weight, in_bias, weight, bias))
+    x, branch = x.contiguous(), branch.contiguous()
+    stream = normed = None
+    if keep:  # a kernel of its own for these two is faster than one that also writes them
+        stream, normed, _, _ = add_norm_forward(x, branch, None, norm_weight, norm_bias, eps,
+                                                groups, x.shape[2], in_weight.dtype, 0,
+                                                in_weight.dtype)
     if tokens:
-        with torch.cuda.device_of(x):
-            _residual_forward[(cdiv(tokens, _FORWARD['T']) * groups, )](
-                x, branch, norm_weight, norm_bias, *(kept or (out, out)), *parameters, out, tokens,
-                eps, X_ROW=x.shape[2], BRANCH_ROW=branch.shape[2], NORM=kept is None, num_stages=1,
-                **_of_ffn(in_weight, weight), **_FORWARD)
-    return out
+        made = (stream, normed) if keep else (out, out)
+        launch(_residual_forward, (cdiv(tokens, _FORWARD['T']) * groups, ), x, branch, norm_weight,
+               norm_bias, *made, in_weight, in_bias, weight, bias, out, tokens, eps,
+               X_ROW=x.shape[2], BRANCH_ROW=branch.shape[2], NORM=not keep, num_stages=1,
+               **_of_ffn(in_weight, weight), **_FORWARD)
+    return out, stream, normed
 
 
-def ffn_backward(n: Tensor, dy: Tensor, in_weight: Tensor, in_bias: Tensor,
-                 weight: Tensor) -> Tuple[Tensor, Tensor]:
-    """Gradients of y = GELU(n in_weight^T + in_bias) weight^T in each group.
+def residual_ffn_backward(dy: Tensor, stream: Tensor, n: Tensor, norm_weight: Tensor, eps: float,
+                          in_weight: Tensor, in_bias: Tensor, weight: Tensor, vectors: Tensor,
+                          rows: Tensor) -> Tensor:
+    """Gradients of :func:`residual_ffn_forward`.
 
     Args:
-        n, dy: (B, L, G * W).
-        in_weight: (G, C, Wp), zero from column W on.
-        in_bias: (G, C).
-        weight: (G, W, C).
+        dy: (B, L, C).
+        stream, n: What it returned behind its first result.
+        norm_weight, eps, in_weight, in_bias, weight: As there.
+        vectors: Where to write those of norm_weight, norm_bias and bias, (3, C).
+        rows: Where to write, of each group in a row, those of in_weight, in_bias and weight,
+            (G, H * Wp + H + W * H) in fp32.
 
     Returns:
-        dn, (B, L, G * W), and of each group the gradients of in_weight, in_bias and weight in a
-        row, (G, C * Wp + C + W * C), in the dtype of the weights.
+        The gradient of s.
     """
-    n, dy, in_weight, in_bias, weight = (tensor.contiguous() for tensor in (
-        n, dy, in_weight, in_bias, weight))
+    n, dy = n.contiguous(), dy.contiguous()
+    dn = _ffn_backward(n, dy, in_weight, in_bias, weight, rows)
+    ds, _, _ = add_norm_backward(stream, None, norm_weight, dy, None, dn, None, eps,
+                                 in_weight.shape[0], 0, n.shape[2], 0, n.dtype, wants_sum=True,
+                                 sums=vectors)
+    return ds
+
+
+def _ffn_backward(n: Tensor, dy: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
+                  rows: Tensor) -> Tensor:
+    """The gradient of n in y = GELU(n in_weight^T + in_bias) weight^T, the others into ``rows``."""
     constants = _of_ffn(in_weight, weight)
     groups, channels, width = constants['GROUPS'], constants['CHANNELS'], constants['WIDTH']
+    dn = torch.empty_like(n)
+    if is_abstract(n):
+        return dn
     tokens, row = n.shape[0] * n.shape[1], channels * (in_weight.shape[2] + 1 + width)
     walks = groups * cdiv(channels, _BACKWARD['BC'])
     programs = max(1, min(cdiv(tokens, _BACKWARD['T']), _PROGRAMS // walks))
     partial = torch.empty(programs, groups, row, dtype=torch.float32, device=n.device)
     dh = torch.empty(tokens, groups * channels, dtype=n.dtype, device=n.device)
-    dn = torch.empty_like(n)
-    with torch.cuda.device_of(n):
-        _residual_gradients[walks, programs](n, dy, in_weight, in_bias, weight, dh, partial, tokens,
-                                             ROW=row, ONES=16, **constants, **_BACKWARD)
-        if tokens:
-            _input_gradient[(cdiv(tokens, _PRODUCT['T']) * groups, )](dh, in_weight, dn, tokens,
-                                                                      **constants, **_PRODUCT)
-    return dn, sum_parts(partial, dtype=in_weight.dtype)
+    launch(_residual_gradients, (walks, programs), n, dy, in_weight, in_bias, weight, dh, partial,
+           tokens, ROW=row, ONES=16, **constants, **_BACKWARD)
+    if tokens:
+        launch(_input_gradient, (cdiv(tokens, _PRODUCT['T']) * groups, ), dh, in_weight, dn, tokens,
+               **constants, **_PRODUCT)
+    sum_parts(partial, out=rows)
+    return dn
 
 
 def _of_projection(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
@@ -435,34 +470,47 @@ def _of_projection(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
                 IN_FP32=INTERPRETED)
 
 
-def project_forward(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
-                    stored: int) -> Tensor:
-    """See :func:`.operators.group_linear`."""
-    x, weight = x.contiguous(), weight.contiguous()
+def group_linear_forward(x: Tensor, weight: Tensor, width: int, parts_of_output: int,
+                         stored: int) -> Tensor:
+    """A linear layer of each group without bias: x weight^T, in parts of all groups.
+
+    Args:
+        x: (B, L, >=G * width) tokens, what is behind the groups is ignored; bf16 or fp16.
+        weight: (G, parts * d, Wp) in the dtype of ``x``, zero from column ``width`` on.
+        width: Channels of a group of ``x``.
+        parts_of_output: What each group's outputs are split into.
+        stored: Channels of a group in memory, at least d.
+
+    Returns:
+        (B, L, parts * G * stored) in the dtype of ``x``: all groups of the first part, then those
+        of the next; zero in the padding of each group's channels.
+    """
+    x = x.contiguous()
     groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
     y = torch.empty(*x.shape[:2], parts_of_output * groups * stored, dtype=x.dtype, device=x.device)
     if tokens:
-        with torch.cuda.device_of(x):
-            _project_forward[(cdiv(tokens, _PROJECTION['T']) * groups, )](
-                x, weight, y, tokens, **_of_projection(x, weight, width, parts_of_output, stored),
-                **_PROJECTION)
+        launch(_project_forward, (cdiv(tokens, _PROJECTION['T']) * groups, ), x, weight, y, tokens,
+               **_of_projection(x, weight, width, parts_of_output, stored), **_PROJECTION)
     return y
 
 
-def project_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts_of_output: int,
-                     stored: int) -> Tuple[Tensor, Tensor]:
-    """Gradients of x and the weight."""
-    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+def group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts_of_output: int,
+                          stored: int, dweight: Tensor) -> Tensor:
+    """The gradient of x in :func:`group_linear_forward`, and that of the weight into ``dweight``."""
+    dy, x = dy.contiguous(), x.contiguous()
     groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
     dx = torch.empty_like(x)
-    dx[..., groups * width:] = 0  # nothing, or a few channels
+    if is_abstract(x):
+        return dx
+    if x.shape[2] > groups * width:
+        dx[..., groups * width:] = 0
     constants = _of_projection(x, weight, width, parts_of_output, stored)
     walks = groups * parts_of_output * cdiv(stored, _WEIGHT['BC'])
     programs = max(1, min(cdiv(tokens, _WEIGHT['T']), _WEIGHT_PROGRAMS // walks))
     partial = torch.empty(programs, *weight.shape, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        if tokens:
-            _project_input[(cdiv(tokens, _PROJECTION['T']) * groups, )](
-                dy, weight, dx, tokens, **constants, **_PROJECTION)
-        _project_weight[walks, programs](x, dy, partial, tokens, **constants, **_WEIGHT)
-    return dx, sum_parts(partial, dtype=weight.dtype)
+    if tokens:
+        launch(_project_input, (cdiv(tokens, _PROJECTION['T']) * groups, ), dy, weight, dx, tokens,
+               **constants, **_PROJECTION)
+    launch(_project_weight, (walks, programs), x, dy, partial, tokens, **constants, **_WEIGHT)
+    sum_parts(partial, out=dweight)
+    return dx

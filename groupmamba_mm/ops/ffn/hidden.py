@@ -13,11 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from groupmamba_mm.ops.gpu import is_roomy
-from groupmamba_mm.ops.integers import cdiv
-from groupmamba_mm.ops.kernel_functions import activate
-from groupmamba_mm.ops.linear import linear
-from groupmamba_mm.ops.sums import sum_parts
+from ..gpu import has_large_smem
+from ..integers import cdiv
+from ..kernel_functions import activate
+from ..launch import INTERPRETED, is_abstract, launch
+from ..linear import linear
+from ..sums import sum_parts
 
 #: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
@@ -34,8 +35,6 @@ _HIDDEN = {192: 64, MAX_CHANNELS: 32}
 #: leave no shared memory for a second one where there are two products, and all registers to the
 #: first.
 _MAX_REGISTERS, _TWO_PROGRAMS = 128, 96
-#: The interpreter takes bf16 for whole numbers when it multiplies.
-INTERPRETED = triton.knobs.runtime.interpret
 #: Programs wanted at least, two for each of an H100's multiprocessors: fewer are split by channels.
 _PROGRAMS = 264
 #: Tile of GELU's gradient, and programs wanted: 32 for each multiprocessor.
@@ -201,7 +200,7 @@ def _are_for(x: Tensor) -> bool:
 
     Others multiply as fast apart, or exactly.
     """
-    return x.dtype != torch.float32 and is_roomy(x.device)
+    return x.dtype != torch.float32 and has_large_smem(x.device)
 
 
 def fits(x: Tensor, *widths: int) -> bool:
@@ -239,22 +238,20 @@ def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = N
     out = torch.empty(*x.shape[:2], outputs if whole else channels, dtype=x.dtype, device=x.device)
     dh = torch.empty_like(out) if backward else None
     block = next(size for width, size in _HIDDEN.items() if widest <= width)
-    blocks, steps = cdiv(tokens, _TOKENS), cdiv(channels, block)
+    blocks, steps = 0 if is_abstract(x) else cdiv(tokens, _TOKENS), cdiv(channels, block)
     partial = (torch.empty(blocks, channels, dtype=torch.float32, device=x.device) if backward
                else None)
-    if tokens:
+    if blocks:
         span = steps if whole else cdiv(steps, min(steps, cdiv(_PROGRAMS, blocks)))
         (in_head, in_tail), (out_head, out_tail) = parts(inputs), parts(outputs)
         is_alone = (backward or whole) and widest > _TWO_PROGRAMS
-        x, dy, *parameters = (None if tensor is None else tensor.contiguous() for tensor in (
-            x, dy, in_weight, in_bias, out_weight, out_bias))
-        with torch.cuda.device_of(x):
-            _hidden_tensor[blocks, cdiv(steps, span)](
-                x, dy, *parameters, out, dh, partial, tokens, span, CHANNELS=channels,
-                INPUTS=inputs, IN_HEAD=in_head, IN_TAIL=in_tail, OUTPUTS=outputs,
-                OUT_HEAD=out_head, OUT_TAIL=out_tail, WHOLE=whole, BACKWARD=backward,
-                IN_FP32=INTERPRETED, T=_TOKENS, BC=block, num_warps=_WARPS, num_stages=2,
-                maxnreg=None if is_alone else _MAX_REGISTERS)
+        x, dy = x.contiguous(), None if dy is None else dy.contiguous()
+        launch(_hidden_tensor, (blocks, cdiv(steps, span)), x, dy, in_weight, in_bias, out_weight,
+               out_bias, out, dh, partial, tokens, span, CHANNELS=channels, INPUTS=inputs,
+               IN_HEAD=in_head, IN_TAIL=in_tail, OUTPUTS=outputs, OUT_HEAD=out_head,
+               OUT_TAIL=out_tail, WHOLE=whole, BACKWARD=backward, IN_FP32=INTERPRETED, T=_TOKENS,
+               BC=block, num_warps=_WARPS, num_stages=2,
+               maxnreg=None if is_alone else _MAX_REGISTERS)
     return (out, dh, sum_parts(partial)) if backward else (out, None, None)
 
 
@@ -273,8 +270,8 @@ def ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
         (B, L, O).
     """
     # programs that walk over all channels: with few of them the second product is faster apart
-    if (max(x.shape[2], weight.shape[0]) <= WHOLE_CHANNELS
-            and x.shape[0] * x.shape[1] >= _TOKENS * _PROGRAMS // 2):
+    if is_abstract(x) or (max(x.shape[2], weight.shape[0]) <= WHOLE_CHANNELS
+                          and x.shape[0] * x.shape[1] >= _TOKENS * _PROGRAMS // 2):
         return _run(x, in_weight, in_bias, None, weight, bias)[0]
     return linear(_run(x, in_weight, in_bias)[0], weight, bias)
 
@@ -305,17 +302,15 @@ def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
     Returns:
         GELU(h), (B, L, C); h or None.
     """
-    x, in_weight, in_bias = (tensor.contiguous() for tensor in (x, in_weight, in_bias))
     channels, inputs = in_weight.shape
     out = torch.empty(*x.shape[:2], channels, dtype=x.dtype, device=x.device)
     hidden = torch.empty_like(out) if keep_hidden else None
     tokens = x.shape[0] * x.shape[1]
     if tokens:
         tile = dict(T=_TOKENS, BC=128, BI=64, num_warps=_WARPS, num_stages=3)
-        with torch.cuda.device_of(x):
-            _product_gelu[(cdiv(tokens, _TOKENS) * cdiv(channels, tile['BC']), )](
-                x, in_weight, in_bias, hidden, out, tokens, CHANNELS=channels, INPUTS=inputs,
-                KEEP=keep_hidden, IN_FP32=INTERPRETED, **tile)
+        launch(_product_gelu, (cdiv(tokens, _TOKENS) * cdiv(channels, tile['BC']), ),
+               x.contiguous(), in_weight, in_bias, hidden, out, tokens, CHANNELS=channels,
+               INPUTS=inputs, KEEP=keep_hidden, IN_FP32=INTERPRETED, **tile)
     return out, hidden
 
 
@@ -332,11 +327,12 @@ def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     tokens, channels = h.shape[0] * h.shape[1], h.shape[2]
     activation = torch.empty_like(h)
     blocks = cdiv(channels, _GELU_CHANNELS)
-    tiles = max(1, cdiv(tokens * blocks, _GELU_PROGRAMS * _GELU_TOKENS))
-    programs = cdiv(tokens, tiles * _GELU_TOKENS)
+    tiles = programs = 0
+    if not is_abstract(h):
+        tiles = max(1, cdiv(tokens * blocks, _GELU_PROGRAMS * _GELU_TOKENS))
+        programs = cdiv(tokens, tiles * _GELU_TOKENS)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=h.device)
-    if tokens:
-        with torch.cuda.device_of(h):
-            _gelu_gradient[blocks, programs](h, dy, activation, partial, tokens, tiles, channels,
-                                             T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
+    if programs:
+        launch(_gelu_gradient, (blocks, programs), h, dy, activation, partial, tokens, tiles,
+               CHANNELS=channels, T=_GELU_TOKENS, BC=_GELU_CHANNELS, num_warps=4)
     return dy, activation, sum_parts(partial)

@@ -30,6 +30,10 @@ import triton.language as tl
 
 from ..kernel_functions import exp, log1p_of_fraction, reciprocal, scan_position
 
+#: None of them decides on a compiled version. Distances of tokens in memory, which a layer fixes,
+#: are constants: loads are then known to be aligned.
+_INTEGERS = ['L', 'H', 'W', 'columns', 'reverses', 'chunks', 'chunks_of_segment', 'segments']
+
 
 @triton.jit
 def _dot(a, b, KIND: tl.constexpr):
@@ -284,12 +288,12 @@ def _place(TILES: tl.constexpr):
     return tl.program_id(0) // TILES, tl.program_id(0) % TILES, tl.program_id(1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def scan_forward_kernel(
         x_ptr, z_ptr, y_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr, A_log_ptr, D_ptr, norm_w_ptr,
         norm_b_ptr, kept_ptr, sums_ptr, ends_ptr,
-        L, H, W, x_batch, x_token, z_batch, z_token, y_batch, y_token, columns, reverses,
-        chunks, chunks_of_segment, segments, eps,
+        L, H, W, columns, reverses, chunks, chunks_of_segment, segments, eps,
+        X_TOKEN: tl.constexpr, Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, KEEP: tl.constexpr, KEPT_ROW: tl.constexpr,
@@ -348,7 +352,7 @@ def scan_forward_kernel(
             if TILES == 1:
                 to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, ENDS_ONLY)
             to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, ENDS_ONLY)
-        x_tile = tl.load(x_ptr + b * x_batch + position[:, None] * x_token + in_group, mask=valid,
+        x_tile = tl.load(x_ptr + b * L * X_TOKEN + position[:, None] * X_TOKEN + in_group, mask=valid,
                          other=0.)
         x = x_tile.to(tl.float32)
         if TILES > 1:
@@ -391,10 +395,10 @@ def scan_forward_kernel(
                     tl.store(kept + P * CHUNK + ot, mean)
                     tl.store(kept + (P + 1) * CHUNK + ot, inverse_std)
             if HAS_GATE:
-                z = tl.load(z_ptr + b * z_batch + position[:, None] * z_token + in_group,
+                z = tl.load(z_ptr + b * L * Z_TOKEN + position[:, None] * Z_TOKEN + in_group,
                             mask=valid, other=0.).to(tl.float32)
                 y = y * z * reciprocal(1. + exp(-z))
-            tl.store(y_ptr + b * y_batch + position[:, None] * y_token + in_group,
+            tl.store(y_ptr + b * L * (G * DP) + position[:, None] * (G * DP) + in_group,
                      y.to(y_ptr.dtype.element_ty), mask=valid)
     if ENDS_ONLY:
         at = (program * segments + segment).to(tl.int64)
@@ -402,14 +406,14 @@ def scan_forward_kernel(
         tl.store(ends_ptr + at * N * D_IN + in_state, h, mask=is_state)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def scan_backward_kernel(
         x_ptr, z_ptr, grad_y_ptr, grad_x_ptr, grad_z_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr,
         A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, kept_ptr, sums_ptr, ends_ptr, partial_ptr,
         grad_low_ptr,
-        L, H, W, x_batch, x_token, z_batch, z_token, grad_y_batch, grad_y_token, grad_x_batch,
-        grad_x_token, grad_z_batch, grad_z_token, columns, reverses,
-        chunks, chunks_of_segment, segments, eps,
+        L, H, W, columns, reverses, chunks, chunks_of_segment, segments, eps,
+        X_TOKEN: tl.constexpr, Z_TOKEN: tl.constexpr, GRAD_Y_TOKEN: tl.constexpr,
+        GRAD_X_TOKEN: tl.constexpr, GRAD_Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
         HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
@@ -465,9 +469,9 @@ def scan_backward_kernel(
         # loaded, not copied to shared memory ahead: one channel a thread from the start, or the
         # compiler does half of the work twice, in the loads' layout and in the scans'
         in_group = tl.multiple_of(tl.max_contiguous(in_group, [1, 2]), [1, 1])
-    x_ptr += b * x_batch
-    grad_y_ptr += b * grad_y_batch
-    z_ptr += b * z_batch
+    x_ptr += b * L * X_TOKEN
+    grad_y_ptr += b * L * GRAD_Y_TOKEN
+    z_ptr += b * L * Z_TOKEN
 
     q = tl.zeros([BN, BD], tl.float32)
     if not ENDS_ONLY:
@@ -500,12 +504,12 @@ def scan_backward_kernel(
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
-        x_tile = tl.load(x_ptr + position[:, None] * x_token + in_group, mask=valid, other=0.)
-        grad_y = tl.load(grad_y_ptr + position[:, None] * grad_y_token + in_group, mask=valid,
+        x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + in_group, mask=valid, other=0.)
+        grad_y = tl.load(grad_y_ptr + position[:, None] * GRAD_Y_TOKEN + in_group, mask=valid,
                          other=0.)
         z_tile = x_tile
         if HAS_GATE:
-            z_tile = tl.load(z_ptr + position[:, None] * z_token + in_group, mask=valid, other=0.)
+            z_tile = tl.load(z_ptr + position[:, None] * Z_TOKEN + in_group, mask=valid, other=0.)
         kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * KEPT_ROW
         h = tl.load(kept + FIRST_STATE + on[:, None] * STATE_ROW + oc[None, :],
                     mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :], other=0.)
@@ -544,7 +548,7 @@ def scan_backward_kernel(
             sigmoid = reciprocal(1. + exp(-z))
             if not ENDS_ONLY:
                 grad_z = grad_y * y * sigmoid * (1. + z * (1. - sigmoid))
-                tl.store(grad_z_ptr + b * grad_z_batch + position[:, None] * grad_z_token
+                tl.store(grad_z_ptr + b * L * GRAD_Z_TOKEN + position[:, None] * GRAD_Z_TOKEN
                          + in_group, grad_z.to(grad_z_ptr.dtype.element_ty), mask=valid)
             grad_y = grad_y * z * sigmoid
         if HAS_NORM:
@@ -627,7 +631,7 @@ def scan_backward_kernel(
                 else:
                     grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
                     grad_x += _with_channels(_dot(grad_low, tl.trans(to_low), DOT))
-            tl.store(grad_x_ptr + b * grad_x_batch + position[:, None] * grad_x_token + in_group,
+            tl.store(grad_x_ptr + b * L * GRAD_X_TOKEN + position[:, None] * GRAD_X_TOKEN + in_group,
                      grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
 
     if ENDS_ONLY:
@@ -661,9 +665,9 @@ def scan_backward_kernel(
         tl.store(row + 3 * D_IN + oc, tl.sum(grad_norm_b, 0), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS[:6])
 def project_kernel(
-        x_ptr, x_proj_ptr, kept_ptr, L, H, W, x_batch, x_token, columns, reverses, chunks,
+        x_ptr, x_proj_ptr, kept_ptr, L, H, W, columns, reverses, chunks, X_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, KEPT_ROW: tl.constexpr,
         DOT: tl.constexpr, TOKENS: tl.constexpr):
@@ -673,12 +677,12 @@ def project_kernel(
     b, g = (program // G).to(tl.int64), program % G
     op, t = tl.arange(0, BP), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     position = scan_position(t, L, H, W, ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0)
-    x_ptr += b * x_batch + g * DP
+    x_ptr += b * L * X_TOKEN + g * DP
     low = tl.zeros([TOKENS, BP], tl.float32)
     for first in range(0, D_IN, BD):
         oc = first + tl.arange(0, BD)
         to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
-        x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :],
+        x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + oc[None, :],
                          mask=(t < L)[:, None] & (oc < DP)[None, :], other=0.)
         low += _project(x_tile, x_tile, to_low, P, False, DOT, False)
     kept = kept_ptr + (program * chunks + t // CHUNK).to(tl.int64) * KEPT_ROW + t % CHUNK
@@ -686,10 +690,10 @@ def project_kernel(
              mask=(t < chunks * CHUNK)[:, None] & (op < P)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def project_backward_kernel(
-        x_ptr, grad_x_ptr, x_proj_ptr, grad_low_ptr, partial_ptr, L, H, W, x_batch, x_token,
-        grad_x_batch, grad_x_token, columns, reverses, chunks, chunks_of_segment, segments,
+        x_ptr, grad_x_ptr, x_proj_ptr, grad_low_ptr, partial_ptr, L, H, W, columns, reverses,
+        chunks, chunks_of_segment, segments, X_TOKEN: tl.constexpr, GRAD_X_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, ROW: tl.constexpr,
         DOT: tl.constexpr, TOKENS: tl.constexpr):
@@ -700,8 +704,8 @@ def project_backward_kernel(
     op, oc = tl.arange(0, BP), tile * BD + tl.arange(0, BD)
     column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
     to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
-    x_ptr += b * x_batch + g * DP
-    grad_x_ptr += b * grad_x_batch + g * DP
+    x_ptr += b * L * X_TOKEN + g * DP
+    grad_x_ptr += b * L * GRAD_X_TOKEN + g * DP
     grad_low_ptr += program.to(tl.int64) * P * chunks * CHUNK
 
     grad_to_low = tl.zeros([BP, BD], tl.float32)
@@ -712,8 +716,8 @@ def project_backward_kernel(
         t = first + tl.arange(0, TOKENS)
         position = scan_position(t, L, H, W, column, reverse)
         valid = (t < end)[:, None] & (oc < DP)[None, :]
-        x_tile = tl.load(x_ptr + position[:, None] * x_token + oc[None, :], mask=valid, other=0.)
-        at = grad_x_ptr + position[:, None] * grad_x_token + oc[None, :]
+        x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + oc[None, :], mask=valid, other=0.)
+        at = grad_x_ptr + position[:, None] * GRAD_X_TOKEN + oc[None, :]
         grad_x = tl.load(at, mask=valid, other=0.).to(tl.float32)
         grad_low = tl.load(grad_low_ptr + op[:, None] * (chunks * CHUNK) + t[None, :],
                            mask=(op < P)[:, None] & (t < end)[None, :], other=0.)

@@ -1,19 +1,19 @@
 """Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
+import functools
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ..gpu import is_roomy
+from ..depthwise_conv import kernels as conv
+from ..gpu import has_large_smem
 from ..integers import cdiv, next_power_of_2, round_up
-from ..selective_scan.directions import COLUMN_MAJOR, DIRECTIONS, REVERSED
+from ..launch import INTERPRETED, is_abstract, launch, rows_of
 from ..sums import sum_parts
 from . import kernels
 
 DOT_BF16, DOT_TF32, DOT_IEEE, DOT_TF32X3 = range(4)
-INTERPRETED = triton.knobs.runtime.interpret
 #: Shortest side of a product of tiles on a GPU. The interpreter has no such limit, and takes its
 #: time for every element.
 SHORTEST_SIDE = 4 if INTERPRETED else 16
@@ -37,10 +37,6 @@ PROJECT_BACKWARD_TILE = dict(TOKENS=32, BD=64, num_warps=2)
 #: does not know bf16 products.
 _DOT = {torch.bfloat16: DOT_TF32 if INTERPRETED else DOT_BF16, torch.float16: DOT_TF32,
         torch.float32: DOT_IEEE}
-
-_DIRECTION_OF_BITS = {(int(name in COLUMN_MAJOR), int(name in REVERSED)): name
-                      for name in DIRECTIONS}
-
 
 @dataclass(frozen=True)
 class Scan:
@@ -69,10 +65,8 @@ class Scan:
     has_norm: bool
 
     @property
-    def directions(self) -> Tuple[str, ...]:
-        """The names behind the bits."""
-        return tuple(_DIRECTION_OF_BITS[self.columns >> g & 1, self.reverses >> g & 1]
-                     for g in range(self.groups))
+    def grid(self) -> Tuple[int, int]:
+        return self.height, self.width
 
     @property
     def row(self) -> int:
@@ -143,7 +137,7 @@ class Scan:
         chunks_of_segment = cdiv(chunks, min(wanted, most))
         return chunks_of_segment, cdiv(chunks, chunks_of_segment)
 
-    def constants(self, dtype: torch.dtype, is_roomy: bool, training: bool,
+    def constants(self, dtype: torch.dtype, has_room: bool, training: bool,
                   backward: bool = False) -> dict:
         block, (chunk, warps) = self.block(backward), self.tile(training, backward)
         columns = max(SHORTEST_SIDE, next_power_of_2(self.dt_rank + 2 * self.d_state))
@@ -151,7 +145,7 @@ class Scan:
         # them and by loading chunks ahead, where there is room
         is_bf16 = _DOT[dtype] == DOT_BF16
         weights = block * columns
-        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 and is_roomy else 1)
+        is_large = weights >= LARGE_WEIGHTS * (8 if backward and is_bf16 and has_room else 1)
         # chunks are loaded ahead, which takes shared memory
         if is_large or block > 256:
             stages = 1
@@ -174,102 +168,204 @@ class Scan:
         return constants
 
 
+@functools.lru_cache(maxsize=4096)
+def _constants(scan: Scan, dtype: torch.dtype, has_room: bool, training: bool,
+               backward: bool = False) -> dict:
+    """:meth:`Scan.constants`, remembered."""
+    return scan.constants(dtype, has_room, training, backward)
+
+
+@functools.lru_cache(maxsize=4096)
+def scan_of(height: int, width: int, groups: int, channels: int, stored: int, dt_rank: int,
+            d_state: int, directions: Tuple[int, int], eps: float, has_norm: bool) -> Scan:
+    """A :class:`Scan`, remembered."""
+    return Scan(height, width, groups, channels, stored, dt_rank, d_state, *directions, eps,
+                has_norm)
+
+
+def split_gate(xz: Tensor, gated: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """x and z, channels side by side: tokens from PyTorch's convolutions may lie otherwise."""
+    xz, _ = rows_of(xz)
+    if not gated:
+        return xz, None
+    half = xz.shape[-1] // 2
+    return xz[..., :half], xz[..., half:]
+
+
+def ssm_forward(scan: Scan, xz: Tensor, gated: bool, parameters: Tuple[Optional[Tensor], ...],
+                taps: Optional[Tensor], conv_bias: Optional[Tensor], causal: bool,
+                keep: bool) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    """Convolution, scan, norm and gate of :func:`groupmamba_mm.ops.grouped_ssm`.
+
+    A causal convolution's output is kept: to make it again, as that of one on the grid, took 2 % of
+    a training step of the paper's small.
+
+    Args:
+        scan: Shapes and directions.
+        xz: (B, L, 2 * G * dp), or (B, L, G * dp) without a gate.
+        gated: Whether it has a z.
+        parameters: x_proj, dt_proj, dt_bias, A_log, D, norm_weight and norm_bias, the last two or
+            None.
+        taps: (K, G * d) of the convolution, or None; see :func:`by_tap`.
+        conv_bias: (G * d,).
+        causal: Whether it runs along the scan, not on the grid.
+        keep: Whether for a backward pass.
+
+    Returns:
+        y (B, L, G * dp), and what :func:`ssm_backward` needs: what is kept of the chunks, and the
+        causal convolution's output, each or None.
+    """
+    x, z = split_gate(xz, gated)
+    if taps is not None:
+        x = _convolve(scan, x, taps, conv_bias, causal)
+    y, kept = scan_forward(scan, x, z, *parameters, keep)
+    return y, kept, x if keep and causal else None
+
+
+def ssm_backward(scan: Scan, grad_y: Tensor, kept: Tensor, u: Optional[Tensor], xz: Tensor,
+                 gated: bool, parameters: Tuple[Optional[Tensor], ...], taps: Optional[Tensor],
+                 conv_bias: Optional[Tensor], causal: bool, rows: Optional[Tensor] = None,
+                 dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None
+                 ) -> Tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor]]:
+    """Gradients of :func:`ssm_forward`.
+
+    Args:
+        rows, dweight, dbias: Where to write these, contiguous fp32; None for new tensors.
+
+    Returns:
+        Those of xz; of the parameters as one (G, row), see :func:`scan_backward`; of the
+        convolution's weight (G * d, K) and bias, or None.
+    """
+    raw, z = split_gate(xz, gated)
+    grad_xz = torch.empty(xz.shape, dtype=xz.dtype, device=xz.device)
+    grad_raw, grad_z = split_gate(grad_xz, gated)
+    x = raw
+    if taps is not None:
+        x = u if causal else _convolve(scan, raw, taps, conv_bias, False)
+    grad_x = grad_raw if taps is None else torch.empty_like(x)
+    rows = scan_backward(scan, grad_y, kept, x, z, *parameters, grad_x, grad_z, rows)
+    if taps is None:
+        return grad_xz, rows, None, None
+    out = dict(dx=grad_raw, dweight=dweight, dbias=dbias)
+    if causal:
+        _, dweight, dbias = conv.causal_conv_backward(
+            raw, grad_x, taps, conv_bias, scan.grid, (scan.columns, scan.reverses), scan.groups,
+            **out)
+    else:
+        _, dweight, dbias, _ = conv.grid_conv_backward(raw, grad_x, taps, conv_bias, scan.grid,
+                                                       'silu', scan.groups, **out)
+    return grad_xz, rows, dweight, dbias
+
+
+def _convolve(scan: Scan, x: Tensor, taps: Tensor, bias: Tensor, causal: bool) -> Tensor:
+    if causal:
+        return conv.causal_conv_forward(x, taps, bias, scan.grid, (scan.columns, scan.reverses),
+                                        scan.groups)
+    return conv.grid_conv_forward(x, taps, bias, scan.grid, 'silu', scan.groups)
+
+
 def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
                  dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
-                 norm_bias: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+                 norm_bias: Optional[Tensor], keep: bool) -> Tuple[Tensor, Optional[Tensor]]:
     """Run the scan.
 
     Args:
         scan: Shapes and directions.
-        x: (B, L, G * dp), rows may be strided, zero in padded channels.
+        x: (B, L, G * dp), zero in padded channels.
         z: The gate before SiLU, like ``x``, or None.
         x_proj, dt_proj, dt_bias, A_log, D: As in ``GroupedSSM``.
         norm_weight, norm_bias: (G * d,) or None, as the scan's ``has_norm`` says.
-        keep: Whether what the backward pass takes up is written.
+        keep: Whether what the backward pass reuses is written.
 
     Returns:
         y (B, L, G * dp) in the dtype of ``x``, and what is kept, (B, G, chunks, kept_row) fp32, or
-        an empty tensor.
+        None.
     """
     batch, length, _ = x.shape
     y = torch.empty(batch, length, scan.groups * scan.stored, dtype=x.dtype, device=x.device)
     chunks = scan.chunks(keep)
+    # split groups read there what is projected before
+    kept = None
+    if keep or scan.is_split(backward=False):
+        kept = torch.empty(batch, scan.groups, chunks, scan.kept_row(keep), dtype=torch.float32,
+                           device=x.device)
+    if is_abstract(x):
+        return y, kept if keep else None
     chunks_of_segment, segments = scan.segments(batch, keep)
-    # split groups take up there what is projected before
-    is_kept = keep or scan.is_split(backward=False)
-    kept = torch.empty((batch, scan.groups, chunks, scan.kept_row(keep)) if is_kept else (0, ),
-                       dtype=torch.float32, device=x.device)
-    constants = scan.constants(x.dtype, is_roomy(x.device), training=keep)
+    constants = _constants(scan, x.dtype, has_large_smem(x.device), keep)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
-    gate = x if z is None else z
+    x, x_token = rows_of(x)
+    gate, gate_token = (x, x_token) if z is None else rows_of(z)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
+    buffer = _nothing(x.device) if kept is None else kept
 
     def run(ends_only: bool) -> None:
-        kernels.scan_forward_kernel[(batch * scan.groups * constants['TILES'], segments)](
-            x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends,
-            length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
-            gate.stride(1), y.stride(0), y.stride(1), scan.columns, scan.reverses,
-            chunks, chunks_of_segment, segments, scan.eps,
-            HAS_GATE=z is not None, KEEP=keep and not ends_only, ENDS_ONLY=ends_only, **constants)
+        launch(kernels.scan_forward_kernel, (batch * scan.groups * constants['TILES'], segments),
+               x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, buffer, sums, ends, length,
+               scan.height, scan.width, scan.columns, scan.reverses, chunks, chunks_of_segment,
+               segments, scan.eps, X_TOKEN=x_token, Z_TOKEN=gate_token, HAS_GATE=z is not None,
+               KEEP=keep and not ends_only, ENDS_ONLY=ends_only, **constants)
 
-    with torch.cuda.device_of(x):
-        if scan.is_split(backward=False):
-            tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
-            kernels.project_kernel[(batch * scan.groups, tiles)](
-                x, x_proj, kept, length, scan.height, scan.width, x.stride(0), x.stride(1),
-                scan.columns, scan.reverses, chunks,
-                **_of_projection(constants, 'KEPT_ROW'), **PROJECT_TILE)
-        if segments > 1:
-            run(ends_only=True)
-        run(ends_only=False)
-    return y, kept if keep else kept.new_empty(0)
+    if scan.is_split(backward=False):
+        tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
+        launch(kernels.project_kernel, (batch * scan.groups, tiles), x, x_proj, kept, length,
+               scan.height, scan.width, scan.columns, scan.reverses, chunks, X_TOKEN=x_token,
+               **_of_projection(constants, 'KEPT_ROW'), **PROJECT_TILE)
+    if segments > 1:
+        run(ends_only=True)
+    run(ends_only=False)
+    return y, kept if keep else None
 
 
 def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Optional[Tensor],
                   x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
                   norm_weight: Optional[Tensor], norm_bias: Optional[Tensor], grad_x: Tensor,
-                  grad_z: Optional[Tensor]) -> Tensor:
+                  grad_z: Optional[Tensor], rows: Optional[Tensor] = None) -> Tensor:
     """The gradients: of ``x`` and ``z`` into the given tensors, of the parameters as one (G, row).
 
     A row has the sums for x_proj (P, d), dt_proj (d, R), A_log (d, N), dt_bias, D, norm_weight and
-    norm_bias (d each). Sums run in a fixed order: they repeat bit by bit.
+    norm_bias (d each). Sums run in a fixed order: they repeat bit by bit. ``rows`` is where to
+    write them, None for a new tensor.
     """
     batch, length, _ = x.shape
+    if is_abstract(x):
+        return torch.empty(scan.groups, scan.row, dtype=torch.float32,
+                           device=x.device) if rows is None else rows
     chunks = scan.chunks(True)
     chunks_of_segment, segments = scan.segments(batch, True, backward=True)
     sums, ends = _segment_buffers(scan, batch, segments, x.device)
-    constants = scan.constants(x.dtype, is_roomy(x.device), training=True, backward=True)
+    constants = _constants(scan, x.dtype, has_large_smem(x.device), True, backward=True)
     partial = torch.empty(batch * segments, scan.groups, scan.row, dtype=torch.float32,
                           device=x.device)
-    grad_low = torch.empty(
-        (batch, scan.groups, scan.tiles(backward=True), scan.dt_rank + 2 * scan.d_state,
-         chunks * constants['CHUNK']) if scan.is_split(backward=True) else (0, ),
-        dtype=torch.float32, device=x.device)
+    grad_low = _nothing(x.device)
+    if scan.is_split(backward=True):
+        grad_low = torch.empty(batch, scan.groups, scan.tiles(backward=True),
+                               scan.dt_rank + 2 * scan.d_state, chunks * constants['CHUNK'],
+                               dtype=torch.float32, device=x.device)
+    (x, x_token), (grad_y, grad_y_token) = rows_of(x), rows_of(grad_y)
     gate, grad_gate = (x, grad_x) if z is None else (z, grad_z)
+    (gate, gate_token), (_, grad_x_token) = rows_of(gate), rows_of(grad_x)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
 
     def run(ends_only: bool) -> None:
-        kernels.scan_backward_kernel[(batch * scan.groups * constants['TILES'], segments)](
-            x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept,
-            sums, ends, partial, grad_low,
-            length, scan.height, scan.width, x.stride(0), x.stride(1), gate.stride(0),
-            gate.stride(1), grad_y.stride(0), grad_y.stride(1), grad_x.stride(0), grad_x.stride(1),
-            grad_gate.stride(0), grad_gate.stride(1), scan.columns, scan.reverses,
-            chunks, chunks_of_segment, segments, scan.eps,
-            HAS_GATE=z is not None, ENDS_ONLY=ends_only, **constants)
+        launch(kernels.scan_backward_kernel, (batch * scan.groups * constants['TILES'], segments),
+               x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums,
+               ends, partial, grad_low, length, scan.height, scan.width, scan.columns,
+               scan.reverses, chunks, chunks_of_segment, segments, scan.eps, X_TOKEN=x_token,
+               Z_TOKEN=gate_token, GRAD_Y_TOKEN=grad_y_token, GRAD_X_TOKEN=grad_x_token,
+               GRAD_Z_TOKEN=rows_of(grad_gate)[1], HAS_GATE=z is not None, ENDS_ONLY=ends_only, **constants)
 
-    with torch.cuda.device_of(x):
-        if segments > 1:
-            run(ends_only=True)
-        run(ends_only=False)
-        if scan.is_split(backward=True):
-            tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
-            kernels.project_backward_kernel[(batch * scan.groups * tiles, segments)](
-                x, grad_x, x_proj, sum_parts(grad_low, dim=2), partial, length, scan.height,
-                scan.width, x.stride(0), x.stride(1), grad_x.stride(0), grad_x.stride(1),
-                scan.columns, scan.reverses, chunks, chunks_of_segment, segments,
-                **_of_projection(constants, 'ROW'), **PROJECT_BACKWARD_TILE)
-    return sum_parts(partial)
+    if segments > 1:
+        run(ends_only=True)
+    run(ends_only=False)
+    if scan.is_split(backward=True):
+        tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
+        launch(kernels.project_backward_kernel, (batch * scan.groups * tiles, segments), x, grad_x,
+               x_proj, sum_parts(grad_low, dim=2), partial, length, scan.height, scan.width,
+               scan.columns, scan.reverses, chunks, chunks_of_segment, segments, X_TOKEN=x_token,
+               GRAD_X_TOKEN=grad_x_token, **_of_projection(constants, 'ROW'),
+               **PROJECT_BACKWARD_TILE)
+    return sum_parts(partial, out=rows)
 
 
 def _of_projection(constants: dict, *names: str) -> dict:
@@ -278,9 +374,17 @@ def _of_projection(constants: dict, *names: str) -> dict:
     return {name: constants[name] for name in names}
 
 
+@functools.lru_cache(maxsize=None)
+def _nothing(device: torch.device) -> Tensor:
+    """For pointers that are not followed."""
+    return torch.empty(0, dtype=torch.float32, device=device)
+
+
 def _segment_buffers(scan: Scan, batch: int, segments: int,
                      device: torch.device) -> Tuple[Tensor, Tensor]:
     """What a segment does to a state: sum of dt, (B, G, S, d), and its end, (B, G, S, N, d)."""
-    shape = (batch, scan.groups, segments) if segments > 1 else (0, 0, 0)
+    if segments == 1:
+        return _nothing(device), _nothing(device)
+    shape = (batch, scan.groups, segments)
     return (torch.empty(*shape, scan.channels, dtype=torch.float32, device=device),
             torch.empty(*shape, scan.d_state, scan.channels, dtype=torch.float32, device=device))

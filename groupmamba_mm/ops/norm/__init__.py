@@ -1,7 +1,4 @@
-"""Fused LayerNorms over channels-last tokens, and the channel affinity between them."""
-from .operators import (add_layer_norm, channel_affinity, layer_norm, scaled_layer_norm,
-                        scaled_norm_linear)
+"""LayerNorms with what is around them, and the channel affinity, forward and backward.
 
-__all__ = [
-    'add_layer_norm', 'channel_affinity', 'layer_norm', 'scaled_layer_norm', 'scaled_norm_linear'
-]
+Everything here runs Triton kernels: only those who launch them import it, when they run.
+"""

@@ -16,7 +16,7 @@ Each tensor is rows of a constant distance (its ``_ROW``), of which the first CH
 count. Outputs that are wider end in zeros.
 """
 import functools
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import triton
@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..integers import cdiv, next_power_of_2
+from ..launch import is_abstract, launch, rows_of
 from ..sums import sum_parts
 
 #: Tiles that are on their way from memory or in work: two are always loaded ahead, except of rows
@@ -36,18 +37,15 @@ _PROGRAMS_BACKWARD = 1320
 _PROGRAMS_FORWARD = 4 * _PROGRAMS_BACKWARD
 
 
+#: None of them decides on a compiled version.
+_INTEGERS = ['length', 'chunks', 'tiles']
+
+
 class Plan(NamedTuple):
     """How a (B, L, C) tensor is cut into programs; see :func:`plan_launch`."""
-    tokens: int  # tokens of a tile
-    block: int  # channels of a tile
     tiles: int  # tiles of a program
     chunks: int  # programs for the tokens of one image and group
-    warps: int
-
-    def constants(self) -> dict:
-        """What kernels must know when they are compiled."""
-        return dict(TOKENS=self.tokens, BLOCK=self.block, num_warps=self.warps,
-                    STAGES=_STAGES if self.block <= _WIDEST_AHEAD else 1)
+    constants: dict  # what kernels must know when they are compiled
 
 
 @functools.lru_cache(maxsize=None)
@@ -77,7 +75,9 @@ def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool
     wanted = _PROGRAMS_BACKWARD if backward else _PROGRAMS_FORWARD
     tiles = max(batch * groups * per_image // wanted, cdiv(8, tokens))
     chunks = cdiv(per_image, min(tiles, per_image))
-    return Plan(tokens, block, cdiv(per_image, chunks), chunks, warps)
+    constants = dict(TOKENS=tokens, BLOCK=block, num_warps=warps,
+                     STAGES=_STAGES if block <= _WIDEST_AHEAD else 1)
+    return Plan(cdiv(per_image, chunks), chunks, constants)
 
 
 def runs_on(device: torch.device) -> bool:
@@ -168,7 +168,7 @@ def _normalize_backward(x, grad, exists, eps, WIDTH: tl.constexpr):
 # --- LayerNorm of x or of x + branch --------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, rounded, normed, means,
                       length, chunks, tiles, eps, X_ROW: tl.constexpr, BRANCH_ROW: tl.constexpr,
                       NORMED_ROW: tl.constexpr, CHANNELS: tl.constexpr, GROUPS: tl.constexpr,
@@ -214,7 +214,7 @@ def _add_norm_forward(x, branch, branch_scale, weight, bias, stream, rounded, no
                  mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_rounded, grad_normed,
                        grad_mean, grad_x, grad_branch, partial, length, chunks, tiles, eps,
                        STREAM_ROW: tl.constexpr, GRAD_STREAM_ROW: tl.constexpr,
@@ -280,52 +280,80 @@ def _add_norm_backward(stream, branch_scale, weight, grad_stream, grad_rounded, 
         tl.store(sums + 2 * CHANNELS, tl.sum(total, axis=0), mask=exists)
 
 
+def _plan(x: Tensor, width: int, groups: int, backward: bool) -> Plan:
+    """:func:`plan_launch` for tokens; where they have no data, as few programs as there can be."""
+    if is_abstract(x):
+        return Plan(1, 1, {})
+    return plan_launch(x.shape[0], x.shape[1], width, groups, backward)
+
+
 def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional[Tensor],
                      weight: Tensor, bias: Tensor, eps: float, groups: int, normed_width: int,
                      out_dtype: torch.dtype, mean_of: int,
                      stream_dtype: Optional[torch.dtype] = None,
                      wants_rounded: bool = False) -> Tuple[Optional[Tensor], ...]:
-    """Stream (None without a branch), normed, mean (empty for ``mean_of`` 0), and the stream in
-    ``out_dtype`` (empty unless asked for)."""
+    """Residual stream x + branch * branch_scale, its LayerNorm, and a mean over the tokens.
+
+    Args:
+        x: Tokens (B, L, >=C).
+        branch: Tokens (B, L, >=C) of any float precision, or None.
+        branch_scale: Factor of each image's branch, (B,) in fp32, or None.
+        weight, bias: (C,).
+        eps: Added to the variance.
+        groups: Number of groups of C / groups channels with statistics of their own.
+        normed_width: Channels Cp >= C of the normed tokens, zero behind C.
+        out_dtype: Precision of the normed tokens, that of the product behind.
+        mean_of: 0 for no mean, 1 for that of the stream, 2 for that of the normed tokens.
+        stream_dtype: Precision of the stream, that of ``x`` if not given.
+        wants_rounded: Whether to return the stream once more, for a second use that needs no more
+            than the precision of products.
+
+    Returns:
+        The stream (B, L, C), None without a branch; normed tokens (B, L, Cp); the mean (B, C) in
+        fp32, or None; the stream in ``out_dtype``, or None.
+    """
     batch, length, _ = x.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels // groups, groups, backward=False)
-    stream = None
+    plan = _plan(x, channels // groups, groups, backward=False)
+    stream = rounded = mean = parts = None
     if branch is not None:
         stream = torch.empty(batch, length, channels, dtype=stream_dtype or x.dtype,
                              device=x.device)
-    rounded = None
     if wants_rounded:
         rounded = torch.empty(batch, length, channels, dtype=out_dtype, device=x.device)
     normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=x.device)
-    means = torch.empty(batch if mean_of else 0, plan.chunks, channels, device=x.device,
-                        dtype=torch.float32)
-    x, x_row = _rows(x)
-    branch, branch_row = _rows(branch)
-    with torch.cuda.device_of(x):
-        _add_norm_forward[(batch * plan.chunks * groups, )](
-            x, branch, _dense(branch_scale), _dense(weight), _dense(bias), stream, rounded, normed,
-            means, length, plan.chunks, plan.tiles, eps, X_ROW=x_row, BRANCH_ROW=branch_row,
-            NORMED_ROW=normed_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
-            VECTOR=_vector(channels, x, branch, normed), **plan.constants())
-    return (stream, normed, _sum_chunks(means) if mean_of else means.new_empty(0),
-            normed.new_empty(0) if rounded is None else rounded)
+    if mean_of:
+        parts = mean = torch.empty(batch, channels, device=x.device, dtype=torch.float32)
+        if plan.chunks > 1:
+            parts = torch.empty(batch, plan.chunks, channels, device=x.device, dtype=torch.float32)
+    x, x_row = rows_of(x)
+    branch, branch_row = rows_of(branch)
+    launch(_add_norm_forward, (batch * plan.chunks * groups, ), x, branch, branch_scale, weight,
+           bias, stream, rounded, normed, parts, length, plan.chunks, plan.tiles, eps, X_ROW=x_row,
+           BRANCH_ROW=branch_row, NORMED_ROW=normed_width, CHANNELS=channels, GROUPS=groups,
+           MEAN_OF=mean_of, VECTOR=_vector(channels, x, branch, normed), **plan.constants)
+    if parts is not mean:
+        sum_parts(parts, 1, out=mean)
+    return stream, normed, mean, rounded
 
 
 def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
                       grad_stream: Optional[Tensor], grad_rounded: Optional[Tensor],
                       grad_normed: Optional[Tensor], grad_mean: Optional[Tensor], eps: float,
                       groups: int, mean_of: int, x_width: int, branch_width: int,
-                      branch_dtype: torch.dtype,
-                      wants_sum: bool = False) -> Tuple[Optional[Tensor], ...]:
+                      branch_dtype: torch.dtype, wants_sum: bool = False,
+                      sums: Optional[Tensor] = None) -> Tuple[Optional[Tensor], ...]:
     """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias.
 
-    ``wants_sum``: a third row, the sum of ``grad_stream`` over all tokens, which is the gradient of
-    a bias that was added to the stream.
+    Args:
+        stream: x + branch as the forward pass returned it, or x.
+        wants_sum: Whether for a third row, the sum of ``grad_stream`` over all tokens, which is the
+            gradient of a bias that was added to the stream.
+        sums: Where to write the rows, contiguous fp32; None for a new tensor.
     """
     batch, length, _ = stream.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels // groups, groups, backward=True)
+    plan = _plan(stream, channels // groups, groups, backward=True)
     grad_x = torch.empty(batch, length, x_width, dtype=stream.dtype, device=stream.device)
     grad_branch = None
     if branch_width:
@@ -333,26 +361,24 @@ def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Te
                                   device=stream.device)
     partial = torch.empty(batch * plan.chunks, 3 if wants_sum else 2, channels,
                           dtype=torch.float32, device=stream.device)
-    stream, stream_row = _rows(stream)
-    grad_stream, grad_stream_row = _rows(grad_stream)
-    grad_rounded, grad_rounded_row = _rows(grad_rounded)
-    grad_normed, grad_normed_row = _rows(grad_normed)
-    with torch.cuda.device_of(stream):
-        _add_norm_backward[(batch * plan.chunks * groups, )](
-            stream, _dense(branch_scale), _dense(weight), grad_stream, grad_rounded, grad_normed,
-            _dense(grad_mean), grad_x, grad_branch, partial, length, plan.chunks, plan.tiles, eps,
-            STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
-            GRAD_ROUNDED_ROW=grad_rounded_row, GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width,
-            BRANCH_ROW=branch_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
-            SUM=wants_sum, VECTOR=_vector(channels, stream, grad_normed, grad_branch),
-            **plan.constants())
-    return grad_x, grad_branch, sum_parts(partial)
+    stream, stream_row = rows_of(stream)
+    grad_stream, grad_stream_row = rows_of(grad_stream)
+    grad_rounded, grad_rounded_row = rows_of(grad_rounded)
+    grad_normed, grad_normed_row = rows_of(grad_normed)
+    launch(_add_norm_backward, (batch * plan.chunks * groups, ), stream, branch_scale, weight,
+           grad_stream, grad_rounded, grad_normed, grad_mean, grad_x, grad_branch, partial, length,
+           plan.chunks, plan.tiles, eps, STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
+           GRAD_ROUNDED_ROW=grad_rounded_row, GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width,
+           BRANCH_ROW=branch_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
+           SUM=wants_sum, VECTOR=_vector(channels, stream, grad_normed, grad_branch),
+           **plan.constants)
+    return grad_x, grad_branch, sum_parts(partial, out=sums)
 
 
 # --- LayerNorm of (y + residual) * multiplier * scale ---------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def _scaled_norm_forward(y, residual, multiplier, scale, weight, bias, normed, length, chunks,
                          tiles, eps, Y_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr,
                          MULTIPLIER_ROW: tl.constexpr, NORMED_ROW: tl.constexpr,
@@ -381,7 +407,7 @@ def _scaled_norm_forward(y, residual, multiplier, scale, weight, bias, normed, l
         row += TOKENS
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_INTEGERS)
 def _scaled_norm_backward(y, residual, multiplier, scale, weight, grad_normed, grad_y,
                           grad_residual, grad_multiplier, partial, partial_scale, length, chunks,
                           tiles, eps, Y_ROW: tl.constexpr, RESIDUAL_ROW: tl.constexpr,
@@ -436,49 +462,64 @@ def _scaled_norm_backward(y, residual, multiplier, scale, weight, grad_normed, g
 def scaled_norm_forward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
                         scale: Tensor, weight: Tensor, bias: Tensor, eps: float,
                         normed_width: int, out_dtype: torch.dtype) -> Tensor:
-    """Normed, (B, L, ``normed_width``)."""
+    """LayerNorm of (y + residual) * multiplier * scale.
+
+    Args:
+        y: Tokens (B, L, >=C).
+        residual, multiplier: Tokens (B, L, >=C), or None.
+        scale: A factor for each image and channel, (B, C) in fp32, contiguous.
+        weight, bias: (C,).
+        eps: Added to the variance.
+        normed_width: Channels Cp of the output.
+        out_dtype: Its precision.
+
+    Returns:
+        (B, L, Cp), zero behind C.
+    """
     batch, length, _ = y.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels, 1, backward=False)
+    plan = _plan(y, channels, 1, backward=False)
     normed = torch.empty(batch, length, normed_width, dtype=out_dtype, device=y.device)
-    y, y_row = _rows(y)
-    residual, residual_row = _rows(residual)
-    multiplier, multiplier_row = _rows(multiplier)
-    with torch.cuda.device_of(y):
-        _scaled_norm_forward[(batch * plan.chunks, )](
-            y, residual, multiplier, _dense(scale), _dense(weight), _dense(bias), normed, length,
-            plan.chunks, plan.tiles, eps, Y_ROW=y_row, RESIDUAL_ROW=residual_row,
-            MULTIPLIER_ROW=multiplier_row, NORMED_ROW=normed_width, CHANNELS=channels,
-            VECTOR=_vector(channels, y, residual, multiplier, normed), **plan.constants())
+    y, y_row = rows_of(y)
+    residual, residual_row = rows_of(residual)
+    multiplier, multiplier_row = rows_of(multiplier)
+    launch(_scaled_norm_forward, (batch * plan.chunks, ), y, residual, multiplier, scale, weight,
+           bias, normed, length, plan.chunks, plan.tiles, eps, Y_ROW=y_row,
+           RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row, NORMED_ROW=normed_width,
+           CHANNELS=channels, VECTOR=_vector(channels, y, residual, multiplier, normed),
+           **plan.constants)
     return normed
 
 
 def scaled_norm_backward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
-                         scale: Tensor, weight: Tensor, grad_normed: Tensor,
-                         eps: float) -> Tuple[Optional[Tensor], ...]:
-    """Gradients of y, residual, multiplier (None where absent), scale; (2, C) of weight, bias."""
+                         scale: Tensor, weight: Tensor, grad_normed: Tensor, eps: float,
+                         sums: Optional[Tensor] = None) -> Tuple[Optional[Tensor], ...]:
+    """Gradients of y, residual, multiplier (None where absent), scale; (2, C) of weight, bias.
+
+    Args:
+        sums: Where to write the last, contiguous fp32; None for a new tensor.
+    """
     batch, length, _ = y.shape
     channels = weight.shape[0]
-    plan = plan_launch(batch, length, channels, 1, backward=True)
+    plan = _plan(y, channels, 1, backward=True)
     grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device=t.device)
              for t in (y, residual, multiplier)]
     grad_rows = [0 if g is None else g.shape[2] for g in grads]
     partial = torch.empty(batch * plan.chunks, 2, channels, dtype=torch.float32, device=y.device)
     partial_scale = torch.empty(batch, plan.chunks, channels, dtype=torch.float32,
                                 device=y.device)
-    y, y_row = _rows(y)
-    residual, residual_row = _rows(residual)
-    multiplier, multiplier_row = _rows(multiplier)
-    grad_normed, grad_normed_row = _rows(grad_normed)
-    with torch.cuda.device_of(y):
-        _scaled_norm_backward[(batch * plan.chunks, )](
-            y, residual, multiplier, _dense(scale), _dense(weight), grad_normed, *grads, partial,
-            partial_scale, length, plan.chunks, plan.tiles, eps, Y_ROW=y_row,
-            RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row,
-            GRAD_NORMED_ROW=grad_normed_row, GRAD_Y_ROW=grad_rows[0],
-            GRAD_RESIDUAL_ROW=grad_rows[1], GRAD_MULTIPLIER_ROW=grad_rows[2], CHANNELS=channels,
-            VECTOR=_vector(channels, y, residual, multiplier, grad_normed), **plan.constants())
-    return (*grads, _sum_chunks(partial_scale), sum_parts(partial))
+    y, y_row = rows_of(y)
+    residual, residual_row = rows_of(residual)
+    multiplier, multiplier_row = rows_of(multiplier)
+    grad_normed, grad_normed_row = rows_of(grad_normed)
+    launch(_scaled_norm_backward, (batch * plan.chunks, ), y, residual, multiplier, scale, weight,
+           grad_normed, *grads, partial, partial_scale, length, plan.chunks, plan.tiles, eps,
+           Y_ROW=y_row, RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row,
+           GRAD_NORMED_ROW=grad_normed_row, GRAD_Y_ROW=grad_rows[0],
+           GRAD_RESIDUAL_ROW=grad_rows[1], GRAD_MULTIPLIER_ROW=grad_rows[2], CHANNELS=channels,
+           VECTOR=_vector(channels, y, residual, multiplier, grad_normed), **plan.constants)
+    grad_scale = partial_scale[:, 0] if plan.chunks == 1 else sum_parts(partial_scale, 1)
+    return (*grads, grad_scale, sum_parts(partial, out=sums))
 
 
 # --- channel affinity -----------------------------------------------------------------------------
@@ -559,7 +600,7 @@ def _affinity_backward(mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_sc
     tl.store(grad_mean + first + columns, grad_x, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['batch'])
 def _affinity_weights(mean, units, grad_units, grad_logits, grad_skip, fc1_weight, fc1_bias,
                       fc2_weight, fc2_bias, skip_scale, batch, CHANNELS: tl.constexpr,
                       HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
@@ -605,40 +646,53 @@ def _affinity_weights(mean, units, grad_units, grad_logits, grad_skip, fc1_weigh
 
 def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
                      fc2_bias: Tensor, skip_scale: Optional[Tensor]) -> Tensor:
-    """sigmoid(fc2(relu(fc1(mean)))) * skip_scale, (B, C) fp32; one program for each image."""
+    """sigmoid(fc2(relu(fc1(mean)))) * skip_scale: Eq. 7-8, and the released model's skip.
+
+    Args:
+        mean: Mean over the tokens, (B, C) in fp32.
+        fc1_weight, fc1_bias: The squeeze, (Hd, C) and (Hd,).
+        fc2_weight, fc2_bias: The excitation, (C, Hd) and (C,).
+        skip_scale: One factor for all, (1,), or None.
+
+    Returns:
+        (B, C) in fp32; one program makes an image's.
+    """
     hidden, channels = fc1_weight.shape
     out = torch.empty(mean.shape, dtype=torch.float32, device=mean.device)
-    with torch.cuda.device_of(mean):
-        _affinity_forward[(mean.shape[0], )](
-            *map(_dense, (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale)), out,
-            CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
+    launch(_affinity_forward, (mean.shape[0], ), mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+           skip_scale, out, CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
     return out
 
 
 def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
-                      fc2_bias: Tensor, skip_scale: Optional[Tensor],
-                      grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-    """Gradients of all arguments before the last, in their precisions."""
+                      fc2_bias: Tensor, skip_scale: Optional[Tensor], grad: Tensor,
+                      grads: Sequence[Optional[Tensor]]) -> Tensor:
+    """Gradients of :func:`affinity_forward`.
+
+    Args:
+        mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale: Its arguments.
+        grad: Gradient of its output, (B, C) in fp32, contiguous.
+        grads: Where to write the parameters' gradients, in their order and shapes.
+
+    Returns:
+        The gradient of ``mean``.
+    """
     hidden, channels = fc1_weight.shape
     batch = mean.shape[0]
 
     def empty(*shape):
         return torch.empty(*shape, dtype=torch.float32, device=mean.device)
 
-    units, grad_units = empty(batch, hidden), empty(batch, hidden)
-    grad_logits, grad_skip = empty(batch, channels), empty(0 if skip_scale is None else batch)
-    inputs = (mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias, skip_scale)
-    grads = [None if t is None else torch.empty(t.shape, dtype=t.dtype, device=mean.device)
-             for t in inputs]
-    grad_mean, *grad_parameters = grads
-    with torch.cuda.device_of(mean):
-        _affinity_backward[(batch, )](
-            *map(_dense, (*inputs, grad)), units, grad_units, grad_logits, grad_mean, grad_skip,
-            CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
-        _affinity_weights[(cdiv(channels, 32), cdiv(hidden, 16))](
-            _dense(mean), units, grad_units, grad_logits, grad_skip, *grad_parameters, batch,
-            CHANNELS=channels, HIDDEN=hidden, COLUMNS=32, ROWS=16, IMAGES=32, num_warps=4)
-    return tuple(grads)
+    units, grad_units = empty(2, batch, hidden).unbind(0)
+    grad_logits, grad_mean = empty(2, batch, channels).unbind(0)
+    grad_skip = None if skip_scale is None else empty(batch)
+    launch(_affinity_backward, (batch, ), mean, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+           skip_scale, grad, units, grad_units, grad_logits, grad_mean, grad_skip,
+           CHANNELS=channels, HIDDEN=hidden, **_affinity_tile(hidden, channels))
+    launch(_affinity_weights, (cdiv(channels, 32), cdiv(hidden, 16)), mean, units, grad_units,
+           grad_logits, grad_skip, *grads, batch, CHANNELS=channels, HIDDEN=hidden, COLUMNS=32,
+           ROWS=16, IMAGES=32, num_warps=4)
+    return grad_mean
 
 
 def _affinity_tile(hidden: int, channels: int) -> dict:
@@ -651,18 +705,6 @@ def _affinity_tile(hidden: int, channels: int) -> dict:
 # --- layouts --------------------------------------------------------------------------------------
 
 
-def _rows(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
-    """A (B, L, W) tensor whose B * L rows lie at one distance, copied if need be; the distance."""
-    if tensor is None:
-        return None, 0
-    batch, length, width = tensor.shape
-    row = tensor.stride(1) if length > 1 else tensor.stride(0) if batch > 1 else width
-    regular = batch == 1 or length == 1 or tensor.stride(0) == length * row
-    if not regular or tensor.stride(2) != 1:
-        return tensor.contiguous(), width
-    return tensor, row
-
-
 def _vector(channels: int, *tensors: Optional[Tensor]) -> int:
     """Neighbouring channels of a thread in all tensors: 16 bytes of the widest precision, or 8.
 
@@ -672,12 +714,3 @@ def _vector(channels: int, *tensors: Optional[Tensor]) -> int:
     """
     widest = max(tensor.element_size() for tensor in tensors if tensor is not None)
     return 4 if widest > 2 or channels % 8 else 8
-
-
-def _dense(tensor: Optional[Tensor]) -> Optional[Tensor]:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _sum_chunks(parts: Tensor) -> Tensor:
-    """(B, chunks, X) to (B, X)."""
-    return parts.squeeze(1) if parts.shape[1] == 1 else sum_parts(parts, 1)

@@ -1,0 +1,117 @@
+"""Which kernels a backbone will launch, compiled before it does."""
+import logging
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from groupmamba_mm.layers import GroupedSSM
+from groupmamba_mm.ops import resolve_backend
+
+logger = logging.getLogger('groupmamba_mm')
+
+#: Sizes of images (H, W) whose launches include those of all sizes a dense task may bring: sides
+#: that are multiples of 224 and others, long and short sequences.
+DENSE_SIZES = ((224, 224), (800, 1344), (800, 1216), (320, 608), (1344, 800))
+
+
+def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
+    """Compile, side by side, what a backbone launches for such images; once for each kind of pass.
+
+    Nothing is done where the Triton kernels do not run, and in seconds what this machine's cache of
+    Triton has already.
+
+    Args:
+        backbone: A ``GroupMamba``.
+        image: (B, C, H, W) on a GPU.
+    """
+    kind = _kind_of_pass(backbone, image)
+    if kind in backbone._prepared:
+        return
+    backbone._prepared.add(kind)
+    if torch.cuda.is_current_stream_capturing() or not _runs_kernels(backbone):
+        return
+    from groupmamba_mm.ops.precompile import compile_once
+    major, minor = torch.cuda.get_device_capability(image.device)
+    sizes = [tuple(image.shape[2:])]
+    if backbone.out_indices is not None:
+        sizes += DENSE_SIZES
+    capability = 10 * major + minor
+    compile_once((repr(backbone), kind, sizes),
+                 lambda: note_backbone(backbone, sizes, capability, *kind), capability)
+    # the check at first use finds its kernels in the cache, too
+    ssm = next(module for module in backbone.modules() if isinstance(module, GroupedSSM))
+    resolve_backend(ssm.scan_backend, image.device)
+
+
+def _runs_kernels(backbone: nn.Module) -> bool:
+    """Whether the kernels may be what is chosen; why not is the business of ``ops/backend.py``."""
+    import os
+
+    from groupmamba_mm.ops.backend import TRITON_MIN_CAPABILITY, VARIABLE, import_problem
+    names = {m.scan_backend for m in backbone.modules() if isinstance(m, GroupedSSM)}
+    names = {os.environ.get(VARIABLE) or 'auto' if name == 'auto' else name for name in names}
+    return bool(names & {'auto', 'triton'}) and import_problem('triton') is None and \
+        torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
+
+
+def _kind_of_pass(backbone: nn.Module, image: Tensor) -> Tuple:
+    """Batch, precisions, mode, and whether there is a backward pass."""
+    wants_gradient = torch.is_grad_enabled() and any(
+        p.requires_grad for p in backbone.parameters())
+    autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
+    return image.shape[0], image.dtype, autocast, backbone.training, wants_gradient
+
+
+def note_backbone(backbone: nn.Module, sizes: Sequence[Tuple[int, int]], capability: int,
+                  batch: int, dtype: torch.dtype, autocast, training: bool, wants_gradient: bool) -> List:
+    """What the backbone and the kernels' check launch, as
+    :func:`groupmamba_mm.ops.precompile.note_launches`.
+
+    Args:
+        backbone: A ``GroupMamba``, on any device.
+        sizes: Of images, (H, W).
+        capability: Of the GPU: 90 is 9.0.
+        batch: Number of images.
+        dtype: Of the images.
+        autocast: Its dtype, or None.
+        training: Whether the model is in training mode.
+        wants_gradient: Whether there is a backward pass.
+    """
+    from groupmamba_mm.ops.precompile import note_launches
+    from groupmamba_mm.ops.self_test import CASES
+
+    def run() -> None:
+        device = torch.device('cpu')
+        tensors = {name: torch.empty(t.shape, dtype=t.dtype, device=device,
+                                     requires_grad=t.requires_grad)
+                   for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]}
+        for size in sizes:
+            image = torch.empty(batch, backbone.in_channels, *size, dtype=dtype, device=device)
+            with torch.set_grad_enabled(wants_gradient), torch.autocast(
+                    'cpu', autocast, enabled=autocast is not None):
+                outputs = torch.func.functional_call(_Forward(backbone), {
+                    f'backbone.{name}': t for name, t in tensors.items()}, (image, ))
+            if wants_gradient:
+                sum(y.float().sum() for y in outputs).backward()
+        with torch.enable_grad(), torch.autocast('cpu', enabled=False):
+            for case in CASES:
+                list(case(device))
+
+    was_training = backbone.training
+    backbone.train(training)
+    try:
+        return note_launches(run, capability)
+    finally:
+        backbone.train(was_training)
+
+
+class _Forward(nn.Module):
+    """A backbone's plain forward, neither compiled nor prepared once more."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor):
+        return type(self.backbone).forward(self.backbone, image)

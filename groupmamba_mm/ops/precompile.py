@@ -1,0 +1,211 @@
+"""Kernels compiled side by side before they are needed, instead of one by one as they are met.
+
+Triton compiles a kernel at its first launch, on one core: minutes for a model. What a model will
+launch is known before, from a pass over tensors without data (:func:`note_launches`). Worker
+processes compile that into Triton's cache on disk, where it survives; they need no GPU, so that a
+login node can do it for a cluster (``tools/compile_kernels.py``).
+
+    python -m groupmamba_mm.ops.precompile      is a worker: jobs come in on standard input
+"""
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import BinaryIO, Callable, Iterable, List, Optional, Sequence, Tuple
+
+import torch
+import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .gpu import shared_memory_of
+from .launch import Launch
+from .tracing import noting_launches
+
+logger = logging.getLogger('groupmamba_mm')
+
+#: Seconds between two lines of progress.
+_PROGRESS_SECONDS = 5
+
+
+class AbsentGPU:
+    """What Triton asks its driver about when it compiles for a GPU that need not be there.
+
+    Args:
+        capability: Of the GPU: 90 is 9.0.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self):
+        """The GPU to compile for."""
+        return triton.backends.compiler.GPUTarget('cuda', self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """A number under which Triton keeps what it compiled."""
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        """Nothing is launched."""
+        return 0
+
+
+def note_launches(run: Callable[[], object], capability: int) -> List[Launch]:
+    """What ``run`` would launch on a GPU, each kind once.
+
+    Args:
+        run: Makes its tensors, on the CPU, and calls a model; they will have no data.
+        capability: Of the GPU: 90 is 9.0.
+    """
+    with noting_launches(shared_memory_of(capability)) as launches, \
+            FakeTensorMode(allow_non_fake_inputs=True):
+        run()
+    return list(dict.fromkeys(launches))
+
+
+def compile_once(key: object, note: Callable[[], Iterable[Launch]], capability: int,
+                 workers: Optional[int] = None) -> int:
+    """Compile what a model launches, unless that was done with this cache before.
+
+    Of several processes on a machine the first one compiles and the others wait.
+
+    Args:
+        key: What the launches depend on, beside the versions of this package and Triton.
+        note: Returns them, as :func:`note_launches`.
+        capability: Of the GPU: 90 is 9.0.
+        workers: Processes; None: one for each core.
+
+    Returns:
+        How many kernels were compiled or found in the cache; 0 if all of it was done before.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    cache = Path(triton.knobs.cache.dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    identity = repr((key, capability, triton.__version__, torch.__version__, _source_digest()))
+    done = cache / f'groupmamba_mm-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.done'
+    if done.exists():
+        return 0
+    with _locked(cache / 'groupmamba_mm.lock'):
+        if done.exists():
+            return 0
+        start = time.perf_counter()
+        launches = list(dict.fromkeys(note()))
+        count = workers or len(os.sched_getaffinity(0))
+        logger.info(f'compiling {len(launches)} kernels for capability {capability / 10} in '
+                    f'{min(count, len(launches))} processes, once ({cache})')
+        compile_launches(launches, capability, count)
+        done.touch()
+        logger.info(f'compiled {len(launches)} kernels in {time.perf_counter() - start:.0f} s')
+        return len(launches)
+
+
+def compile_launches(launches: Sequence[Launch], capability: int, workers: int) -> None:
+    """Compile each of the launches in one of several processes.
+
+    Raises:
+        RuntimeError: A kernel does not compile; the message has the compiler's.
+    """
+    jobs = sorted(((*_name(item.function), item.kinds, item.constants) for item in launches),
+                  key=lambda job: job[1] not in _SLOW)
+    local = threading.local()
+    started: List[subprocess.Popen] = []
+
+    def run(job) -> Optional[str]:
+        if not hasattr(local, 'worker'):
+            local.worker = _start_worker(capability)
+            started.append(local.worker)
+        pickle.dump(job, local.worker.stdin)
+        local.worker.stdin.flush()
+        try:
+            return pickle.load(local.worker.stdout)
+        except EOFError:
+            return f'the compiling process ended with code {local.worker.wait()}'
+
+    last = time.perf_counter()
+    try:
+        with ThreadPoolExecutor(max(1, min(workers, len(jobs)))) as pool:
+            waiting = {pool.submit(run, job): job for job in jobs}
+            for number, finished in enumerate(as_completed(waiting), 1):
+                problem = finished.result()
+                if problem is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    module, name, *_ = waiting[finished]
+                    raise RuntimeError(f'kernel {name} of {module} does not compile: {problem}')
+                if time.perf_counter() - last >= _PROGRESS_SECONDS:
+                    last = time.perf_counter()
+                    logger.info(f'compiled {number} of {len(jobs)} kernels')
+    finally:
+        for worker in started:
+            worker.stdin.close()
+        for worker in started:
+            worker.wait()
+
+
+#: The kernels that take longest to compile, which therefore begin first.
+_SLOW = ('_grid_backward', 'scan_backward_kernel', 'scan_forward_kernel', '_residual_gradients')
+
+
+def _start_worker(capability: int) -> subprocess.Popen:
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    package = str(Path(__file__).resolve().parents[2])
+    environment['PYTHONPATH'] = os.pathsep.join(
+        filter(None, (package, environment.get('PYTHONPATH'))))
+    return subprocess.Popen([sys.executable, '-m', __name__, str(capability)], env=environment,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def _work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
+    """Compile jobs as they come in, and answer each with None or what is wrong with it."""
+    triton.runtime.driver.set_active(AbsentGPU(capability))
+    with contextlib.suppress(EOFError):
+        while True:
+            module, name, kinds, constants = pickle.load(jobs)
+            try:
+                function = getattr(importlib.import_module(module), name)
+                function.warmup(*map(_example, kinds), grid=(1, ), **dict(constants))
+                problem = None
+            # a compiler can raise anything; whoever sent the job decides what it means
+            except Exception as error:
+                problem = f'{type(error).__name__}: {error}'
+            pickle.dump(problem, results)
+            results.flush()
+
+
+def _example(kind):
+    """An argument of a kind of :class:`Launch`: the dtype itself stands for a tensor."""
+    return {'i32': 2, 'i64': 2**40, 'fp32': 0.5}.get(kind, kind)
+
+
+def _name(function) -> Tuple[str, str]:
+    return function.__module__, function.__name__
+
+
+def _source_digest() -> str:
+    """Of this package's code, on which every kernel depends."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob('*.py')):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path):
+    """For one process at a time; the system gives the lock back if one dies."""
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+if __name__ == '__main__':
+    _work(int(sys.argv[1]), sys.stdin.buffer, os.fdopen(os.dup(1), 'wb'))
