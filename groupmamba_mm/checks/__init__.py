@@ -1,4 +1,5 @@
 """Checks of a config and its data: what the model will really be given, against the files."""
+from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
@@ -112,8 +113,11 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
     if not len(part.dataset):
         report.add(labels.learnable(part, labels.Counter(), 0))
         return
-    loaded = Loaded(part, full)
-    whole = report.add(loaded.findings)
+    loaded, budget = Loaded(part, full), cfg.get('max_bad_images', 0)
+    unreadable = sum(finding.what == '' for finding in loaded.findings)
+    whole = report.add(
+        replace(finding, severity='warning') if finding.what == '' and unreadable <= budget else
+        finding for finding in loaded.findings)
     if part.scope == 'mmseg':
         counts, read, unlabelled = loaded.counts, loaded.read, not loaded.labelled
     else:

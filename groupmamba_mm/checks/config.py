@@ -36,7 +36,8 @@ def check_config(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
         if isinstance(classes, str) and not os.path.isfile(classes):
             yield config_error(f'{part.key}.metainfo.classes', f'is the text {classes!r}',
                                f'write a tuple, for a single class with its comma: ({classes!r}, )')
-        yield from _evaluators(cfg, part)
+        if sum(other.split == part.split for other in parts) == 1:
+            yield from _evaluators(cfg, part)
 
 
 def metrics_of(cfg: Config, split: str) -> List[Mapping[str, Any]]:
@@ -154,11 +155,10 @@ def _layer_decay(cfg: Config) -> Iterator[Finding]:
 def _evaluators(cfg: Config, part: Part) -> Iterator[Finding]:
     """Metrics that read another annotation file than the data set, or none."""
     own = os.path.join(part.root, part.cfg.get('ann_file') or '')
-    whole = cfg[f'{part.split}_dataloader']['dataset'] is part.cfg
     for metric in metrics_of(cfg, part.split) if part.is_local else ():
         file: Optional[str] = metric.get('ann_file')
         key = f'{part.split}_evaluator.ann_file'
-        if whole and file and part.cfg.get('ann_file') and (
+        if file and part.cfg.get('ann_file') and (
                 os.path.realpath(file) != os.path.realpath(own)):
             yield config_error(key, f'is {file}, and {part} are read from {own}',
                                'set both to the same file')

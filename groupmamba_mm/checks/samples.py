@@ -162,14 +162,19 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
         path = info.get('img_path')
         try:
             results = pipeline(info)
+        except DataError as error:
+            if not cfg.get('max_bad_images', 0):
+                yield Finding(str(error), '')
         except Exception as error:
             # A transform may raise anything; training would end with it, without the image's name.
             what = ' '.join(str(error).split())
             yield config_error(f'{part.key}.pipeline', f'fails with image {path} '
                                f'({type(error).__name__}: {what})', 'mend the pipeline or the image')
             return
-        if isinstance(results, dict) and hasattr(results.get('inputs'), 'shape'):
-            shapes.setdefault(tuple(results['inputs'].shape), path)
+        else:
+            inputs = results.get('inputs') if isinstance(results, dict) else None
+            if hasattr(inputs, 'shape'):
+                shapes.setdefault(tuple(inputs.shape), path)
     channels = {shape[0] for shape in shapes}
     if len(channels) > 1:
         yield Finding(str(part), f'have images of {shown(sorted(channels))} channels after loading',
@@ -181,7 +186,8 @@ def _stacked(cfg: Config, part: Part, shapes: Dict[Tuple[int, ...], str]) -> Ite
     """Images that are stacked to a batch must have one size."""
     loader = cfg[f'{part.split}_dataloader']
     usual = 'default_collate' if part.scope == 'mmpretrain' else 'pseudo_collate'
-    collate = type_name(loader.get('collate_fn') or {}, usual)
+    collate = loader.get('collate_fn') or {}
+    collate = type_name(collate.get('collate', collate), usual)
     pads = collate == 'pseudo_collate' and (part.scope != 'mmseg' or part.split == 'train')
     if len(shapes) < 2 or pads or loader.get('batch_size', 1) == 1:
         return

@@ -1,4 +1,5 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
+from groupmamba_mm.datasets.bad_images import BadImagesHook, SkipBadImages
 from .hooks import DrawPredictionsHook, WriteLabelsHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .loops import AmpTestLoop
@@ -7,7 +8,7 @@ from .randomness import EpochSeedHook, seed_worker_by_epoch
 from .runner import CheckedRunner
 
 __all__ = [
-    'AmpTestLoop', 'CheckedRunner', 'DrawPredictionsHook', 'EpochSeedHook',
-    'LayerDecayOptimWrapperConstructor', 'MergedOptimWrapperConstructor', 'WriteLabelsHook',
-    'seed_worker_by_epoch'
+    'AmpTestLoop', 'BadImagesHook', 'CheckedRunner', 'DrawPredictionsHook', 'EpochSeedHook',
+    'LayerDecayOptimWrapperConstructor', 'MergedOptimWrapperConstructor', 'SkipBadImages',
+    'WriteLabelsHook', 'seed_worker_by_epoch'
 ]

@@ -182,7 +182,9 @@ def _wrong_config(cause: BaseException) -> Optional[str]:
     absent = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments
               and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if refused:
-        hint = close_to(refused[0], parameters) or 'remove it from the config'
+        known = [name for base in getattr(owner, '__mro__', [owner])
+                 for name in inspect.signature(base).parameters if base is not object]
+        hint = close_to(refused[0], known) or 'remove it from the config'
         return f'{owner.__name__} takes no argument {refused[0]!r}; {hint}'
     if absent:
         return f'{owner.__name__} needs the argument {absent[0]!r}; add it to the config'

@@ -14,7 +14,7 @@ from mmengine.dist import is_distributed
 from mmengine.logging import MMLogger
 from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
                             revert_sync_batchnorm)
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -228,6 +228,30 @@ class CheckedRunner(Runner):
         wrapper_cfg = dict(model_wrapper_cfg)
         wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
         return MODEL_WRAPPERS.build(wrapper_cfg, default_args=dict(module=model))
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Optional[Dict] = None) -> None:
+        """Scale the learning rate with the batch, accumulated steps counted, and say so.
+
+        Args:
+            optim_wrapper (OptimWrapper): Its learning rates are changed.
+            auto_scale_lr (dict, optional): With ``enable`` and ``base_batch_size``.
+        """
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        base, loader = auto_scale_lr['base_batch_size'], self._train_dataloader
+        images = loader['batch_size'] if isinstance(loader, dict) else loader.batch_size
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [
+            optim_wrapper]
+        for wrapper in wrappers:
+            steps = getattr(wrapper, '_accumulative_counts', 1)
+            size = images * self.world_size * steps
+            before = wrapper.optimizer.param_groups[0]['lr']
+            for group in wrapper.optimizer.param_groups:
+                group['lr'] *= size / base
+            self.logger.info(
+                f'Learning rate scaled by {size / base:g}, from {before:g} to '
+                f'{before * size / base:g}: an update is of {size} images ({images} in each of {self.world_size} processes, '
+                f'{steps} accumulated), and the config is for {base}.')
 
     def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.

@@ -32,6 +32,20 @@ def set_common_options(cfg: Config, config_path: str, work_dir: Optional[str],
         loader = cfg.get(f'{split}_dataloader')
         if loader is not None:
             _set_loader_defaults(loader, cfg.default_scope)
+    if cfg.get('max_bad_images', 0):
+        _skip_bad_images(cfg)
+
+
+def _skip_bad_images(cfg: Config) -> None:
+    """Let every loader leave out images that cannot be read, and count them."""
+    for split in _SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None and type_name(loader.dataset) != 'SkipBadImages':
+            collate = loader.pop('collate_fn', None) or dict(type='pseudo_collate')
+            loader.collate_fn = dict(type='skip_bad_images', collate=collate)
+            loader.dataset = dict(type='SkipBadImages', dataset=loader.pop('dataset'))
+    hook = dict(type='BadImagesHook', budget=cfg.max_bad_images)
+    cfg.custom_hooks = list(cfg.get('custom_hooks') or []) + [hook]
 
 
 def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
