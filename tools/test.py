@@ -3,10 +3,14 @@ import argparse
 import sys
 
 try:
-    from mmengine.registry import RUNNERS
+    import mmengine  # noqa: F401
+
+    import groupmamba_mm  # noqa: F401
 except ModuleNotFoundError as error:  # the commonest first step that is left out
     sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
              'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
+
+from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
 from groupmamba_mm.checks import check_quickly

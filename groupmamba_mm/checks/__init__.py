@@ -11,7 +11,7 @@ from . import files, labels
 from .config import check_config, metrics_of
 from .findings import Finding, Report
 from .parts import Part, build, parts_of
-from .samples import Loaded, batches, given
+from .samples import batches, given, load
 
 __all__ = ['Finding', 'Report', 'check', 'check_quickly']
 
@@ -47,7 +47,7 @@ def check(cfg: Config, splits: Sequence[str], full: bool = False,
     report.add(labels.same_in_splits(parts, trained))
     for part in [part for part in parts if part.split == 'train'] or parts:
         report.add(labels.heads(cfg, part))
-    report.add(files.shared_files(parts))
+    report.add(files.shared_files(parts, full))
     return report, built
 
 
@@ -110,10 +110,7 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
             return
     report.add(labels.names_of_labels(part))
     report.add(files.passed_over(part, full))
-    if not len(part.dataset):
-        report.add(labels.learnable(part, labels.Counter(), 0))
-        return
-    loaded, budget = Loaded(part, full), cfg.get('max_bad_images', 0)
+    loaded, budget = load(part, full), cfg.get('max_bad_images', 0)
     unreadable = sum(finding.what == '' for finding in loaded.findings)
     whole = report.add(
         replace(finding, severity='warning') if finding.what == '' and unreadable <= budget else
@@ -121,7 +118,7 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
     if part.scope == 'mmseg':
         counts, read, unlabelled = loaded.counts, loaded.read, not loaded.labelled
     else:
-        infos = list(part.infos(None if full else files.MAX_LISTED))
+        infos = list(part.infos(*[None] * full))
         counts, read = labels.Counter(), len(infos)
         for info in infos:
             counts.update(labels.labels_of(info))

@@ -17,19 +17,11 @@ _FOREIGN_LAYER_DECAY = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOpti
 
 
 def check_config(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
-    """Check what needs no data.
-
-    Args:
-        cfg: The config.
-        parts: Its data sets, not built yet.
-
-    Yields:
-        Errors.
-    """
+    """Check what needs no data."""
     if any(part.split == 'train' for part in parts):
         yield from _weights(cfg.get('model'), 'model')
+        yield from _loops(cfg)
     yield from _unread_variables(cfg, parts)
-    yield from _loops(cfg)
     yield from _layer_decay(cfg)
     for part in parts:
         classes = (part.cfg.get('metainfo') or {}).get('classes')
@@ -131,8 +123,9 @@ def _holds(part: Any, value: Any) -> bool:
 
 
 def _loops(cfg: Config) -> Iterator[Finding]:
-    for split, others in dict(train=('train_cfg', 'optim_wrapper'), val=('val_cfg', 'val_evaluator'),
-                              test=('test_cfg', 'test_evaluator')).items():
+    for split, others in (('train', ('train_cfg', 'optim_wrapper')),
+                          ('val', ('val_cfg', 'val_evaluator')),
+                          ('test', ('test_cfg', 'test_evaluator'))):
         keys = (f'{split}_dataloader', *others)
         absent = [key for key in keys if cfg.get(key) is None]
         if absent and len(absent) < len(keys):

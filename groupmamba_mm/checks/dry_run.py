@@ -92,8 +92,9 @@ class DryRun:
                        f'(the first: {first}), loss {self.loss:.4g}')
         shares = [f'{rate:.3g} for {number / self.parameters:.0%}'
                   for rate, number in sorted(self.rates.items(), reverse=True)[:4]]
-        yield 'learning rate', (f'learning rate {", ".join(shares)} of {self.parameters / 1e6:.3g} M '
-                                f'parameters, {self.first_rate:.3g} in the first step')
+        size = f'{self.parameters / 1e6:.3g} M parameters'
+        yield 'learning rate', (f'learning rate {", ".join(shares)} of {size}, '
+                                f'{self.first_rate:.3g} in the first step')
         if self.metrics is not None:
             yield 'validation', (f'{self.seconds["validation"]:.3g} s a batch of validation, '
                                  f'metrics {shown(self.metrics)}')

@@ -11,11 +11,11 @@ class Finding:
     """Something that a check found.
 
     Args:
-        where: The thing: a file, a folder, a split of the data or a key of the config.
+        where: The thing: a file, a split of the data, a key of the config.
         what: What is the matter with it, with the value that was found.
         remedy: What to do, '' for a fact.
         how_many: How many images, annotations or files it is about.
-        severity: 'error': a run would fail or learn something else than was meant. 'warning': it
+        severity: 'error': a run would fail, or learn something else than was meant. 'warning': it
             may be meant. 'fact': for a report.
         error: How an error is raised.
     """
@@ -36,14 +36,7 @@ class Report:
     findings: List[Finding] = field(default_factory=list)
 
     def add(self, findings: Iterable[Finding]) -> bool:
-        """Take findings in.
-
-        Args:
-            findings: The findings.
-
-        Returns:
-            Whether there was no error among them.
-        """
+        """Take findings in, and say whether there was no error among them."""
         new = list(findings)
         self.findings += [finding for finding in new if finding not in self.findings]
         return not any(finding.severity == 'error' for finding in new)
@@ -52,32 +45,16 @@ class Report:
         """List the findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 
-    def lines(self, most: int = 20) -> Iterator[str]:
-        """Write the report.
-
-        Args:
-            most: Findings of one severity and place that are written out.
-
-        Yields:
-            Lines: facts, warnings, then errors.
-        """
+    def lines(self, most: int = 50) -> Iterator[str]:
+        """Write facts, warnings and errors, at most so many of each."""
         for severity in ('fact', 'warning', 'error'):
-            shown: Counter = Counter()
-            for finding in self.of(severity):
-                shown[finding.where] += 1
-                if shown[finding.where] <= most:
-                    yield f'{severity}: {finding}'
-            for where, number in shown.items():
-                if number > most:
-                    yield f'{severity}: {where} and {number - most} more like these'
+            found = self.of(severity)
+            yield from (f'{severity}: {finding}' for finding in found[:most])
+            if len(found) > most:
+                yield f'{severity}: and {len(found) - most} more'
 
     def require_no_error(self) -> None:
-        """Raise the first error, with the number of the others.
-
-        Raises:
-            ConfigError: If it is about the config.
-            DataError: If it is about the data.
-        """
+        """Raise the first error, with the number of all, as its own kind of ``UserError``."""
         errors = self.of('error')
         if errors:
             more = f' (the first of {len(errors)} errors)' if len(errors) > 1 else ''
@@ -94,3 +71,8 @@ def shown(names: Iterable, most: int = 5) -> str:
     names = list(names)
     listed = ', '.join(map(str, names[:most]))
     return listed + (f' and {len(names) - most} more' if len(names) > most else '')
+
+
+def doubles(names: Iterable) -> list:
+    """List what stands several times."""
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,4 +1,5 @@
 """The data sets of a config, as its loaders are given them."""
+import gc
 import importlib
 import os
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
 
 #: Entries of a data set that the quick form of the checks looks at, spread over all of it.
-MAX_ENTRIES = 100_000
+MAX_ENTRIES = 20_000
 
 
 @dataclass
@@ -58,12 +59,10 @@ class Part:
 
     def reads_as(self, library: str, name: str) -> bool:
         """Whether it reads its files as a class of a library does, or is derived from it."""
-        try:
-            base = getattr(importlib.import_module(f'{library}.datasets'), name)
-        except ImportError:  # a library that is not there has no data sets here
+        if self.scope != library or not isinstance(self.owner, type):
             return False
-        return isinstance(self.owner, type) and issubclass(self.owner, base) and (
-            self.owner.load_data_list is base.load_data_list)
+        base = getattr(importlib.import_module(f'{library}.datasets'), name)
+        return issubclass(self.owner, base) and self.owner.load_data_list is base.load_data_list
 
     @property
     def is_coco(self) -> bool:
@@ -90,14 +89,7 @@ class Part:
         return {label: folder for folder, label in self.folders.items()}
 
     def infos(self, most: Optional[int] = MAX_ENTRIES) -> Iterator[Dict[str, Any]]:
-        """Read entries, spread over the data set.
-
-        Args:
-            most: How many, None for all.
-
-        Yields:
-            What the pipeline is given for an image.
-        """
+        """Read entries, spread over the data set."""
         total = len(self.dataset)
         step = 1 if most is None else max(1, -(-total // most))
         return map(self.dataset.get_data_info, range(0, total, step))
@@ -112,15 +104,7 @@ class Part:
 
 
 def parts_of(cfg: Config, split: str) -> List[Part]:
-    """Look into RepeatDataset, ConcatDataset and their like.
-
-    Args:
-        cfg: The config.
-        split: 'train', 'val' or 'test'.
-
-    Returns:
-        The data sets with files in the split's loader, not built yet.
-    """
+    """Look into RepeatDataset, ConcatDataset and their like."""
     loader = cfg.get(f'{split}_dataloader')
     if loader is None:
         return []
@@ -139,19 +123,15 @@ def _leaves(part: Any, key: str) -> Iterator[Tuple[str, Dict]]:
 
 
 def build(cfg: Config, parts: List[Part]) -> Any:
-    """Build what a loader is given.
-
-    Args:
-        cfg: The config.
-        parts: All parts of one split; each gets its data set.
-
-    Returns:
-        The data set of the loader.
-    """
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        whole = DATASETS.build(cfg[f'{parts[0].split}_dataloader']['dataset'])
-    if hasattr(whole, 'full_init'):
-        whole.full_init()
+    """Build what a loader is given."""
+    gc.disable()  # it would look through millions of entries again and again
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            whole = DATASETS.build(cfg[f'{parts[0].split}_dataloader']['dataset'])
+        if hasattr(whole, 'full_init'):
+            whole.full_init()
+    finally:
+        gc.enable()
     for part, dataset in zip(parts, _built_leaves(whole), strict=True):
         part.dataset = dataset
     return whole

@@ -1,6 +1,15 @@
 """Read all of a config's data before a long run, and say what is wrong with it."""
 import argparse
+import sys
 from typing import List, Optional
+
+try:
+    import mmengine  # noqa: F401
+
+    import groupmamba_mm  # noqa: F401
+except ModuleNotFoundError as error:  # the commonest first step that is left out
+    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
+             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
 
 from groupmamba_mm.checks import check
 from groupmamba_mm.engine.cli import CfgOptions, run_command
