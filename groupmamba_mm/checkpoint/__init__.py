@@ -8,7 +8,7 @@ from .matching import (ExpectedKeys, LoadReport, expected_unused_keys, load_matc
 from .official import convert_official, revert_to_official
 
 __all__ = [
-    'CheckedPretrainedInit', 'CheckpointError', 'ExpectedKeys', 'LoadReport', 'convert_official', 'expected_unused_keys',
-    'load_all_safely', 'load_checkpoint_file', 'load_matched', 'match_state_dict',
-    'read_tensors', 'revert_to_official', 'state_dict_of'
+    'CheckedPretrainedInit', 'CheckpointError', 'ExpectedKeys', 'LoadReport', 'convert_official',
+    'expected_unused_keys', 'load_all_safely', 'load_checkpoint_file', 'load_matched',
+    'match_state_dict', 'read_tensors', 'revert_to_official', 'state_dict_of'
 ]

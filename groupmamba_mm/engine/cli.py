@@ -169,9 +169,10 @@ def _wrong_config(cause: BaseException) -> Optional[str]:
         known = [known for registry in vars(mmengine.registry).values()
                  if isinstance(registry, Registry) and registry.name == kind
                  for known in _registered_names(registry)]
-        return (f'there is no {kind} with the type {name!r}; {close_to(name.split(".")[-1], known)} '
-                'If it is spelt right, the module that defines it was not imported: add it to '
-                'custom_imports in the config')
+        hint = close_to(name.split('.')[-1], known)
+        return (f'there is no {kind} with the type {name!r}; {hint} If it is '
+                'spelt right, the module that defines it was not imported: add it to custom_imports '
+                'in the config')
     if not callable(owner) or not isinstance(cause, TypeError):
         return None
     parameters = inspect.signature(owner).parameters

@@ -18,7 +18,8 @@ CONFIG_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
 # Keys that the Runner, its hooks or the tools read from a config beside the Runner's arguments.
 _CONFIG_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'default_scope',
-    'efficient_conv_bn_eval', 'find_unused_parameters', 'max_bad_images', 'model_wrapper_cfg', 'runner_type',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'max_bad_images', 'model_wrapper_cfg',
+    'runner_type',
     'sync_bn', 'tta_model', 'tta_pipeline', 'work_dir'
 }
 # Variables that the libraries' configs use for themselves, which look like misspelt keys.

@@ -29,8 +29,8 @@ class LayerDecayOptimWrapperConstructor(MergedOptimWrapperConstructor):
         self.layer_decay_rate = paramwise_cfg.pop('layer_decay_rate', None)
         rate = self.layer_decay_rate
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate is {rate!r}; set it to '
-                              'a number above 0 and at most 1, for example 0.8')
+            raise ConfigError(f'optim_wrapper.paramwise_cfg.layer_decay_rate is {rate!r}; set it '
+                              'to a number above 0 and at most 1, for example 0.8')
         # mmengine looks at single parameters only where paramwise_cfg says something
         paramwise_cfg.setdefault('bypass_duplicate', False)
         super().__init__(optim_wrapper_cfg, paramwise_cfg)

@@ -250,8 +250,9 @@ class CheckedRunner(Runner):
                 group['lr'] *= size / base
             self.logger.info(
                 f'Learning rate scaled by {size / base:g}, from {before:g} to '
-                f'{before * size / base:g}: an update is of {size} images ({images} in each of {self.world_size} processes, '
-                f'{steps} accumulated), and the config is for {base}.')
+                f'{before * size / base:g}: an update is of {size} images '
+                f'({images} in each of {self.world_size} processes, {steps} accumulated), and the '
+                f'config is for {base}.')
 
     def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.

@@ -1,4 +1,4 @@
-"""What is wrong with configs and data, said before training starts: kinds of faults in all tasks."""
+"""What is wrong with configs and data, said before training starts: kinds of faults, all tasks."""
 import json
 import shutil
 
@@ -153,7 +153,8 @@ NOTHING = {
     'crowds': (lambda c: [a.update(iscrowd=1) for a in c['annotations']], '21 crowds or ignored'),
     'ignored': (lambda c: [a.update(ignore=1) for a in c['annotations']], '21 crowds or ignored'),
     'area': (lambda c: [a.update(area=-1) for a in c['annotations']], '21 smaller than a pixel'),
-    'images': (lambda c: [i.update(width=0, height=0) for i in c['images']], 'and the annotation file says 0x0'),
+    'images': (lambda c: [i.update(width=0, height=0) for i in c['images']],
+               'and the annotation file says 0x0'),
     'shares': (lambda c: [a.update(bbox=[x / 128 for x in a['bbox']]) for a in c['annotations']],
                'boxes are in pixels'),
     'outside': (lambda c: [a.update(bbox=[900, 900, 9, 9]) for a in c['annotations']],
@@ -306,7 +307,7 @@ def test_evaluators_must_read_the_same_file(made):
 
 MASKS = {
     'white': (lambda m: ((m > 0) * 255).astype(np.uint8), True,
-              r'pixels of the class background only in 6 images, and \d+ pixels are ignored \(255\)'),
+              r'of the class background only in 6 images, and \d+ pixels are ignored \(255\)'),
     'one': (lambda m: np.zeros_like(m), True, 'background only in 6 images, and none of thing'),
     'ignored': (lambda m: np.full_like(m, 255), True, 'no labelled pixels in 6 images'),
     'grey': (lambda m: ((m > 0) * 128).astype(np.uint8), True, 'has the value 128; with 2 classes'),
@@ -360,8 +361,8 @@ def test_missing_files_and_other_suffixes(data):
 def test_sizes_are_compared_as_images_are_loaded(data):
     file = data / 'det/train/000002.png'
     Image.fromarray(np.zeros((128, 100, 3), np.uint8)).save(file)
-    refused(config('det', data), r'000002.png of the train data is loaded as 128x100 \(H x W\), and '
-            'the annotation file says 128x128')
+    refused(config('det', data), r'000002.png of the train data is loaded as 128x100 \(H x W\), '
+            'and the annotation file says 128x128')
     Image.fromarray(np.zeros((100, 128), np.uint8)).save(data / 'seg/annotations/val/000003.png')
     refused(config('seg', data), r'000003.png of the val data is loaded as 128x128 \(H x W\), and '
             'its label map is 100x128')

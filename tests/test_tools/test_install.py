@@ -37,7 +37,8 @@ def run(checkout, *arguments, script='install.sh', **variables):
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-@pytest.mark.parametrize('absent', [['flock'], ['setsid'], ['flock', 'setsid', 'sha256sum', 'nproc']])
+@pytest.mark.parametrize('absent', [['flock'], ['setsid'],
+                                    ['flock', 'setsid', 'sha256sum', 'nproc']])
 def test_missing_programs_are_named_together(checkout, absent):
     for name in absent:
         (checkout / 'bin' / name).unlink()

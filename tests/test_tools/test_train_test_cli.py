@@ -200,7 +200,7 @@ BROKEN = {
     'truncated': (TRAIN, ['--resume', 'cut.pth'], [], r'cut\.pth is truncated'),
     'missing': (TEST, ['nowhere.pth'], [], r'nowhere\.pth does not exist'),
     'other_model': (TEST, [FIRST], ['model.backbone.base_channels=8', 'model.head.in_channels=64'],
-                    r'does not fit.*head\.fc\.weight \(2x32 .*2x64'),
+                    r'does not fit.*layer1\.0\.conv1\.weight \(4x4x3x3 .*8x4x3x3'),
     'other_head': (TEST, [FIRST], ['model.head.num_classes=3'],
                    r'model\.head\.num_classes is 3, and the test data have 2 class folders'),
     'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
