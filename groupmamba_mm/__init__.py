@@ -1,5 +1,13 @@
-"""GroupMamba for OpenMMLab. Importing this package registers the backbone, nothing else."""
+"""GroupMamba. Importing this package registers it with the libraries in use, nothing else."""
 from .backbones import GroupMamba
+from .model_zoo import config_path, get_config, list_configs
+from .models import GroupMambaClassifier, create_model
+from .registration import register_with_libraries
 from .version import __version__
 
-__all__ = ['GroupMamba', '__version__']
+__all__ = [
+    'GroupMamba', 'GroupMambaClassifier', '__version__', 'config_path', 'create_model',
+    'get_config', 'list_configs'
+]
+
+register_with_libraries()

@@ -29,3 +29,11 @@ class DataError(UserError, RuntimeError):
 
 class LaunchError(UserError, RuntimeError):
     """A launch whose processes, devices or environment do not fit together."""
+
+
+class MissingExtraError(UserError, ModuleNotFoundError):
+    """A library of one of this package's extras that is needed and not installed."""
+
+
+class ExportError(UserError, RuntimeError):
+    """A model that was exported and does not compute what it computes in PyTorch."""

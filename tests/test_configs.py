@@ -147,28 +147,28 @@ RECIPE = {
     # half of the batches each, none unmixed
     'model.train_cfg': dict(augments=[
         dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
-    'train.RandomResizedCrop.scale': 224,  # paper
-    'train.RandomResizedCrop.interpolation': 'bicubic',
-    'train.RandomFlip.prob': 0.5,
-    'train.RandAugment.policies': 'timm_increasing',
-    'train.RandAugment.num_policies': 2,
-    'train.RandAugment.magnitude_level': 9,
-    'train.RandAugment.total_level': 10,
-    'train.RandAugment.hparams': dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    'train.RandAugment.magnitude_std': 0.5,
-    'train.RandomErasing.erase_prob': 0.25,
-    'train.RandomErasing.mode': 'rand',
-    'train.RandomErasing.min_area_ratio': 0.02,
-    'train.RandomErasing.max_area_ratio': 1 / 3,
-    'train.RandomErasing.fill_color': [103.53, 116.28, 123.675],  # BGR, before the preprocessor
-    'train.RandomErasing.fill_std': [57.375, 57.12, 58.395],
+    'train.AntialiasedRandomResizedCrop.scale': 224,  # paper
+    'train.AntialiasedRandomResizedCrop.interpolation': 'bicubic',
+    'augments.BatchRandomFlip.prob': 0.5,
+    'augments.BatchRandAugment.policies': 'timm_increasing',
+    'augments.BatchRandAugment.num_policies': 2,
+    'augments.BatchRandAugment.magnitude_level': 9,
+    'augments.BatchRandAugment.total_level': 10,
+    'augments.BatchRandAugment.hparams': dict(pad_val=[124, 116, 104], interpolation='bicubic'),
+    'augments.BatchRandAugment.magnitude_std': 0.5,
+    'augments.BatchRandomErasing.erase_prob': 0.25,
+    'augments.BatchRandomErasing.mode': 'rand',
+    'augments.BatchRandomErasing.min_area_ratio': 0.02,
+    'augments.BatchRandomErasing.max_area_ratio': 1 / 3,
+    'augments.BatchRandomErasing.fill_color': [123.675, 116.28, 103.53],
+    'augments.BatchRandomErasing.fill_std': [58.395, 57.12, 57.375],
     'train.ColorJitter': None,  # 0.4 is set, and timm drops it beside RandAugment
-    'test.ResizeEdge.scale': 256,
-    'test.ResizeEdge.interpolation': 'bicubic',
+    'test.AntialiasedResizeEdge.scale': 256,
+    'test.AntialiasedResizeEdge.interpolation': 'bicubic',
     'test.CenterCrop.crop_size': 224,
     'sync_bn': None,
     # not the released script's: fp16 with a scaler there
-    'optim_wrapper.type': 'AmpOptimWrapper',
+    'optim_wrapper.type': 'SyncFreeAmpOptimWrapper',
     'optim_wrapper.dtype': 'bfloat16',
     'optim_wrapper.loss_scale': dict(enabled=False),
 }
@@ -178,6 +178,8 @@ DISTILLATION = {
     'model.head.alpha': 0.5,
     'model.teacher.type': 'TimmTeacher',
     'model.teacher.model_name': 'regnety_160.deit_in1k',  # RegNetY-16GF: paper
+    # not the released script's: fp32 there
+    'model.teacher.precision': 'bf16',
 }
 #: Names of the released model's parameters with the decay of the released rule: two or more
 #: dimensions, and a name that does not end in '.bias'.
@@ -197,11 +199,13 @@ DECAYED = {
 
 
 def stated(cfg, key):
-    """What a config says at a dotted key; steps of the pipelines go by their type."""
+    """What a config says at a dotted key; steps of pipelines and augments go by their type."""
     first, *rest = key.split('.')
     if first in ('train', 'test'):
         steps = {step.type: step for step in cfg[f'{first}_dataloader'].dataset.pipeline}
         found = steps.get(rest.pop(0))
+    elif first == 'augments':
+        found = {step.type: step for step in cfg.data_preprocessor.augments}[rest.pop(0)]
     else:
         found = cfg.get(first)
     for name in rest:

@@ -167,7 +167,7 @@ def test_backbone_settings(size):
 
 def check_optimizer(cfg, lr, weight_decay):
     wrapper = cfg.optim_wrapper
-    assert (wrapper.type, wrapper.dtype) == ('AmpOptimWrapper', 'bfloat16')
+    assert (wrapper.type, wrapper.dtype) == ('SyncFreeAmpOptimWrapper', 'bfloat16')
     assert wrapper.loss_scale == dict(enabled=False)
     optimizer = wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', lr, weight_decay)

@@ -48,6 +48,8 @@ def options_of(script):
             cli = (ROOT / 'groupmamba_mm' / 'engine' / 'cli.py').read_text(encoding='utf-8')
             found |= set(re.findall(r"'(--[a-z][\w-]*)'", cli))
         return found
+    if 'launch_torchrun' in text:  # its own options are read there
+        text += (ROOT / 'tools' / '_launch.sh').read_text(encoding='utf-8')
     cases = re.findall(r'^\s*(--[^)\n]*)\)', text, flags=re.MULTILINE)
     found = {option for case in cases for option in OPTION.findall(case)}
     called = re.search(r'\$tools/(\w+\.py)" .*"\${@:\d}"', text)

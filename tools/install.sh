@@ -24,7 +24,7 @@ pins=$root/requirements/tested.txt
 mmcv_version=$(sed -n 's/^onedl-mmcv==//p' "$pins")
 python=$env_dir/bin/python
 stamp=$env_dir/groupmamba_mm.installed  # of a finished install: its key, and the requirements that went in
-wanted=(runtime mminstall)
+wanted=(runtime mminstall demo hub)
 child=  # the running step
 
 fail() {
@@ -34,7 +34,7 @@ fail() {
 
 for arg in "$@"; do
     case $arg in
-        --tests) wanted+=(tests) ;;
+        --tests) wanted+=(tests export) ;;
         --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' tools/install.sh; exit ;;
         *) fail "unknown argument '$arg'; accepted are --tests and --help" ;;
     esac
@@ -105,7 +105,7 @@ nvcc_release=$([[ -z $nvcc ]] || "$nvcc" --version | sed -n 's/.*release \([0-9.
 # All that an install depends on. A change of any of it makes the next run do the whole of it again.
 install_key() {
     {
-        cat requirements/*.txt setup.py groupmamba_mm/version.py tools/install.sh tools/_verify_install.py
+        cat requirements/*.txt pyproject.toml setup.py groupmamba_mm/version.py tools/install.sh tools/_verify_install.py
         "$python" --version
         echo "$root|$gpus|$nvcc_release"
     } | sha256sum | cut -d ' ' -f 1

@@ -19,6 +19,7 @@ from groupmamba_mm.checks import check_quickly
 from groupmamba_mm.checks.dry_run import dry_run, hand_over
 from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_command
 from groupmamba_mm.engine.config_checks import load_config
+from groupmamba_mm.engine.tracking import TRACKERS
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
 
 
@@ -36,6 +37,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate from the config's base batch size to "
                         'the real one, accumulated steps counted')
+    parser.add_argument('--checkpoint-minutes', type=float, metavar='MINUTES',
+                        help='save also whenever so many minutes have passed')
+    parser.add_argument('--track', nargs='+', choices=list(TRACKERS), default=[],
+                        help='report scalars, learning rates and example predictions to these')
     parser.add_argument('--no-validate', action='store_true', help='do not validate on the way')
     parser.add_argument('--dry-run', action='store_true',
                         help='build all, take two steps, validate one batch, write and read a '
@@ -49,7 +54,8 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     cfg = load_config(args.config, args.cfg_options)
-    apply_train_options(cfg, args.resume, args.amp, args.auto_scale_lr, args.no_validate)
+    apply_train_options(cfg, args.resume, args.amp, args.auto_scale_lr, args.no_validate,
+                        args.checkpoint_minutes, args.track)
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
     if cfg.get('resume') and cfg.load_from:
         load_checkpoint_file(cfg.load_from)  # or say now why not

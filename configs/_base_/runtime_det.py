@@ -10,6 +10,4 @@ custom_imports = dict(
 default_hooks = dict(
     checkpoint=dict(
         type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='coco/bbox_mAP',
-        rule='greater'),
-    # a resumed training goes on exactly as if it had not been interrupted
-    epoch_seed=dict(type='EpochSeedHook'))
+        rule='greater'))

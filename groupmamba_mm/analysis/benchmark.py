@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
+from groupmamba_mm.cuda_graph import captured
 
 #: What autocast computes in, by the names of the precisions. Without autocast: fp32, of which
 #: 'tf32' lets the GPU's matrix units drop bits.
@@ -232,28 +233,7 @@ def _forward(network: nn.Module, setting: Setting) -> Step:
 
 def _inference_step(network: nn.Module, setting: Setting, images: Tensor) -> Step:
     forward = torch.inference_mode()(_forward(network.eval(), setting))
-    return _captured(forward, images) if setting.mode == CUDA_GRAPH else forward
-
-
-def _captured(step: Step, images: Tensor) -> Step:
-    """Record a step in a CUDA graph; the new step copies its images in and replays it."""
-    static = images.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # kernels are chosen and compiled outside of the graph
-            step(static)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step(static)
-
-    def replay(images: Tensor) -> Any:
-        static.copy_(images)
-        graph.replay()
-        return outputs
-
-    return replay
+    return captured(forward, images) if setting.mode == CUDA_GRAPH else forward
 
 
 def _training_step(network: nn.Module, setting: Setting, images: Tensor) -> Step:

@@ -5,13 +5,14 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-import matplotlib
-
+from groupmamba_mm.extras import explain_missing
 from .benchmark import COLUMNS, CONTIGUOUS
 from .subjects import OURS
 
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402, behind the choice of a backend without a window
+with explain_missing('a report of the benchmark'):
+    import matplotlib
+    matplotlib.use('Agg')  # without a window
+    from matplotlib import pyplot as plt
 
 Row = Dict[str, Any]
 

@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import timm
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from groupmamba_mm.engine.config_checks import close_to, load_config
 from groupmamba_mm.errors import ConfigError
+from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.ops import check_backend
 from .building import build_model
+
+with explain_missing('the benchmark with peers'):
+    import timm
 
 OURS, PEER = 'ours', 'peer'
 _ALL_STAGES = (0, 1, 2, 3)

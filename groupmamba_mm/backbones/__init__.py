@@ -1,4 +1,4 @@
-"""The registered backbone and its sizes."""
+"""The backbone and its sizes."""
 from .archs import ARCHS, Arch, resolve_arch
 from .groupmamba import GroupMamba
 

@@ -2,15 +2,18 @@
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groupmamba_mm.checkpoint import ExpectedKeys
+from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
+                                      state_dict_of, without_prefix)
+from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 from .archs import FAMILIES, resolve_arch
 from .kernels import prepare_kernels
+
+#: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
+MIN_PRETRAINED_SHARE = 0.9
 
 #: Modes of ``torch.compile`` that replay CUDA graphs.
 CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
@@ -18,8 +21,7 @@ CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 COMPILE_MODES = (None, 'default', *CUDA_GRAPH_MODES)
 
 
-@MODELS.register_module()
-class GroupMamba(BaseModule):
+class GroupMamba(nn.Module):
     """GroupMamba, a hierarchical state-space backbone: the paper's model and the released one.
 
     Four stages at strides 4, 8, 16 and 32 (rounded up), each a stack of layers that scan groups of
@@ -65,9 +67,6 @@ class GroupMamba(BaseModule):
         ValueError: An option has a value outside its set, or widths that the groups do not divide.
     """
 
-    #: Share of the elements that a checkpoint given by ``init_cfg`` has to fill.
-    min_pretrained_share = 0.9
-
     def __init__(self,
                  arch: Union[str, dict] = 'tiny',
                  in_channels: int = 3,
@@ -85,7 +84,9 @@ class GroupMamba(BaseModule):
                  scan_backend: str = 'auto',
                  compile_mode: Optional[str] = None,
                  init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__()
+        self.init_cfg = init_cfg
+        self.is_init = False  # mmengine initialises children that say so, once
         self.arch = resolve_arch(arch)
         family = FAMILIES[self.arch.family]
         num_stages = len(self.arch.embed_dims)
@@ -115,7 +116,7 @@ class GroupMamba(BaseModule):
         if self.out_indices is not None:
             dims = dims[:max(self.out_indices) + 1]
         total_depth = sum(self.arch.depths)
-        drop_paths = torch.linspace(0, drop_path_rate, total_depth).tolist()
+        drop_paths = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
         options = dict(d_state=d_state, channel_affinity=channel_affinity,
                        scan_backend=scan_backend)
         self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
@@ -161,26 +162,39 @@ class GroupMamba(BaseModule):
                              f'got {tuple(image.shape)}')
         maps = []
         x, grid = self.stem(image)
-        for i, stage in enumerate(self.stages):
-            if i > 0:
-                x, grid = self.downsamples[i - 1](x, grid)
-            if torch.is_autocast_enabled(x.device.type):
-                # a GPU's autocast leaves the norm's result in fp32, a CPU's does not
-                x = x.to(torch.float32 if self.residual_in_fp32 else
-                         torch.get_autocast_dtype(x.device.type))
-            for block, behind in zip(stage, [*stage[1:], None]):
-                # what a hook sees is whole
-                is_last = behind is None or is_watched(block) or is_watched(behind)
-                if self.with_cp and torch.is_grad_enabled():
-                    x = checkpoint(block, x, grid, is_last, use_reentrant=False)
-                else:
-                    x = block(x, grid, is_last)
+        for i in range(len(self.stages)):
+            x, grid = self.run_stage(i, x, grid)
             if self.out_indices is not None and i in self.out_indices:
                 normed = self.out_norms[str(i)](x)
                 normed = normed.unflatten(1, grid).permute(0, 3, 1, 2)  # -> (B, C, H, W)
                 # mmcv's operators, RoIAlign among them, misread any other memory layout
                 maps.append(normed.contiguous())
         return (self.summary(x), ) if self.out_indices is None else tuple(maps)
+
+    def run_stage(self, i: int, x: Tensor, grid: Tuple[int, int]
+                  ) -> Tuple[Tensor, Tuple[int, int]]:
+        """One stage with the down-sampling before it.
+
+        Args:
+            i: The stage, from 0.
+            x: Tokens (B, L, C) of the stage before, or of the stem.
+            grid: Their (H, W).
+
+        Returns:
+            The stage's tokens (B, L', C_i) and their grid.
+        """
+        if i > 0:
+            x, grid = self.downsamples[i - 1](x, grid)
+        x = _to_stream(x, self.residual_in_fp32)
+        stage = self.stages[i]
+        for block, behind in zip(stage, [*stage[1:], None]):
+            # what a hook sees is whole
+            is_last = behind is None or is_watched(block) or is_watched(behind)
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, grid, is_last, use_reentrant=False)
+            else:
+                x = block(x, grid, is_last)
+        return x, grid
 
     def init_weights(self) -> None:
         """Initialise as the released model, or from ``init_cfg``.
@@ -190,7 +204,22 @@ class GroupMamba(BaseModule):
                 code, or fills less than 90 % of this backbone.
         """
         init_parameters(self)
-        super().init_weights()
+        configs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
+        pretrained = [cfg for cfg in configs if cfg and 'Pretrained' in str(cfg['type'])]
+        others = [cfg for cfg in configs if cfg and cfg not in pretrained]
+        if others:
+            with explain_missing('init_cfg of GroupMamba'):
+                from mmengine.model import initialize
+            initialize(self, others)
+        for cfg in pretrained:  # the last word
+            file, prefix = cfg['checkpoint'], cfg.get('prefix')
+            weights = state_dict_of(load_checkpoint_file(file))
+            load_matching(
+                self, without_prefix(weights, prefix, file),
+                source=f'{file} (prefix {prefix!r})', min_matched_share=MIN_PRETRAINED_SHARE,
+                expected_missing=self.expected_missing_keys(),
+                expected_unused=self.expected_unused_keys())
+        self.is_init = True
 
     def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:
         """Parameters that a classification checkpoint does not have for this backbone."""
@@ -255,6 +284,16 @@ class GroupMamba(BaseModule):
     def _freeze(self) -> None:
         for module in self._frozen_modules():
             module.requires_grad_(False)
+
+
+@torch.fx.wrap  # a symbolic tracer has no device to ask about
+def _to_stream(x: Tensor, in_fp32: bool) -> Tensor:
+    """The precision of the tokens between layers under autocast."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    # a GPU's autocast leaves the norm's result in fp32, a CPU's does not
+    return x.to(torch.float32 if in_fp32 else torch.get_autocast_dtype(kind))
 
 
 def _check_out_indices(out_indices: Optional[Sequence[int]],

@@ -1,6 +1,6 @@
 """Which kernels a backbone will launch, compiled before it does."""
 import logging
-from typing import List, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ DENSE_SIZES = ((224, 224), (800, 1344), (800, 1216), (320, 608), (1344, 800))
 
 def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
     """Compile, side by side, what a backbone launches for such images; once for each kind of pass.
+
+    A training pass brings the validation's kernels along.
 
     Nothing is done where the Triton kernels do not run, and in seconds what this machine's cache of
     Triton has already.
@@ -37,8 +39,12 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
     if backbone.out_indices is not None:
         sizes += DENSE_SIZES
     capability = 10 * major + minor
-    compile_once((repr(backbone), kind, sizes),
-                 lambda: note_backbone(backbone, sizes, capability, *kind), capability)
+    kinds = [kind]
+    if kind.training:
+        kinds.append(kind._replace(training=False, wants_gradient=False))
+    backbone._prepared.update(kinds)
+    compile_once((repr(backbone), kinds, sizes),
+                 lambda: note_backbone(backbone, sizes, kinds, capability), capability)
     # the check at first use finds its kernels in the cache, too
     ssm = next(module for module in backbone.modules() if isinstance(module, GroupedSSM))
     resolve_backend(ssm.scan_backend, image.device)
@@ -55,54 +61,72 @@ def _runs_kernels(backbone: nn.Module) -> bool:
         torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
 
 
-def _kind_of_pass(backbone: nn.Module, image: Tensor) -> Tuple:
-    """Batch, precisions, mode, and whether there is a backward pass."""
-    wants_gradient = torch.is_grad_enabled() and any(
-        p.requires_grad for p in backbone.parameters())
-    autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
-    return image.shape[0], image.dtype, autocast, backbone.training, wants_gradient
+class Pass(NamedTuple):
+    """A kind of forward pass, perhaps with the backward pass behind it.
 
-
-def note_backbone(backbone: nn.Module, sizes: Sequence[Tuple[int, int]], capability: int,
-                  batch: int, dtype: torch.dtype, autocast, training: bool, wants_gradient: bool) -> List:
-    """What the backbone and the kernels' check launch, as
-    :func:`groupmamba_mm.ops.precompile.note_launches`.
-
-    Args:
-        backbone: A ``GroupMamba``, on any device.
-        sizes: Of images, (H, W).
-        capability: Of the GPU: 90 is 9.0.
+    Attributes:
         batch: Number of images.
         dtype: Of the images.
         autocast: Its dtype, or None.
         training: Whether the model is in training mode.
         wants_gradient: Whether there is a backward pass.
     """
+    batch: int
+    dtype: torch.dtype
+    autocast: Optional[torch.dtype]
+    training: bool
+    wants_gradient: bool
+
+
+def _kind_of_pass(backbone: nn.Module, image: Tensor) -> Pass:
+    wants_gradient = torch.is_grad_enabled() and any(
+        p.requires_grad for p in backbone.parameters())
+    autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
+    return Pass(image.shape[0], image.dtype, autocast, backbone.training, wants_gradient)
+
+
+def note_backbone(backbone: nn.Module, sizes: Sequence[Tuple[int, int]], kinds: Sequence[Pass],
+                  capability: int) -> List:
+    """What the backbone and the kernels' check launch, as
+    :func:`groupmamba_mm.ops.precompile.note_launches`.
+
+    Args:
+        backbone: A ``GroupMamba``, on any device.
+        sizes: Of images, (H, W).
+        kinds: Of passes.
+        capability: Of the GPU: 90 is 9.0.
+    """
     from groupmamba_mm.ops.precompile import note_launches
     from groupmamba_mm.ops.self_test import CASES
 
+    stages, was_training = backbone.stages, backbone.training
+
     def run() -> None:
         device = torch.device('cpu')
-        tensors = {name: torch.empty(t.shape, dtype=t.dtype, device=device,
-                                     requires_grad=t.requires_grad)
-                   for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]}
-        for size in sizes:
-            image = torch.empty(batch, backbone.in_channels, *size, dtype=dtype, device=device)
-            with torch.set_grad_enabled(wants_gradient), torch.autocast(
-                    'cpu', autocast, enabled=autocast is not None):
-                outputs = torch.func.functional_call(_Forward(backbone), {
-                    f'backbone.{name}': t for name, t in tensors.items()}, (image, ))
-            if wants_gradient:
-                sum(y.float().sum() for y in outputs).backward()
+        tensors = {
+            f'backbone.{name}': torch.empty(t.shape, dtype=t.dtype, device=device,
+                                            requires_grad=t.requires_grad)
+            for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]}
+        for kind in kinds:
+            backbone.train(kind.training)
+            for size in sizes:
+                image = torch.empty(kind.batch, backbone.in_channels, *size, dtype=kind.dtype,
+                                    device=device)
+                with torch.set_grad_enabled(kind.wants_gradient), torch.autocast(
+                        'cpu', kind.autocast, enabled=kind.autocast is not None):
+                    outputs = torch.func.functional_call(_Forward(backbone), tensors, (image, ))
+                if kind.wants_gradient:
+                    sum(y.float().sum() for y in outputs).backward()
         with torch.enable_grad(), torch.autocast('cpu', enabled=False):
             for case in CASES:
                 list(case(device))
 
-    was_training = backbone.training
-    backbone.train(training)
     try:
+        # the first block of a model has no branch before it, the second no stochastic depth in it
+        backbone.stages = nn.ModuleList(nn.ModuleList(stage[:3]) for stage in stages)
         return note_launches(run, capability)
     finally:
+        backbone.stages = stages
         backbone.train(was_training)
 
 

@@ -8,16 +8,15 @@ import tarfile
 import urllib.error
 import zipfile
 from pathlib import Path
-from typing import Any, Callable, List, Tuple, Union
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_dist_info
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.runner import CheckpointLoader
+from torch import distributed
 
 from groupmamba_mm.errors import CheckpointError
+from groupmamba_mm.log import write_log
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 # Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
@@ -26,10 +25,12 @@ STATE_DICT_KEYS = ('state_dict', 'model')
 _NUMPY_TYPES = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
                 np.uint64, np.float16, np.float32, np.float64, np.str_)
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
+_HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 
 def load_checkpoint_file(path: Union[str, Path],
-                         map_location: Union[str, torch.device, Callable] = 'cpu') -> dict:
+                         map_location: Union[str, torch.device, Callable] = 'cpu',
+                         also_safe: Sequence[type] = ()) -> dict:
     """Read a checkpoint from a file or an address, running no code from it.
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
@@ -40,6 +41,8 @@ def load_checkpoint_file(path: Union[str, Path],
         path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
             a downloaded file is kept in torch hub's folder.
         map_location (str, torch.device or Callable): As in :func:`torch.load`. Defaults to 'cpu'.
+        also_safe (Sequence[type]): Classes that may be in the file too, which hold data and run no
+            code when they are read. Defaults to none.
 
     Returns:
         dict: The checkpoint as it was saved. :func:`state_dict_of` finds the tensors in it.
@@ -48,6 +51,55 @@ def load_checkpoint_file(path: Union[str, Path],
         CheckpointError: If the file is missing or truncated, would run code, or holds no tensors.
     """
     file = local_file(path)
+    _require_checksums(file)
+    checkpoint = _load_safely(file, also_safe, map_location=map_location)
+    if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
+        raise CheckpointError(
+            f'{file} ({file.stat().st_size} bytes) is no checkpoint: it holds '
+            f'{_describe(checkpoint)} and no tensors; give a file saved by tools/train.py or one '
+            'with a state_dict in it')
+    return checkpoint
+
+
+def read_checkpoint_meta(path: Union[str, Path]) -> Optional[dict]:
+    """Read what a checkpoint says about the training that saved it, without reading its tensors.
+
+    Args:
+        path (str or Path): A local file.
+
+    Returns:
+        dict: Its 'meta' with 'epoch' and 'iter'; None if no training can be resumed from the file.
+
+    Raises:
+        CheckpointError: If the file is damaged or would run code.
+    """
+    checkpoint = _load_safely(Path(path), (), map_location='cpu', mmap=zipfile.is_zipfile(path))
+    resumable = {'meta', 'message_hub', 'optimizer'}
+    if not isinstance(checkpoint, dict) or not resumable <= checkpoint.keys():
+        return None
+    return checkpoint['meta']
+
+
+def _require_checksums(file: Path) -> None:
+    """Compare the parts of a file with the checksums that torch wrote beside them.
+
+    torch itself does not when it reads. Files from before its zip format have none.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, UnicodeDecodeError) as error:
+        raise CheckpointError(_damaged(file, file.stat().st_size)) from error
+    if wrong is not None:
+        raise CheckpointError(f'checkpoint {file} is damaged: its part {wrong} does not have the '
+                              'checksum it was saved with; copy or download it again, or use an '
+                              'earlier checkpoint')
+
+
+def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
+    """:func:`torch.load` of what runs no code, with errors that name the file."""
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
@@ -55,8 +107,8 @@ def load_checkpoint_file(path: Union[str, Path],
     if _is_safetensors(file, size):
         return _read_safetensors(file, size)
     try:
-        with torch.serialization.safe_globals(safe_types()):
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals([*safe_types(), *also_safe]):
+            return torch.load(file, weights_only=True, **options)
     except pickle.UnpicklingError as error:
         refused = _refused_global(str(error))
         if refused is None:
@@ -78,12 +130,6 @@ def load_checkpoint_file(path: Union[str, Path],
         if error.errno != errno.EINVAL:
             raise
         raise CheckpointError(_damaged(file, size)) from error
-
-    if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
-        raise CheckpointError(
-            f'{file} ({size} bytes) is no checkpoint: it holds {_describe(checkpoint)} and no '
-            'tensors; give a file saved by tools/train.py or one with a state_dict in it')
-    return checkpoint
 
 
 def state_dict_of(checkpoint: dict) -> dict:
@@ -110,6 +156,7 @@ def load_all_safely() -> None:
     given to :func:`load_checkpoint_file` here, and torch is told to refuse the unsafe way for all
     that is left.
     """
+    from mmengine.runner import CheckpointLoader
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
 
@@ -212,14 +259,27 @@ def _refused_global(message: str) -> Union[str, None]:
     return None if found is None else found.group(1)
 
 
-def _history_method(owner: type, name: str) -> Callable:
+class _History:
+    """Stands for :class:`HistoryBuffer` where mmengine is not installed, to read past it."""
+    min = max = current = mean = None
+
+
+def _history_buffer() -> type:
+    try:
+        from mmengine.logging import HistoryBuffer
+    except ModuleNotFoundError:
+        return _History
+    return HistoryBuffer
+
+
+def _history_method(owner: type, name: str) -> Optional[Callable]:
     """Stand in for ``getattr`` while a checkpoint is read.
 
     A history buffer is saved with its statistics as ``getattr(HistoryBuffer, 'mean')``. The real
     ``getattr`` would reach any module from there, so this one knows these four names only.
 
     Args:
-        owner (type): Must be :class:`HistoryBuffer`.
+        owner (type): Must be mmengine's :class:`HistoryBuffer`.
         name (str): 'min', 'max', 'current' or 'mean'.
 
     Returns:
@@ -228,16 +288,16 @@ def _history_method(owner: type, name: str) -> Callable:
     Raises:
         pickle.UnpicklingError: For any other attribute.
     """
-    if owner is not HistoryBuffer or name not in _HISTORY_METHODS:
+    if owner is not _history_buffer() or name not in _HISTORY_METHODS:
         raise pickle.UnpicklingError(f'unsupported GLOBAL getattr.{name}')
-    return getattr(HistoryBuffer, name)
+    return getattr(owner, name)
 
 
 def safe_types() -> List[Tuple[Callable, str]]:
     """List the types of mmengine's checkpoints, each with the name it is saved under."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [
-        (HistoryBuffer, f'{HistoryBuffer.__module__}.{HistoryBuffer.__qualname__}'),
+        (_history_buffer(), _HISTORY_BUFFER),
         (_history_method, 'builtins.getattr'),
         # Protocol 2 writes Python 2's name for it.
         (_history_method, '__builtin__.getattr'),
@@ -298,11 +358,11 @@ def _download(url: str) -> Path:
     folder = Path(torch.hub.get_dir()) / 'checkpoints'
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / os.path.basename(urlparse(url).path)
-    rank, world_size = get_dist_info()
-    if rank == 0:
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    if not is_distributed or distributed.get_rank() == 0:
         _download_missing(url, file)
-    if world_size > 1:
-        barrier()
+    if is_distributed:
+        distributed.barrier()
         # Ranks of another machine have another folder.
         _download_missing(url, file)
     return file
@@ -313,7 +373,7 @@ def _download_missing(url: str, file: Path) -> None:
         return
     # OpenMMLab and torchvision put the start of the hash into the name.
     named_hash = torch.hub.HASH_REGEX.search(file.name)
-    print_log(f'Downloading {url} to {file}', logger='current')
+    write_log(f'Downloading {url} to {file}')
     try:
         torch.hub.download_url_to_file(
             url, str(file), hash_prefix=named_hash and named_hash.group(1),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
-from mmengine.logging import print_log
 from torch import nn
 
 from groupmamba_mm.errors import CheckpointError
+from groupmamba_mm.log import write_log
 
 # How many groups of keys a report names before it only counts them.
 MAX_SHOWN = 6
@@ -233,6 +233,38 @@ def load_matched(module: nn.Module, state_dict: Mapping[str, Any], report: LoadR
     module.load_state_dict(fitting, strict=False)
 
 
+def load_matching(module: nn.Module,
+                  state_dict: Mapping[str, Any],
+                  *,
+                  source: str,
+                  min_matched_share: float,
+                  expected_missing: Iterable[ExpectedKeys] = (),
+                  expected_unused: Iterable[ExpectedKeys] = (),
+                  logger: Optional[logging.Logger] = None) -> LoadReport:
+    """Load what fits and report it, or load nothing when too little fits.
+
+    Args:
+        module (nn.Module): The model.
+        state_dict (Mapping): The checkpoint's tensors.
+        source (str): Name of the checkpoint, for the report.
+        min_matched_share (float): Wanted share of the model's elements, 1 for all of them.
+        expected_missing (Iterable[ExpectedKeys]): Keys of the model that the checkpoint may lack.
+        expected_unused (Iterable[ExpectedKeys]): Keys of the checkpoint that the model may lack.
+        logger (logging.Logger, optional): Where the report goes. Defaults to the current one.
+
+    Returns:
+        LoadReport: What was loaded.
+
+    Raises:
+        CheckpointError: If less than the share matches.
+    """
+    report = match_state_dict(module.state_dict(), state_dict, expected_missing, expected_unused)
+    log_report(report, source, logger)
+    require_share(report, min_matched_share, source)
+    load_matched(module, state_dict, report)
+    return report
+
+
 def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger] = None) -> None:
     """Write a report to the log, as a warning when it holds something that was not announced.
 
@@ -242,8 +274,8 @@ def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger]
         logger (logging.Logger, optional): Defaults to the current one.
     """
     surprising = report.missing or report.mismatched or report.unexpected
-    print_log(f'Checkpoint {source}:\n{report}', logger='current' if logger is None else logger,
-              level=logging.WARNING if surprising else logging.INFO)
+    write_log(f'Checkpoint {source}:\n{report}',
+              logging.WARNING if surprising else logging.INFO, logger)
 
 
 def expected_unused_keys(model: nn.Module) -> Tuple[ExpectedKeys, ...]:

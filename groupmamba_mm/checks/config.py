@@ -23,6 +23,7 @@ def check_config(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
         yield from _loops(cfg)
     yield from _unread_variables(cfg, parts)
     yield from _layer_decay(cfg)
+    yield from _augmented_twice(cfg, parts)
     for part in parts:
         classes = (part.cfg.get('metainfo') or {}).get('classes')
         if isinstance(classes, str) and not os.path.isfile(classes):
@@ -143,6 +144,19 @@ def _layer_decay(cfg: Config) -> Iterator[Finding]:
                            f'the layers of {backbone} in this task', 'set it to '
                            "'LayerDecayOptimWrapperConstructor' with "
                            'paramwise_cfg=dict(layer_decay_rate=0.8)')
+
+
+def _augmented_twice(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
+    """Transforms of single images that also run on the batch."""
+    single = {type_name(step) for part in parts if part.split == 'train'
+              for step in part.cfg.get('pipeline') or ()}
+    for augment in (cfg.get('data_preprocessor') or {}).get('augments') or ():
+        name = type_name(augment)
+        if name.removeprefix('Batch') in single:
+            yield config_error(name.removeprefix('Batch'), 'is in train_dataloader.dataset.pipeline '
+                               f'and {name} in data_preprocessor.augments, so images would be '
+                               'augmented twice', 'take it out of the pipeline, or set '
+                               'data_preprocessor.augments=[]')
 
 
 def _evaluators(cfg: Config, part: Part) -> Iterator[Finding]:

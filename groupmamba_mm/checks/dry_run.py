@@ -20,6 +20,7 @@ from mmengine.registry import RUNNERS
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine.cli import cause_of
+from groupmamba_mm.engine.health import NonFiniteError
 from groupmamba_mm.errors import ConfigError, UserError
 from .findings import shown
 from .labels import HEADS
@@ -130,6 +131,10 @@ def dry_run(cfg: Config, built: Dict[str, Any], compiled: bool) -> DryRun:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # tables of a single batch
             return rehearsal.run()
+    except NonFiniteError as error:
+        # without the reproduction that it names, which goes with the rehearsal
+        raise ConfigError(f"dry run: {str(error).partition('; replay it')[0]}; lower the learning "
+                          'rate, or train without --amp') from error
     except UserError:
         raise
     except Exception as error:
@@ -201,9 +206,6 @@ class Rehearsal:
         runner.train()
         hub = runner.message_hub
         losses = hub.get_scalar('train/loss').data[0]
-        if not all(math.isfinite(loss) for loss in losses):
-            raise ConfigError(f'dry run: the loss of the first steps is {list(losses)}; lower the '
-                              'learning rate, or train without --amp')
         seconds, metrics, self.remedy = dict(step=hub.get_scalar('train/time').current()), None, ''
         if runner.val_loop is not None:
             metrics = self._validate(seconds)

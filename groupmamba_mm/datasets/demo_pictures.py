@@ -7,13 +7,16 @@ import signal
 from pathlib import Path
 from typing import Dict, List
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from groupmamba_mm.errors import DataError
+from groupmamba_mm.extras import explain_missing
 from .demo_annotations import SEG_PALETTE, coco_annotations, label_map
 from .demo_scenes import CLASSES, Scene, compose_scene
+
+with explain_missing('the demo data'):
+    import cv2
 
 #: A folder for each class, in the order of the labels.
 CLASS_FOLDERS = tuple(f'{label}_{name}' for label, name in enumerate(CLASSES))

@@ -8,8 +8,12 @@ index): a scene does not depend on how many others are made, nor in which order.
 from dataclasses import dataclass
 from functools import lru_cache
 
-import cv2
 import numpy as np
+
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('the demo data'):
+    import cv2
 
 CLASSES = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 SPLITS = ('train', 'val')
@@ -246,11 +250,8 @@ def _check_arguments(seed, split, index, image_size, num_digits, labels, scale_r
 
 
 def _sklearn_datasets():
-    try:
+    with explain_missing('the demo data'):
         from sklearn import datasets
-    except ImportError as error:
-        raise ImportError('The demo scenes take their digits and photographs from scikit-learn, '
-                          'which is not installed: run "pip install scikit-learn"') from error
     return datasets
 
 

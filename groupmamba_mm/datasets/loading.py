@@ -2,13 +2,16 @@
 import re
 from typing import Optional
 
-import mmcv
 import numpy as np
-from mmcv.transforms import LoadImageFromFile
-from mmengine import fileio
-from mmengine.registry import TRANSFORMS
 
 from groupmamba_mm.errors import DataError
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.datasets.loading'):
+    import mmcv
+    from mmcv.transforms import LoadImageFromFile
+    from mmengine import fileio
+    from mmengine.registry import TRANSFORMS
 
 _JPEG_START, _JPEG_END = b'\xff\xd8', 0xd9
 _JPEG_MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')

@@ -76,5 +76,6 @@ class DistilledClassifier(ImageClassifier):
             ``loss_label`` and ``loss_teacher``.
         """
         self.prepare_training()
-        teacher_logits = self.teacher(inputs, self.normalization)
-        return self.head.loss(self.extract_feat(inputs), data_samples, teacher_logits)
+        teacher_logits = self.teacher.start(inputs, self.normalization)
+        feats = self.extract_feat(inputs)  # on a GPU while the teacher runs
+        return self.head.loss(feats, data_samples, teacher_logits())

@@ -2,11 +2,12 @@
 import difflib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
 
 import mmengine.hub
-import timm
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -16,9 +17,15 @@ from torch import Tensor, nn
 from groupmamba_mm.checkpoint import (load_matched, match_state_dict, read_tensors,
                                       state_dict_of)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report
+from groupmamba_mm.cuda_graph import captured
 from groupmamba_mm.errors import CheckpointError, ConfigError
+from groupmamba_mm.extras import explain_missing
 
 PRECISIONS = ('fp32', 'bf16')
+
+# Layers whose weights autocast would cast in each forward pass, by their exact types: what is
+# derived from them may compute something else from its weights first.
+_CAST_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,19 @@ class Normalization:
         if source == self:
             return images
 
-        def as_column(values: Sequence[float]) -> Tensor:
-            return images.new_tensor(values).view(1, -1, 1, 1)
+        def as_column(values: Tuple[float, ...]) -> Tensor:
+            return _column(values, images.dtype, images.device)
 
         pixels = images * as_column(source.std) + as_column(source.mean)
         if source.rgb != self.rgb:
             pixels = pixels.flip(1)
         return (pixels - as_column(self.mean)) / as_column(self.std)
+
+
+@lru_cache(maxsize=16)
+def _column(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the channels, (1, C, 1, 1), copied to a device once."""
+    return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 class FrozenTeacher(ABC):
@@ -86,10 +99,14 @@ class FrozenTeacher(ABC):
     Args:
         checkpoint: A file or an address with the weights: a bare state dict, or one under
             'state_dict' or 'model'. No code in it is run.
-        precision: 'fp32', or 'bf16' for autocast to bfloat16; the student's precision has no
-            influence.
+        precision: 'fp32', or 'bf16' for autocast to bfloat16, with the weights of linear layers and
+            convolutions cast once; the student's precision has no influence.
         channels_last: Whether the network runs in the channels-last memory layout.
         compile: Whether the network runs through ``torch.compile``.
+        cuda_graph: Whether, on a GPU, the network is recorded with the first batch and replayed.
+            Batches of another shape are computed launch by launch.
+        own_stream: Whether, on a GPU, the network runs beside what the student does between
+            :meth:`start` and its end.
 
     Raises:
         ValueError: An option has a value outside its set.
@@ -99,15 +116,22 @@ class FrozenTeacher(ABC):
                  checkpoint: Optional[str] = None,
                  precision: str = 'fp32',
                  channels_last: bool = False,
-                 compile: bool = False) -> None:
+                 compile: bool = False,
+                 cuda_graph: bool = False,
+                 own_stream: bool = True) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f'precision must be one of {PRECISIONS}, got {precision!r}')
         self.checkpoint = checkpoint
         self.precision = precision
         self.channels_last = channels_last
         self.compile = compile
+        self.cuda_graph = cuda_graph
+        self.own_stream = own_stream
         self.network: Optional[nn.Module] = None
         self._run: Optional[Callable[[Tensor], Tensor]] = None
+        # the shape of the recorded batch, and its replay
+        self._recorded: Optional[Tuple[torch.Size, Callable[[Tensor], Tensor]]] = None
+        self._stream: Optional[torch.cuda.Stream] = None
 
     @property
     @abstractmethod
@@ -176,11 +200,15 @@ class FrozenTeacher(ABC):
         network.requires_grad_(False).eval()
         if self.channels_last:
             network.to(memory_format=torch.channels_last)
+        if self.precision == 'bf16':
+            for layer in network.modules():
+                if type(layer) in _CAST_LAYERS:
+                    layer.to(torch.bfloat16)
         self.network = network
         self._own_normalization = self.normalization
         self._run = torch.compile(network) if self.compile else network
+        self._recorded = None
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, source: Normalization) -> Tensor:
         """Compute the logits.
 
@@ -191,14 +219,66 @@ class FrozenTeacher(ABC):
         Returns:
             (B, K) in fp32, without gradient.
         """
-        if next(self.network.parameters()).device != images.device:
-            self.network.to(images.device)
+        return self.start(images, source)()
+
+    @torch.no_grad()
+    def start(self, images: Tensor, source: Normalization) -> Callable[[], Tensor]:
+        """Start computing the logits.
+
+        Args:
+            images: (B, 3, H, W), normalised and mixed for the student.
+            source: The student's normalisation.
+
+        Returns:
+            Gives the logits, (B, K) in fp32, without gradient. On a GPU the current stream then
+            waits for them, the host does not.
+
+        Raises:
+            ConfigError: The network cannot be recorded in a CUDA graph.
+        """
+        device = images.device
+        if next(self.network.parameters()).device != device:
+            self.network.to(device)
+        if device.type != 'cuda' or not self.own_stream:
+            logits = self._logits(images, source)
+            return lambda: logits
+        if self._stream is None or self._stream.device != device:
+            self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            logits = self._logits(images, source)
+        images.record_stream(self._stream)
+
+        def end() -> Tensor:
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(self._stream)
+            logits.record_stream(current)
+            return logits
+
+        return end
+
+    def _logits(self, images: Tensor, source: Normalization) -> Tensor:
+        def forward(images: Tensor) -> Tensor:
+            if self.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            # also switches the autocast of the student off
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+                return self._run(images).float()
+
+        device = images.device
         images = self._own_normalization.converted(images.float(), source)
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        # also switches the autocast of the student off
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-            return self._run(images).float()
+        if device.type != 'cuda' or not self.cuda_graph:
+            return forward(images)
+        if self._recorded is None:
+            try:
+                self._recorded = images.shape, captured(forward, images)
+            except RuntimeError as error:
+                raise ConfigError(f'the teacher cannot be recorded in a CUDA graph ({error}); run '
+                                  'it without: --cfg-options model.teacher.cuda_graph=False'
+                                  ) from error
+        shape, replay = self._recorded
+        # a copy: a replay writes its logits over those of the one before
+        return replay(images).clone() if images.shape == shape else forward(images)
 
     def __deepcopy__(self, memo: Dict) -> 'FrozenTeacher':
         return self
@@ -225,8 +305,8 @@ class TimmTeacher(FrozenTeacher):
                  std: Optional[Sequence[float]] = None,
                  **kwargs) -> None:
         super().__init__(checkpoint=checkpoint, **kwargs)
-        if not timm.is_model(model_name):
-            near = difflib.get_close_matches(model_name, timm.list_models(), n=5, cutoff=0.5)
+        if not _timm().is_model(model_name):
+            near = difflib.get_close_matches(model_name, _timm().list_models(), n=5, cutoff=0.5)
             raise ValueError(f'timm has no model {model_name!r}; like it are {near}')
         if num_classes is not None and checkpoint is None:
             raise ValueError(f'num_classes={num_classes} belongs to a checkpoint, and none is '
@@ -239,7 +319,7 @@ class TimmTeacher(FrozenTeacher):
     @property
     def normalization(self) -> Normalization:
         """See :class:`FrozenTeacher`."""
-        stated = timm.get_pretrained_cfg(self.model_name)  # for pixels from 0 to 1
+        stated = _timm().get_pretrained_cfg(self.model_name)  # for pixels from 0 to 1
         return Normalization(
             tuple(self.mean or (round(255 * value, 4) for value in stated.mean)),
             tuple(self.std or (round(255 * value, 4) for value in stated.std)))
@@ -249,7 +329,7 @@ class TimmTeacher(FrozenTeacher):
         try:
             # with the classes that the weights are for: timm would replace the last layer by a
             # random one for any other number
-            return timm.create_model(self.model_name, pretrained=self.checkpoint is None,
+            return _timm().create_model(self.model_name, pretrained=self.checkpoint is None,
                                      **self.options)
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -305,3 +385,9 @@ class ConfigTeacher(FrozenTeacher):
         """See :meth:`FrozenTeacher.count_classes`."""
         # mmpretrain's TimmClassifier has timm's network as `model`, its other classifiers a head
         return (network.model if hasattr(network, 'model') else network.head).num_classes
+
+
+def _timm() -> ModuleType:
+    with explain_missing('TimmTeacher'):
+        import timm
+    return timm

@@ -18,6 +18,8 @@ from mmengine.registry import Registry
 
 from groupmamba_mm.errors import UserError
 from .config_checks import close_to
+from .run_control import EXIT_STOPPED, RunStopped
+from .run_log import quiet_debug_prints
 
 # A worker's error reaches the main process as text that ends with 'package.Class: message'.
 _WORKER_MARK = 'Original Traceback (most recent call last)'
@@ -70,13 +72,17 @@ def run_command(main: Callable[[], None]) -> None:
         main (Callable): The command. A :class:`UserError` is shown without its traceback, another
             exception with it.
     """
+    quiet_debug_prints()
     try:
         main()
         _leave_together()
+    except RunStopped as stop:
+        _leave_together()
+        _end(str(stop), EXIT_STOPPED)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
-        _end('interrupted; start again with --resume to continue', 130)
+        _end('error: interrupted; start again with --resume to continue', 130)
     except Exception as error:
         traceback.print_exc()
         _fail(error)
@@ -95,12 +101,12 @@ def _leave_together() -> None:
 
 
 def _fail(error: BaseException) -> None:
-    _end(explain(error), 1)
+    _end(f'error: {explain(error)}', 1)
 
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(f'error: {message}', file=sys.stderr, flush=True)
+    print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -41,7 +41,8 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
 
     Raises:
         ConfigError: If the file or one of its bases is missing or broken, if a top-level key looks
-            misspelt, if an option's top-level key is unknown, or if no supported library is named.
+            misspelt, if an option's top-level key is unknown or read by nothing, or if no supported
+            library is named.
     """
     cfg = _read(Path(path))
     _check_keys(cfg, path)

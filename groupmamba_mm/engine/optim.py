@@ -1,11 +1,66 @@
-"""An optimizer with few parameter groups."""
+"""Optimizers in few launches, and their wrappers without waiting for the GPU."""
+import inspect
 from typing import List, Optional, Union
 
-from mmengine.optim import DefaultOptimWrapperConstructor
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from groupmamba_mm.errors import ConfigError
+
+# Options of torch's optimizers that choose an implementation, not what is computed.
+_IMPLEMENTATIONS = ('foreach', 'fused')
+
+
+class SyncFree:
+    """What wrappers of optimizers do without waiting for the GPU; mixed into mmengine's.
+
+    The norm of the gradients is logged as the tensor that it is. mmengine's own make a number of it
+    in every step, for which the host waits until the GPU has done all of the step.
+    """
+
+    def _clip_grad(self) -> None:
+        parameters = [parameter for group in self.optimizer.param_groups
+                      for parameter in group['params']
+                      if parameter.requires_grad and parameter.grad is not None]
+        if parameters:
+            norm = self.clip_func(parameters, **self.clip_grad_kwargs)
+            if norm is not None:
+                self.message_hub.update_scalar(f'train/{self.grad_name}', norm)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Continue an optimizer with this run's kernels, whichever ones wrote its state.
+
+        Args:
+            state_dict (dict): See :meth:`mmengine.optim.OptimWrapper.load_state_dict`; it stays as
+                it is.
+        """
+        own = self.optimizer.param_groups
+        groups = [dict(saved, **{name: group[name] for name in _IMPLEMENTATIONS if name in group})
+                  for saved, group in zip(state_dict['param_groups'], own)]
+        # a number of groups that does not fit is the optimizer's to refuse
+        groups += state_dict['param_groups'][len(own):]
+        super().load_state_dict(dict(state_dict, param_groups=groups))
+
+
+@OPTIM_WRAPPERS.register_module()
+class SyncFreeOptimWrapper(SyncFree, OptimWrapper):
+    """mmengine's ``OptimWrapper`` that does not wait for the GPU, see :class:`SyncFree`."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class SyncFreeAmpOptimWrapper(SyncFree, AmpOptimWrapper):
+    """mmengine's ``AmpOptimWrapper`` that does not wait for the GPU, see :class:`SyncFree`.
+
+    With fp16, whether a step is left out is decided on the GPU if the optimizer is fused, as it is
+    by :class:`MergedOptimWrapperConstructor`; else the host waits for it.
+    """
+
+
+#: The mixed precision counterparts of wrappers, by their names in configs.
+AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
+#: The other way round.
+PLAIN_WRAPPERS = {amp: plain for plain, amp in AMP_WRAPPERS.items()}
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -18,8 +73,23 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     occur in the model, and parameters in the model's order. The optimizer's state in checkpoints
     follows the groups, so that training resumes with the constructor it was started with.
 
+    On a GPU, torch's optimizers get ``fused=True`` where they take it and the config does not
+    choose: a step is then a few kernels. On a CPU they are as they were.
+
     Args: as :class:`mmengine.optim.DefaultOptimWrapperConstructor`.
     """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """Build the optimizer and its wrapper.
+
+        Args:
+            model (nn.Module): The model, on its device already.
+
+        Returns:
+            OptimWrapper: The wrapper with the optimizer.
+        """
+        self.optimizer_cfg = with_fused(self.optimizer_cfg, model)
+        return super().__call__(model)
 
     def add_params(self,
                    params: List[dict],
@@ -43,6 +113,31 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _merge(self, params: List[dict]) -> List[dict]:
         return merge_groups(params)
+
+
+def with_fused(optimizer_cfg: dict, model: nn.Module) -> dict:
+    """Choose an optimizer's fused kernels if it has some for the parameters.
+
+    Args:
+        optimizer_cfg (dict): Config of an optimizer; what it says about ``fused``, ``foreach`` and
+            ``differentiable`` stands.
+        model (nn.Module): The model whose parameters are optimized.
+
+    Returns:
+        dict: A copy with ``fused=True``, or the config itself where they cannot be used.
+    """
+    optimizer = optimizer_cfg['type']
+    if isinstance(optimizer, str):
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            optimizer = registry.get(optimizer)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if (optimizer is None or not optimizer.__module__.startswith('torch.optim')
+            or 'fused' not in inspect.signature(optimizer).parameters
+            or not {'foreach', 'fused', 'differentiable'}.isdisjoint(optimizer_cfg)
+            or not all(parameter.is_cuda and parameter.is_floating_point()
+                       for parameter in trained)):
+        return optimizer_cfg
+    return dict(optimizer_cfg, fused=True)
 
 
 def merge_groups(groups: List[dict]) -> List[dict]:

@@ -6,28 +6,39 @@ import re
 import subprocess
 from collections import OrderedDict
 from datetime import timedelta
-from typing import Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import is_distributed
-from mmengine.logging import MMLogger
-from mmengine.model import (BaseTTAModel, MMDistributedDataParallel, is_model_wrapper,
-                            revert_sync_batchnorm)
+from mmengine.dist import broadcast_object_list, is_distributed
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
-from mmengine.runner import Runner
-from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
 from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, load_all_safely,
                                       load_checkpoint_file, load_matched, match_state_dict,
                                       state_dict_of)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
+from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
 from groupmamba_mm.errors import ConfigError, LaunchError
+from .checkpointing import SafeCheckpointHook
 from .config_checks import type_name
 from .loops import AMP_ARGUMENTS
+from .message_hub import DeferredMessageHub
+from .optim import PLAIN_WRAPPERS
+from .provenance import describe_version
+from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
+                       warn_of_kept_schedule)
+from .run_control import RunControlHook
+from .run_log import (ActionableFilter, keep_init_info_out, log_optimizer, log_run,
+                      names_of_hooks)
+from .train_loops import RESUMABLE_LOOPS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
@@ -49,9 +60,12 @@ class CheckedRunner(Runner):
     - More processes than GPUs on a machine are refused before they wait for each other.
     - Without a GPU, a config with mixed precision trains in fp32 and says so.
     - What the package itself logs, such as the choice of the scan's backend, is in the run's log.
+    - The host does not wait for the GPU in a step of training: see :class:`DeferredMessageHub`,
+      :class:`.RunAheadHook`, which is a default hook, and the optimizer's wrappers.
     """
     _min_matched_share = 1.0
     _resuming = False
+    _resumed_meta: Dict[str, Any] = {}
 
     def train(self) -> nn.Module:
         """Train, see :meth:`mmengine.runner.Runner.train`.
@@ -63,7 +77,16 @@ class CheckedRunner(Runner):
         model = self.model.module if is_model_wrapper(self.model) else self.model
         if hasattr(model, 'prepare_training'):
             model.prepare_training()
-        return super().train()
+        control = RunControlHook()
+        self.register_hook(control)
+        try:
+            return super().train()
+        finally:
+            control.close()
+            self._hooks.remove(control)
+            for loop in (self._train_loop, self._val_loop):
+                if isinstance(loop, BaseLoop):
+                    end_workers(loop.dataloader)
 
     def val(self) -> dict:
         """Validate, see :meth:`mmengine.runner.Runner.val`.
@@ -84,16 +107,26 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_or_resume(self) -> None:
-        """Load or resume, and say so when there is nothing to resume.
+        """Load, or resume from the newest whole checkpoint of the work directory.
 
-        A job that is requeued with ``--resume`` has no checkpoint yet when it starts first.
+        A job that is requeued with ``--resume`` has no checkpoint yet when it starts first: this
+        is said, and so is it when the training is finished.
+
+        Raises:
+            CheckpointError: If there are checkpoints and none of them is whole.
         """
-        if self._resume and self._load_from is None and not self._has_loaded:
-            if mmengine_checkpoint.find_latest_checkpoint(self.work_dir) is None:
-                self.logger.warning(
-                    f'There is no checkpoint to resume in {self.work_dir} (no file '
-                    'last_checkpoint): training starts from the beginning.')
-        super().load_or_resume()
+        if not self._resume or self._load_from is not None or self._has_loaded:
+            super().load_or_resume()
+            return
+        folders = [hook.folder(self) for hook in self.hooks if isinstance(hook, SafeCheckpointHook)]
+        folder = (folders or [self.work_dir])[0]
+        newest = newest_whole_checkpoint(folder, self.logger.warning)
+        if newest is None:
+            self.logger.warning(f'There is no checkpoint to resume in {folder}: training starts '
+                                'from the beginning.')
+            return
+        self.resume(str(newest))
+        warn_if_finished(self)
 
     def resume(self,
                filename: str,
@@ -113,8 +146,11 @@ class CheckedRunner(Runner):
         """
         self._min_matched_share = 1.0
         self._resuming = True
+        of_config = schedules_of(self)
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         self._resuming = False
+        warn_of_kept_schedule(self, of_config)
+        go_on_at(self, self._resumed_meta)
 
     def load_checkpoint(self,
                         filename: str,
@@ -169,8 +205,60 @@ class CheckedRunner(Runner):
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         load_matched(model, checkpoint['state_dict'], report)
         self._has_loaded = True
+        self._resumed_meta = checkpoint.get('meta', {})
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any,
+                        meta: Optional[dict] = None, **kwargs: Any) -> None:
+        """Save a checkpoint, see :meth:`mmengine.runner.Runner.save_checkpoint`.
+
+        All processes call this, the first one writes, and all of them fail if it cannot.
+
+        Args:
+            out_dir (str): The folder.
+            filename (str): The name in it.
+            *args: See mmengine's runner.
+            meta (dict, optional): The epochs and iterations that are done, as 'epoch' and 'iter'.
+            **kwargs: See mmengine's runner.
+
+        Raises:
+            CheckpointError: If the file cannot be written.
+            NonFiniteError: If what would be saved is not finite.
+        """
+        for hook in self.hooks:
+            if isinstance(hook, RunControlHook):
+                hook.settle(self)
+        meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
+        meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
+        failed = None
+        try:
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)
+        except CheckpointError as error:
+            failed = str(error)
+        if is_distributed():
+            message = [failed]
+            broadcast_object_list(message)
+            failed, = message
+        if failed is not None:
+            raise CheckpointError(failed)
+
+    def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
+        """Build the loop of training, of mmengine's own kinds one that can begin anywhere.
+
+        Args:
+            loop (BaseLoop or dict): See :meth:`mmengine.runner.Runner.build_train_loop`.
+
+        Returns:
+            BaseLoop: The loop.
+        """
+        if isinstance(loop, dict):
+            loop = dict(loop)
+            if 'by_epoch' in loop and 'type' not in loop:
+                loop['type'] = ('EpochBasedTrainLoop' if loop.pop('by_epoch') else
+                                'IterBasedTrainLoop')
+            loop['type'] = RESUMABLE_LOOPS.get(_name_of_type(loop['type']), loop['type'])
+        return super().build_train_loop(loop)
 
     def setup_env(self, env_cfg: Dict) -> None:
         """Set the process up, joining the others through gloo where there is no GPU.
@@ -202,10 +290,60 @@ class CheckedRunner(Runner):
         package_logger = logging.getLogger('groupmamba_mm')
         package_logger.handlers[:] = logger.handlers
         package_logger.setLevel(logging.INFO)
+        for handler in logger.handlers:
+            handler.addFilter(ActionableFilter())
         return logger
 
+    def _log_env(self, env_cfg: Dict) -> None:
+        log_run(self, env_cfg)
+
+    def get_hooks_info(self) -> str:
+        """List the hooks, see :meth:`mmengine.runner.Runner.get_hooks_info`.
+
+        Returns:
+            str: Their names in the order in which they are called.
+        """
+        return names_of_hooks(self.hooks)
+
+    def _init_model_weights(self) -> None:
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        keep_init_info_out(model, self.log_dir)
+        super()._init_model_weights()
+        vars(model).pop('_dump_init_info', None)
+
+    def build_message_hub(self, message_hub: Optional[Dict] = None) -> MessageHub:
+        """Build what logged values are written to, see :class:`DeferredMessageHub`.
+
+        Args:
+            message_hub (dict, optional): Its arguments.
+
+        Returns:
+            MessageHub: The hub.
+        """
+        return DeferredMessageHub.get_instance(
+            **{'name': self._experiment_name, **(message_hub or {})})
+
+    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
+        """Register the default hooks.
+
+        :class:`.RunAheadHook` as ``run_ahead`` and :class:`.HealthHook` as ``health`` are among
+        them, and :class:`.SafeCheckpointHook` stands for mmengine's own.
+
+        Args:
+            hooks (dict, optional): See :meth:`mmengine.runner.Runner.register_default_hooks`.
+        """
+        hooks = {'run_ahead': dict(type='RunAheadHook'), **(hooks or {})}
+        if hooks['run_ahead'] is None:
+            del hooks['run_ahead']
+        checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
+        if isinstance(checkpoint, dict) and _name_of_type(checkpoint['type']) == 'CheckpointHook':
+            hooks['checkpoint'] = dict(checkpoint, type='SafeCheckpointHook')
+        if not isinstance(hooks.get('health'), Hook):
+            hooks['health'] = dict(dict(type='HealthHook'), **hooks.get('health') or {})
+        super().register_default_hooks(hooks)
+
     def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes, on CPUs without naming devices.
+        """Wrap the model for several processes in :class:`BucketViewDDP`, on CPUs too.
 
         Args:
             model_wrapper_cfg (dict, optional): Config of another wrapper.
@@ -214,6 +352,10 @@ class CheckedRunner(Runner):
         Returns:
             nn.Module: The model, wrapped if there are several processes.
         """
+        if self.distributed and not is_model_wrapper(model):
+            model_wrapper_cfg = dict(model_wrapper_cfg or dict(
+                find_unused_parameters=self.cfg.get('find_unused_parameters', False)))
+            model_wrapper_cfg.setdefault('type', 'BucketViewDDP')
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
@@ -221,13 +363,7 @@ class CheckedRunner(Runner):
             self.logger.warning('SyncBatchNorm needs GPUs: every process uses the statistics of '
                                 'its own images (BatchNorm) on these CPUs.')
         model = revert_sync_batchnorm(model)
-        if model_wrapper_cfg is None:
-            return MMDistributedDataParallel(
-                module=model, broadcast_buffers=False,
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False))
-        wrapper_cfg = dict(model_wrapper_cfg)
-        wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
-        return MODEL_WRAPPERS.build(wrapper_cfg, default_args=dict(module=model))
+        return MODEL_WRAPPERS.build(model_wrapper_cfg, default_args=dict(module=model))
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Optional[Dict] = None) -> None:
         """Scale the learning rate with the batch, accumulated steps counted, and say so.
@@ -268,11 +404,14 @@ class CheckedRunner(Runner):
             ConfigError: If gradients are to be added up over steps of a backbone that is compiled
                 to CUDA graphs: each replay writes its gradients over those of the one before.
         """
-        if isinstance(optim_wrapper, dict):
-            require_gradients_that_last(self.model, optim_wrapper)
-        if get_device() == 'cpu' and isinstance(optim_wrapper, dict):
+        if not isinstance(optim_wrapper, dict):
+            return super().build_optim_wrapper(optim_wrapper)
+        require_gradients_that_last(self.model, optim_wrapper)
+        if get_device() == 'cpu':
             optim_wrapper = without_amp(optim_wrapper, self.logger)
-        return super().build_optim_wrapper(optim_wrapper)
+        built = super().build_optim_wrapper(optim_wrapper)
+        log_optimizer(built, self.logger)
+        return built
 
 
 def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:
@@ -327,14 +466,15 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
         logger (logging.Logger): Told about the change.
 
     Returns:
-        dict: The same config if it is not ``AmpOptimWrapper``, else a copy in fp32.
+        dict: The same config if its type is not in mixed precision, else a copy in fp32.
     """
-    if type_name(optim_wrapper) != 'AmpOptimWrapper':
+    kind = type_name(optim_wrapper, 'OptimWrapper')
+    if kind not in PLAIN_WRAPPERS:
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")
     plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
-    return dict(plain, type='OptimWrapper')
+    return dict(plain, type=PLAIN_WRAPPERS[kind])
 
 
 def processes_on_this_machine(launcher: str) -> int:
@@ -407,6 +547,25 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     # default argument and keep it, and with it gloo's threads, to the very end.
     importlib.import_module('torch.distributed.nn.functional')
     torch.distributed.init_process_group('gloo', **options)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the workers that a loader keeps between epochs.
+
+    Left to the garbage collector, the queue that tells a worker to end may be gone before it is
+    used, and each loader is then waited for in vain for five seconds.
+
+    Args:
+        loader (DataLoader): The loader; it can be iterated over again.
+    """
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def _name_of_type(kind: Union[str, type]) -> str:
+    """Name a type as configs do, which is a class in one of mmengine's pure Python style."""
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
 def _first_host() -> str:

@@ -1,6 +1,7 @@
 """The command line of training, put into a config."""
+import os
 import os.path as osp
-from typing import Optional
+from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -8,6 +9,8 @@ from mmengine.config import Config, ConfigDict
 from groupmamba_mm.errors import ConfigError
 from .config_checks import type_name
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
+from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
+from .tracking import track_with
 
 _SPLITS = ('train', 'val', 'test')
 
@@ -50,13 +53,12 @@ def _skip_bad_images(cfg: Config) -> None:
 
 def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
     """Fill in what a loader's config leaves open; what it says stands."""
+    # without it, the host waits for each copy to the GPU
+    loader.setdefault('pin_memory', torch.cuda.is_available())
     if scope == 'mmpretrain':
         # Its models take stacked images, mmengine's own default is a list of them.
         loader.setdefault('collate_fn', dict(type='default_collate'))
-        loader.setdefault('pin_memory', torch.cuda.is_available())
         loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
-    elif not torch.cuda.is_available():
-        loader.setdefault('pin_memory', False)
     if loader.get('num_workers', 0) == 0 and loader.get('persistent_workers'):
         # torch refuses the pair, and --cfg-options train_dataloader.num_workers=0 makes it.
         loader.persistent_workers = False
@@ -66,7 +68,9 @@ def apply_train_options(cfg: Config,
                         resume: Optional[str] = None,
                         amp: Optional[str] = None,
                         auto_scale_lr: bool = False,
-                        no_validate: bool = False) -> None:
+                        no_validate: bool = False,
+                        checkpoint_minutes: Optional[float] = None,
+                        track: Sequence[str] = ()) -> None:
     """Set what training alone has.
 
     Args:
@@ -77,6 +81,9 @@ def apply_train_options(cfg: Config,
             precision.
         auto_scale_lr (bool): Whether to scale the learning rate with the batch size.
         no_validate (bool): Whether to leave validation out.
+        checkpoint_minutes (float, optional): Save also whenever so many minutes have passed.
+            Defaults to None, the config's own times.
+        track (Sequence[str]): Experiment trackers, see :func:`.tracking.track_with`.
 
     Raises:
         ConfigError: If the config cannot do what was asked for.
@@ -84,6 +91,8 @@ def apply_train_options(cfg: Config,
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
         raise ConfigError(f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
                           'it cannot be trained; take a config of configs/')
+    if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
+        resume = 'auto'  # torchrun has started all processes again, as one of them died
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume
@@ -95,6 +104,12 @@ def apply_train_options(cfg: Config,
                               'size its learning rate is for; add '
                               'auto_scale_lr=dict(base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
+    if checkpoint_minutes is not None:
+        if checkpoint_minutes <= 0:
+            raise ConfigError(f'--checkpoint-minutes must be above 0, got {checkpoint_minutes}')
+        cfg.merge_from_dict({'default_hooks.checkpoint.minutes': checkpoint_minutes})
+    if track:
+        track_with(cfg, track)
     if no_validate:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
 
@@ -102,15 +117,16 @@ def apply_train_options(cfg: Config,
 def _set_amp(cfg: Config, amp: str) -> None:
     wrapper = cfg.optim_wrapper
     kind = type_name(wrapper, 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+    plain = PLAIN_WRAPPERS.get(kind, kind)
+    if plain not in AMP_WRAPPERS:
         raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
-                          'counterpart; use OptimWrapper or leave --amp away')
+                          f'counterpart; use one of {", ".join(AMP_WRAPPERS)}, or leave --amp away')
     if amp == 'off':
         for key in AMP_ARGUMENTS:
             wrapper.pop(key, None)
-        wrapper.type = 'OptimWrapper'
+        wrapper.type = plain
         return
-    wrapper.type = 'AmpOptimWrapper'
+    wrapper.type = AMP_WRAPPERS[plain]
     wrapper.dtype = AMP_DTYPES[amp]
     # bf16 has the range of fp32, so its gradients need no scaling.
     wrapper.loss_scale = dict(enabled=False) if amp == 'bf16' else 'dynamic'

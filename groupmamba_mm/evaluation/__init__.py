@@ -1,4 +1,7 @@
 """Metrics that mmseg lacks. Importing this package needs mmseg."""
-from .foreground_iou import ForegroundIoUMetric
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.evaluation'):
+    from .foreground_iou import ForegroundIoUMetric
 
 __all__ = ['ForegroundIoUMetric']

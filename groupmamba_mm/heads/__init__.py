@@ -1,4 +1,7 @@
 """Classification heads; importing this module registers them and needs mmpretrain."""
-from .two_head import TwoHeadClsHead
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.heads'):
+    from .two_head import TwoHeadClsHead
 
 __all__ = ['TwoHeadClsHead']

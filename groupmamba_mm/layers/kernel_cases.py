@@ -21,10 +21,10 @@ def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> C
         blocks = nn.ModuleList(block(channels, (_DIRECTIONS, ), ffn_ratio, 1, True, 0., backend)
                                for _ in range(2))
         with torch.no_grad():
-            for parameter in blocks.parameters():
+            for name, parameter in blocks.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                if parameter.dim() < 2:  # as they are, or so
-                    parameter.copy_(parameter.detach().sign() + 0.1 * noise)
+                if parameter.dim() < 2:
+                    parameter.copy_(0.1 * noise + (0 if name.endswith('bias') else 1))
                 else:
                     parameter.copy_(noise / parameter[0].numel()**0.5)
         return blocks
@@ -40,7 +40,7 @@ def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> C
                 model, tokens = model.to(device, dtype), x.to(device, dtype)
             elif backend == 'torch':
                 return
-            tokens = tokens.requires_grad_()
+            tokens = tokens.clone().requires_grad_()
             with torch.autocast(device.type, torch.bfloat16, enabled=backend == 'triton'):
                 y = model[1](model[0](tokens, _GRID, False), _GRID)
             (y * weight).sum().backward()

@@ -4,8 +4,6 @@ Triton compiles a kernel at its first launch, on one core: minutes for a model. 
 launch is known before, from a pass over tensors without data (:func:`note_launches`). Worker
 processes compile that into Triton's cache on disk, where it survives; they need no GPU, so that a
 login node can do it for a cluster (``tools/compile_kernels.py``).
-
-    python -m groupmamba_mm.ops.precompile      is a worker: jobs come in on standard input
 """
 import contextlib
 import fcntl
@@ -67,7 +65,7 @@ def note_launches(run: Callable[[], object], capability: int) -> List[Launch]:
         capability: Of the GPU: 90 is 9.0.
     """
     with noting_launches(shared_memory_of(capability)) as launches, \
-            FakeTensorMode(allow_non_fake_inputs=True):
+            torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True):
         run()
     return list(dict.fromkeys(launches))
 
@@ -161,11 +159,25 @@ def _start_worker(capability: int) -> subprocess.Popen:
     package = str(Path(__file__).resolve().parents[2])
     environment['PYTHONPATH'] = os.pathsep.join(
         filter(None, (package, environment.get('PYTHONPATH'))))
-    return subprocess.Popen([sys.executable, '-m', __name__, str(capability)], env=environment,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, '-c', _WORKER, package, str(capability)],
+                            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def _work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
+#: A worker wants the operators of the package alone: an empty parent spares it the imports of
+#: mmengine and others, which take longer than most kernels.
+_WORKER = """
+import os, sys, types
+parent = types.ModuleType('groupmamba_mm')
+parent.__path__ = [os.path.join(sys.argv[1], 'groupmamba_mm')]
+sys.modules['groupmamba_mm'] = parent
+results = os.fdopen(os.dup(1), 'wb')
+os.dup2(2, 1)  # whatever prints must not disturb the answers
+from groupmamba_mm.ops.precompile import work
+work(int(sys.argv[2]), sys.stdin.buffer, results)
+"""
+
+
+def work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
     """Compile jobs as they come in, and answer each with None or what is wrong with it."""
     triton.runtime.driver.set_active(AbsentGPU(capability))
     with contextlib.suppress(EOFError):
@@ -206,6 +218,3 @@ def _locked(path: Path):
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
-
-if __name__ == '__main__':
-    _work(int(sys.argv[1]), sys.stdin.buffer, os.fdopen(os.dup(1), 'wb'))

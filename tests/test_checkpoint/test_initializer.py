@@ -6,6 +6,7 @@ from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+import groupmamba_mm.engine  # noqa: F401, registers the initialiser
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.checkpoint import CheckpointError
 from groupmamba_mm.engine.config_checks import load_config

@@ -560,3 +560,14 @@ def test_pure_python_types_are_named(tmp_path):
                     "type=PretrainedInit, checkpoint='x')))\n")
     cfg = load_config(str(file))
     assert cfg.model.backbone.init_cfg.type == 'Pretrained' != PretrainedInit
+
+
+def test_images_are_not_augmented_twice(made):
+    cfg = config('cls', made)
+    cfg.data_preprocessor.augments = [dict(type='BatchRandomFlip')]
+    dataset = cfg.train_dataloader.dataset
+    dataset.pipeline.insert(1, dict(type='RandomFlip', prob=0.5))
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=1, dataset=dataset)
+    refused(cfg, 'RandomFlip is in .* twice; take it out of the pipeline', error=ConfigError)
+    cfg.data_preprocessor.augments = []
+    assert findings(cfg) == []

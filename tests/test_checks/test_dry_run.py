@@ -96,7 +96,8 @@ LATE = {
     'last_batch': (edited(**{'train_dataloader.batch_size': 7}), r'dry run: a step of 7 images '
                    r'fails \(ValueError: Expected more than 1 value.*the last batch of an epoch '
                    r'has 1 of 7 images'),
-    'nan': (edited(**{'data_preprocessor.std': [0., 0., 0.]}), 'nan'),
+    'nan': (edited(**{'data_preprocessor.std': [0., 0., 0.]}), 'dry run: the loss or a gradient of iteration 1 is not finite'
+            r'.*data_preprocessor[^;]*; lower the learning rate'),
     'loss': (edited(**{'model.head.loss': dict(type='CrossEntropyLoss', class_weight=[1., 1., 1.])
                        }), 'dry run: a step of 4 images fails'),
     'widths': (edited(**{'model.head.in_channels': 31}), 'dry run: a step of 4 images fails'),

@@ -197,9 +197,9 @@ def test_missing_scikit_learn(monkeypatch):
 
     def fail(name, *args, **kwargs):
         if name == 'sklearn':
-            raise ImportError(name)
+            raise ModuleNotFoundError(name=name)
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, '__import__', fail)
-    with pytest.raises(ImportError, match='pip install scikit-learn'):
+    with pytest.raises(ImportError, match=r"pip install 'groupmamba-mm\[demo\]'"):
         demo_scenes._sklearn_datasets()

@@ -1,10 +1,14 @@
 """Images that are whole, missing, empty, cut off or no images."""
+import timeit
+
 import cv2
+import mmcv
 import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
 from torch.utils.data import DataLoader, Dataset
 
+from groupmamba_mm.datasets import loading
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
 from groupmamba_mm.engine.cli import explain
 from groupmamba_mm.errors import DataError
@@ -59,6 +63,13 @@ def test_cut_images_are_refused(image_file, kept):
     image_file.write_bytes(content[:int(len(content) * kept)])
     with pytest.raises(DataError, match=str(image_file)):
         load(image_file)
+
+
+def test_the_check_costs_little_beside_decoding():
+    content = cv2.imencode('.jpg', np.tile(IMAGE, (40, 40, 1)))[1].tobytes()
+    checking, decoding = (min(timeit.repeat(call, number=1, repeat=5)) for call in (
+        lambda: loading._is_cut_off(content), lambda: mmcv.imfrombytes(content)))
+    assert checking < decoding / 20
 
 
 def test_missing_images_are_named(tmp_path):

@@ -91,6 +91,24 @@ def test_the_teachers_term_is_that_of_its_answers():
     torch.testing.assert_close(losses['loss_teacher'], expected)
 
 
+def test_the_teacher_runs_beside_the_students_forward_pass(monkeypatch):
+    model = make().eval()
+    data = model.data_preprocessor(batch(), training=True)
+    order = []
+    start, extract = model.teacher.start, model.extract_feat
+
+    def spy(*args):
+        order.append('start')
+        end = start(*args)
+        return lambda: order.append('end') or end()
+
+    monkeypatch.setattr(model.teacher, 'start', spy)
+    monkeypatch.setattr(model, 'extract_feat', lambda images: order.append('student')
+                        or extract(images))
+    model(**data, mode='loss')
+    assert order == ['start', 'student', 'end']
+
+
 def test_nothing_that_happens_to_a_model_happens_to_its_teacher():
     model = make()
     model.prepare_training()

@@ -108,6 +108,84 @@ def test_options_change_the_speed_alone(file, pixels, options, tolerance):
         assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_weights_that_are_cast_once_give_what_autocast_gives(network, file, pixels):
+    teacher = make(file, precision='bf16')
+    teacher.load(7)
+    images = normalized(pixels, STUDENT)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        expected = network(teacher.normalization.converted(images, STUDENT)).float()
+    assert torch.equal(teacher(images, STUDENT), expected)
+    types = {type(module): parameter.dtype for module in teacher.network.modules()
+             for parameter in module.parameters(recurse=False)}
+    assert types[torch.nn.Conv2d] == types[torch.nn.Linear] == torch.bfloat16
+    assert types[torch.nn.BatchNorm2d] == torch.float32
+
+
+def test_layers_that_compute_their_weights_keep_them_in_fp32():
+    class Standardized(torch.nn.Linear):
+
+        def forward(self, images):
+            weight = self.weight - self.weight.mean()
+            return torch.nn.functional.linear(images, weight, self.bias)
+
+    teacher = RandomTeacher(precision='bf16')
+    network = torch.nn.Sequential(Standardized(3, 4), torch.nn.MultiheadAttention(4, 2))
+    teacher.use(network)
+    assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
+
+
+def test_numbers_of_the_channels_are_copied_once():
+    arguments = ((1., 2., 3.), torch.float32, torch.device('cpu'))
+    column = teachers_module._column(*arguments)
+    assert column.shape == (1, 3, 1, 1) and teachers_module._column(*arguments) is column
+
+
+def test_a_start_and_its_end_are_a_call(file, pixels):
+    teacher = make(file)
+    teacher.load(7)
+    images = normalized(pixels, STUDENT)
+    end = teacher.start(images, STUDENT)
+    assert torch.equal(end(), teacher(images, STUDENT)) and not end().requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('options', [
+    dict(own_stream=False), dict(), dict(own_stream=False, cuda_graph=True), dict(cuda_graph=True),
+    dict(cuda_graph=True, compile=True)])
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_how_a_teacher_runs_on_a_gpu_changes_the_time_alone(file, options, precision, no_tf32):
+    plain = make(file, precision=precision, own_stream=False)
+    teacher = make(file, precision=precision, channels_last=True, **options)
+    plain.load(7), teacher.load(7)
+    kept = []
+    # the last one is the smaller batch at the end of an epoch, the third is recorded already
+    for index, size in enumerate((4, 4, 4, 3)):
+        generator = torch.Generator('cuda').manual_seed(index)
+        images = torch.randn(size, 3, 40, 32, device='cuda', generator=generator)
+        end = teacher.start(images, STUDENT)
+        images.mul(2).sum()  # the student's work
+        kept.append((end(), plain(images, STUDENT)))
+        del images
+    for found, expected in kept:  # later replays left the earlier answers alone
+        assert found.dtype == torch.float32 and not found.requires_grad
+        tolerance = 1e-4 if precision == 'fp32' else .05
+        assert (found - expected).norm() < tolerance * expected.norm()
+    assert (teacher._recorded is not None) == bool(options.get('cuda_graph'))
+
+
+@pytest.mark.gpu
+def test_a_network_that_cannot_be_recorded_is_told():
+    class Waits(torch.nn.Module):
+
+        def forward(self, images):
+            return images.flatten(1)[:, :4] * images.mean().item()
+
+    teacher = RandomTeacher(cuda_graph=True)
+    teacher.use(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), Waits()))
+    with pytest.raises(ConfigError, match='model.teacher.cuda_graph=False'):
+        teacher(torch.randn(2, 3, 8, 8, device='cuda'), STUDENT)
+
+
 def test_the_compiled_network_is_the_one_that_runs(file, pixels, monkeypatch):
     compiled = []
 

@@ -1,5 +1,6 @@
-"""Merged parameter groups: the same options and the same training with fewer groups."""
+"""Merged parameter groups and fused kernels: the same options and the same training."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from groupmamba_mm.engine.optim import merge_groups
+from groupmamba_mm.engine.optim import merge_groups, with_fused
 from groupmamba_mm.errors import ConfigError
 
 DECAY = dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.)
@@ -21,6 +22,7 @@ OPTIMIZER = dict(type='AdamW', lr=1e-2, betas=(0.9, 0.999), weight_decay=0.05)
 
 def wrapper_of(model, merged=True, paramwise_cfg=DECAY):
     return build_optim_wrapper(model, dict(
+        type='SyncFreeOptimWrapper',
         constructor=f"{'Merged' if merged else 'Default'}OptimWrapperConstructor",
         optimizer=dict(OPTIMIZER), paramwise_cfg=paramwise_cfg, clip_grad=dict(max_norm=5.)))
 
@@ -132,3 +134,66 @@ def test_layer_decay_needs_a_backbone_that_knows_its_layers():
         build_optim_wrapper(model, dict(
             type='OptimWrapper', constructor='LayerDecayOptimWrapperConstructor',
             optimizer=dict(type='AdamW', lr=1.), paramwise_cfg=dict(layer_decay_rate=0.5)))
+def on_gpu(*parameters):
+    """A model as far as the choice looks at it."""
+    return SimpleNamespace(parameters=lambda: [
+        SimpleNamespace(requires_grad=True, is_cuda=cuda, is_floating_point=lambda: True)
+        for cuda in parameters])
+
+
+@pytest.mark.parametrize('optimizer, gpu, fused', [
+    (dict(type='AdamW'), (True, True), True), (dict(type='SGD', lr=.1), (True, ), True),
+    (dict(type=torch.optim.Adam), (True, ), True),
+    (dict(type='AdamW'), (True, False), None), (dict(type='AdamW'), (False, ), None),
+    (dict(type='AdamW', fused=False), (True, ), False),
+    (dict(type='AdamW', foreach=True), (True, ), None),
+    (dict(type='Rprop'), (True, ), None), (dict(type='NoSuchOptimizer'), (True, ), None)])
+def test_fused_kernels_are_chosen_where_there_are_some(optimizer, gpu, fused):
+    given = dict(optimizer)
+    assert with_fused(optimizer, on_gpu(*gpu)).get('fused') is fused
+    assert optimizer == given
+
+
+@pytest.mark.gpu
+def test_the_optimizer_is_fused_on_a_gpu():
+    model = torch.nn.Linear(2, 2)
+    assert not any(group['fused'] for group in wrapper_of(model).optimizer.param_groups)
+    assert all(group['fused'] for group in wrapper_of(model.cuda()).optimizer.param_groups)
+
+
+def step(wrapper, model):
+    wrapper.update_params(model(torch.ones(1, 2)).square().sum())
+
+
+@pytest.mark.parametrize('before, after', [(False, True), (True, False), (None, True)])
+def test_a_run_goes_on_with_its_own_kernels(before, after):
+    """A checkpoint of another machine or version tells what was computed, not by which kernels."""
+    def build(fused):
+        model = torch.nn.Linear(2, 2)
+        return model, build_optim_wrapper(model, dict(
+            type='SyncFreeOptimWrapper', constructor='MergedOptimWrapperConstructor',
+            optimizer=dict(OPTIMIZER, fused=fused), paramwise_cfg=DECAY))
+
+    torch.manual_seed(0)
+    (saved_model, saved), (model, wrapper) = build(before), build(after)
+    step(saved, saved_model)
+    state = copy.deepcopy(saved.state_dict())
+    if before is None:  # written before there were fused kernels
+        for group in state['param_groups']:
+            del group['fused']
+    model.load_state_dict(saved_model.state_dict())
+    given = copy.deepcopy(state['param_groups'])
+    wrapper.load_state_dict(state)
+    assert state['param_groups'] == given
+    assert [group['fused'] for group in wrapper.optimizer.param_groups] == [after] * 2
+    step(wrapper, model), step(saved, saved_model)
+    for ours, theirs in zip(model.parameters(), saved_model.parameters()):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_other_groups_are_refused():
+    wrapper, other = (wrapper_of(torch.nn.Linear(2, 2), paramwise_cfg=cfg) for cfg in (DECAY, None))
+    with pytest.raises(ValueError, match='different number of parameter groups'):
+        wrapper.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match='different number of parameter groups'):
+        other.load_state_dict(wrapper.state_dict())

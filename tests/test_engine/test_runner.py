@@ -1,73 +1,29 @@
 """The runner: what it loads, refuses and resumes, and how it runs without GPUs."""
+import errno
+import importlib.util
 import logging
+import math
 import os
+import shutil
+import zipfile
 from pathlib import Path
 
+import mmengine.logging
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.model import BaseModel, BaseTTAModel
-from mmengine.registry import MODELS, RUNNERS
-from torch import nn
+from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 
-from groupmamba_mm.checkpoint import CheckpointError, ExpectedKeys, load_checkpoint_file
+from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
 from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
                                          require_enough_gpus, without_amp)
+from groupmamba_mm.engine.run_log import quiet_debug_prints
+from groupmamba_mm.engine.tracking import TRACKERS, track_with
 from groupmamba_mm.errors import ConfigError, LaunchError
-
-
-class Backbone(nn.Linear):
-
-    def expected_unused_keys(self):
-        return (ExpectedKeys(r'^norm4\.', 'norm of the class token'),)
-
-
-@MODELS.register_module()
-class RunnerTestModel(BaseModel):
-
-    def __init__(self, classes=2, width=20, data_preprocessor=None):
-        super().__init__(data_preprocessor)
-        self.backbone = Backbone(2, width)
-        self.norm = nn.BatchNorm1d(width)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, inputs, mode='tensor'):
-        output = self.head(self.norm(self.backbone(torch.stack(inputs))))
-        return dict(loss=output.square().mean()) if mode == 'loss' else output
-
-
-@MODELS.register_module()
-class RunnerTestTTA(BaseTTAModel):
-
-    def merge_preds(self, data_samples_list):
-        return data_samples_list
-
-
-class Points(torch.utils.data.Dataset):
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return dict(inputs=torch.tensor([index / 8, 1.0]))
-
-
-def build(work_dir, model=None, epochs=1, ema=None, **options):
-    loader = dict(batch_size=4, num_workers=0, dataset=Points(),
-                  sampler=dict(type='DefaultSampler', shuffle=False))
-    options.setdefault('optim_wrapper', dict(optimizer=dict(type='AdamW', lr=0.1)))
-    return CheckedRunner(
-        dict(type='RunnerTestModel', **(model or {})), str(work_dir), train_dataloader=loader,
-        train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        param_scheduler=dict(type='StepLR', step_size=1, gamma=0.5, end=9),
-        custom_hooks=[dict(type=ema, momentum=0.5)] if ema else None, randomness=dict(seed=0),
-        experiment_name=f'runner{os.urandom(4).hex()}', log_level='INFO', **options)
-
-
-def log_of(runner):
-    return ''.join(file.read_text() for file in Path(runner.log_dir).glob('*.log'))
+from groupmamba_mm.version import __version__
+from tests.small_training import EpochMetric, Interrupted, SmallTTA, build, log_of
 
 
 @pytest.fixture(scope='module')
@@ -174,19 +130,20 @@ def test_announced_keys_are_reported_as_such(trained, tmp_path):
 
 def test_a_model_for_test_time_augmentation_is_filled(trained, tmp_path):
     runner = build(tmp_path)
-    runner.model = RunnerTestTTA(module=dict(type='RunnerTestModel'))
+    runner.model = SmallTTA(module=dict(type='SmallModel'))
     runner.load_checkpoint(str(trained))
     saved = load_checkpoint_file(trained)['state_dict']
     assert torch.equal(runner.model.module.head.weight, saved['head.weight'])
 
 
-def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'SyncFreeOptimWrapper'])
+def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(runner_module, 'get_device', lambda: 'cpu')
     runner = build(tmp_path, optim_wrapper=dict(
-        type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False),
+        type=kind.replace('Optim', 'AmpOptim'), dtype='bfloat16', loss_scale=dict(enabled=False),
         clip_grad=dict(max_norm=1), optimizer=dict(type='AdamW', lr=0.1)))
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    assert type(wrapper).__name__ == 'OptimWrapper' and wrapper.clip_grad_kwargs
+    assert type(wrapper).__name__ == kind and wrapper.clip_grad_kwargs
     assert log_of(runner).count('No GPU: training in fp32') == 1
 
 
@@ -293,3 +250,232 @@ def test_resuming_with_other_groups_names_the_option(tmp_path, merged, found, na
     with pytest.raises(CheckpointError, match=f'{found}.*optim_wrapper.constructor={name}'):
         runner.train()
     grouped(tmp_path, merged=not merged, epochs=2, resume=True).train()
+
+
+def test_a_damaged_checkpoint_is_named_and_an_older_whole_one_is_taken(tmp_path):
+    build(tmp_path, epochs=3).train()
+    newest = tmp_path / 'epoch_3.pth'
+    whole = newest.read_bytes()
+
+    def resumed_from():
+        runner = build(tmp_path, epochs=4, resume=True)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        runner.load_or_resume()
+        return runner.epoch, log_of(runner)
+
+    assert resumed_from()[0] == 3
+    with zipfile.ZipFile(newest) as archive:
+        weights = max(archive.infolist(), key=lambda part: part.file_size)
+        offset = weights.header_offset + len(weights.FileHeader()) + weights.file_size // 2
+    flipped = bytearray(whole)
+    flipped[offset] ^= 4
+    for damaged in (whole[:len(whole) // 2], whole[:100], b'', bytes(flipped)):
+        newest.write_bytes(damaged)
+        epoch, log = resumed_from()
+        assert epoch == 2 and 'epoch_3.pth is' in log and 'passed over' in log
+    newest.with_name('epoch_2.pth').write_bytes(whole[:-20])
+    newest.with_name('epoch_1.pth').write_bytes(b'')
+    with pytest.raises(CheckpointError, match='no checkpoint in .* is whole .*epoch_1.*epoch_2'):
+        resumed_from()
+
+
+def test_a_moved_run_goes_on_with_its_own_files(tmp_path):
+    build(tmp_path / 'old', epochs=2, val=True).train()
+    best = next((tmp_path / 'old').glob('best_*.pth'))
+    shutil.copytree(tmp_path / 'old', tmp_path / 'copy')
+    before = {file: file.read_bytes() for file in (tmp_path / 'old').glob('*.pth')}
+    runner = build(tmp_path / 'copy', epochs=4, val=True, resume=True)
+    runner.train()
+    assert f'Load checkpoint from {tmp_path / "copy" / "epoch_2.pth"}' in log_of(runner)
+    # the value rises with every epoch, so the copy's best is a newer one and the old is untouched
+    assert [file.name for file in (tmp_path / 'copy').glob('best_*.pth')] == [
+        best.name.replace('_2', '_4')]
+    assert {file: file.read_bytes() for file in (tmp_path / 'old').glob('*.pth')} == before
+
+
+def test_a_finished_run_says_so(tmp_path):
+    build(tmp_path, epochs=2).train()
+    before = load_checkpoint_file(tmp_path / 'epoch_2.pth')
+    runner = build(tmp_path, epochs=2, resume=True)
+    runner.train()
+    assert 'this training is finished: 2 of 2 epochs are done' in log_of(runner)
+    for key, value in before['state_dict'].items():
+        assert torch.equal(runner.model.state_dict()[key], value)
+
+
+def test_what_becomes_of_the_schedule_is_said(tmp_path):
+    cosine = dict(type='CosineAnnealingLR', by_epoch=True, end=2, T_max=2,
+                  convert_to_iter_based=True)
+    build(tmp_path, epochs=2, scheduler=cosine).train()
+    runner = build(tmp_path, epochs=3, scheduler=dict(cosine, end=3, T_max=3), resume=True)
+    runner.train()
+    log = log_of(runner)
+    assert 'the schedule of the checkpoint is kept' in log and 'CosineAnnealingLR.end=4' in log
+    assert 'From epoch 2 to 3 the learning rate stays where the schedule ended' in log
+    same = build(tmp_path / 'same', epochs=3, scheduler=cosine, resume=True,
+                 load_from=str(tmp_path / 'epoch_2.pth'))
+    same.train()
+    assert 'is kept' not in log_of(same)
+
+
+def fail_to_write(monkeypatch, names, code=errno.ENOSPC):
+    """A disk that is full when a file with one of the names is written."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        path = os.readlink(f'/proc/self/fd/{descriptor}')
+        if any(f'/{name}' in path for name in names):
+            raise OSError(code, os.strerror(code))
+        real(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+
+
+def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
+    options = dict(epochs=3, checkpoint=dict(max_keep_ckpts=1))
+    fail_to_write(monkeypatch, ['epoch_2'])
+    with pytest.raises(CheckpointError, match='epoch_2.pth was not written: No space left on '
+                       r'device \(it needs .* MB.* make room and go on with --resume'):
+        build(tmp_path, **options).train()
+    assert [file.name for file in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
+    monkeypatch.undo()
+    build(tmp_path, resume=True, **options).train()
+    assert [file.name for file in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
+
+
+def test_a_full_disk_can_be_waited_for(tmp_path, monkeypatch):
+    fail_to_write(monkeypatch, ['epoch_2', 'best_value_epoch_2'])
+    runner = build(tmp_path, epochs=3, val=True,
+                   checkpoint=dict(max_keep_ckpts=1, on_write_error='continue'))
+    runner.train()
+    assert 'epoch_2.pth was not written' in log_of(runner)
+    assert sorted(file.name for file in tmp_path.glob('*.pth*')) == [
+        'best_value_epoch_3.pth', 'epoch_3.pth']
+    assert load_checkpoint_file(tmp_path / 'epoch_3.pth')['meta']['epoch'] == 3
+
+
+def test_an_interrupted_validation_is_made_up_for(tmp_path, monkeypatch):
+    def interrupted(self, metrics):
+        raise KeyboardInterrupt
+
+    whole = build(tmp_path / 'whole', epochs=2, val=True)
+    whole.train()
+    monkeypatch.setattr(EpochMetric, 'compute_metrics', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, epochs=2, val=True).train()
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+    runner = build(tmp_path, epochs=2, val=True, resume=True)
+    runner.train()
+    ours, theirs = (part.message_hub.log_scalars['val/value'].data[0].tolist()
+                    for part in (runner, whole))
+    assert len(ours) == len(theirs) == 2 and ours[1] == theirs[1]
+    # what is validated once is not validated again
+    runner = build(tmp_path, epochs=2, val=True, resume=True)
+    runner.train()
+    assert len(runner.message_hub.log_scalars['val/value'].data[0]) == 2
+
+
+def test_a_validation_without_a_checkpoint_gets_one_first(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(EpochMetric, 'process', lambda self, data_batch, data_samples: (
+        self.results.append(0), saved.append(sorted(file.name for file in tmp_path.glob('*.pth')))))
+    build(tmp_path, epochs=2, val=True, checkpoint=dict(interval=2, save_best=None)).train()
+    assert saved[0] == ['latest.pth'] and saved[-1] == ['epoch_2.pth']
+
+
+def test_a_metric_that_is_no_number_is_not_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpochMetric, 'compute_metrics',
+                        lambda self, results: dict(value=float('inf')))
+    runner = build(tmp_path, epochs=1, val=True)
+    runner.train()
+    assert not list(tmp_path.glob('best_*'))
+    assert 'value is inf: this is not taken for the best' in log_of(runner)
+
+
+def accumulating(work_dir, **options):
+    return build(work_dir, optim_wrapper=dict(
+        accumulative_counts=4, optimizer=dict(type='AdamW', lr=0.1)), **options)
+
+
+def test_gradients_that_are_summed_up_are_resumed(tmp_path):
+    # epochs have two iterations: their ends are in the middle of a sum over four
+    whole = accumulating(tmp_path / 'whole', epochs=4)
+    whole.train()
+    with pytest.raises(Interrupted):
+        accumulating(tmp_path, epochs=4, stop_after=3).train()
+    resumed = accumulating(tmp_path, epochs=4, resume=True)
+    resumed.train()
+    for ours, theirs in zip(resumed.model.parameters(), whole.model.parameters()):
+        assert torch.equal(ours, theirs)
+
+
+def test_another_batch_size_goes_on_behind_the_images_that_were_seen(tmp_path):
+    cosine = dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4, eta_min=0.,
+                  convert_to_iter_based=True)
+    with pytest.raises(Interrupted):
+        build(tmp_path, epochs=4, scheduler=cosine, batch_size=2, stop_after=6,
+              checkpoint=dict(by_epoch=False, interval=6)).train()
+    runner = build(tmp_path, epochs=4, scheduler=cosine, batch_size=4, resume=True)
+    runner.train()
+    # six of the first run's 16 steps, then five of this one's eight
+    assert (runner.epoch, runner.iter) == (4, 8)
+    rates = runner.message_hub.log_scalars['train/lr'].data[0]
+    assert len(rates) == 6 + 5
+    assert rates[6] == pytest.approx(0.05 * (1 + math.cos(math.pi * 3 / 8)))
+    assert rates[-1] == pytest.approx(0.05 * (1 + math.cos(math.pi * 7 / 8)), rel=1e-3)
+    assert 'saved with 2 images a step, this run has 4' in log_of(runner)
+
+
+def test_the_version_is_in_log_and_checkpoint(tmp_path):
+    runner = build(tmp_path)
+    runner.train()
+    meta = load_checkpoint_file(tmp_path / 'epoch_1.pth')['meta']
+    assert meta['groupmamba_mm_version'].startswith(f'{__version__} (commit ')
+    assert f'groupmamba_mm {meta["groupmamba_mm_version"]}' in log_of(runner)
+
+
+def test_a_log_is_for_people(tmp_path):
+    runner = grouped(tmp_path, merged=False, val=True)
+    runner.train()
+    before, progress, _ = log_of(runner).partition('Epoch(train)')
+    assert progress and len(before.splitlines()) < 20
+    for noise in ('the same before and after', 'deprecated', 'metainfo', 'paramwise_options',
+                  'The prefix is not set'):
+        assert noise not in log_of(runner)
+    assert 'AdamW: 2 tensors with lr 0.01, weight decay 0.05; ' in before
+    # it is all there, beside the log
+    files = {file.name: file.read_text() for file in Path(runner.log_dir).glob('*.*')}
+    assert 'norm.weight (20,): ' in files['initialization.txt']
+    assert len(files['initialization.txt'].splitlines()) == 6
+    assert 'PyTorch: ' in files['environment.txt']
+
+
+def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
+    monkeypatch.setattr(mmengine.logging, 'print_log', mmengine.logging.print_log)
+    quiet_debug_prints()
+    mmengine.logging.print_log('Could not import OneDL', level=logging.DEBUG)
+    mmengine.logging.print_log('a word', level=logging.INFO)
+    assert capsys.readouterr().out == 'a word\n'
+
+
+@pytest.mark.parametrize('scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'),
+                                           ('mmseg', 'draw')])
+def test_trackers_are_one_option(monkeypatch, scope, switch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'wandb' else name)
+    cfg = Config(dict(default_scope=scope, visualizer=dict(
+        type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])))
+    track_with(cfg, ['tensorboard', 'mlflow'])
+    track_with(cfg, ['tensorboard'])
+    assert [backend.type for backend in cfg.visualizer.vis_backends] == [
+        'LocalVisBackend', 'TensorboardVisBackend', 'MLflowVisBackend']
+    assert cfg.default_hooks.visualization[switch] is True
+    assert all(backend in VISBACKENDS for backend in TRACKERS.values())
+    with pytest.raises(ConfigError, match='--track wandb: .* pip install wandb'):
+        track_with(cfg, ['wandb'])
+    bare = Config(dict(default_scope=scope))
+    track_with(bare, ['mlflow'])
+    assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
+        f'{scope}.{bare.visualizer.type}')

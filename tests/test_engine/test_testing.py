@@ -169,6 +169,15 @@ def test_training_in_mixed_precision(amp, loss_scale):
         apply_train_options(other, amp=amp)
 
 
+@pytest.mark.parametrize('kind', ['OptimWrapper', 'SyncFreeOptimWrapper'])
+def test_mixed_precision_comes_and_goes_for_each_wrapper(kind):
+    cfg = make_config('mmpretrain')
+    cfg.optim_wrapper.type = kind
+    for amp, found in (('fp16', kind.replace('Optim', 'AmpOptim')), ('off', kind)):
+        apply_train_options(cfg, amp=amp)
+        assert cfg.optim_wrapper.type == found
+
+
 def test_mixed_precision_is_switched_off():
     cfg = make_config('mmpretrain')
     apply_train_options(cfg, amp='bf16')

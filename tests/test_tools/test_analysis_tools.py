@@ -17,6 +17,7 @@ import groupmamba_mm
 from groupmamba_mm.analysis.benchmark import COLUMNS
 from groupmamba_mm.analysis.detection import run_two_stage
 from groupmamba_mm.analysis.subjects import find_subjects
+from groupmamba_mm.distillation import ConfigTeacher
 from groupmamba_mm.errors import ConfigError, DataError
 from tests.conftest import load_tool
 
@@ -401,9 +402,8 @@ class TestBenchmarkTeacher:
 
     def test_table(self, capsys, monkeypatch, one_thread):
         tool = load_tool(TEACHER)
-        variants = {name: options for name, options in tool.VARIANTS.items()
-                    if 'compile' not in options}
-        monkeypatch.setattr(tool, 'VARIANTS', variants)
+        variants = tool.VARIANTS
+        monkeypatch.setattr(tool, 'GPU_VARIANTS', {})
         tool.main([str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'), '--batch', '2',
                    '--image-size', '32', '--repeats', '2', '--warmup', '1'])
         output = capsys.readouterr().out
@@ -412,6 +412,38 @@ class TestBenchmarkTeacher:
         assert set(rows) == {'no teacher', *variants}
         assert all(float(step) > 0 for step in rows.values())
 
+    def test_other_decisions_are_counted(self, tmp_path, capsys, monkeypatch, one_thread):
+        tool = load_tool(TEACHER)
+        variants = dict(tool.VARIANTS, wrong=dict(precision='bf16'))
+        monkeypatch.setattr(tool, 'VARIANTS', variants)
+        monkeypatch.setattr(tool, 'GPU_VARIANTS', {})
+        teacher = ConfigTeacher(str(ROOT / 'configs/demo/regnety-002_demo-cls.py'), 'unused')
+        torch.manual_seed(0)
+        torch.save(teacher.build().state_dict(), tmp_path / 'teacher.pth')
+        for name in 'ab':
+            (tmp_path / 'data/train' / name).mkdir(parents=True)
+            for index in range(5):
+                picture = np.random.default_rng(index).integers(0, 255, (64, 64, 3), np.uint8)
+                Image.fromarray(picture).save(tmp_path / f'data/train/{name}/{index}.png')
+        make = tool.make_teachers
+
+        def with_a_wrong_one(cfg, network):
+            teachers = make(cfg, network)
+            answer = teachers[tool.EXACT]
+            teachers['wrong'] = lambda *args: -answer(*args)
+            return teachers
+
+        monkeypatch.setattr(tool, 'make_teachers', with_a_wrong_one)
+        tool.main([str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'), '--batch', '4',
+                   '--agreement', '6', '--cfg-options', f'train_dataloader.dataset.data_root='
+                   f'{tmp_path}/data', 'train_dataloader.num_workers=0',
+                   f'model.teacher.checkpoint={tmp_path}/teacher.pth'])
+        output = capsys.readouterr().out
+        assert '6 training images, augmented and mixed' in output
+        rows = dict(re.findall(r'^(\S.*\S) {2,}(\d+) \([\d.]+%\)$', output, re.MULTILINE))
+        assert set(rows) == set(variants) and rows['fp32'] == '0' and rows['wrong'] == '6'
+
     def test_a_config_without_a_teacher_is_refused(self):
-        with pytest.raises(ConfigError, match='has no teacher; give a .*-distill_'):
-            load_tool(TEACHER).main([TINY])
+        for options in ([], ['--agreement', '4']):
+            with pytest.raises(ConfigError, match='has no teacher; give a .*-distill_'):
+                load_tool(TEACHER).main([TINY, *options])

@@ -4,15 +4,20 @@ import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from groupmamba_mm.extras import EXTRAS
 from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Each extra, and its file in requirements/.
+EXTRA_FILES = dict(mm='mminstall', demo='demo', export='export', hub='hub', dev='tests',
+                   mamba='optional')
 SCRIPTS = sorted(ROOT.glob('tools/**/*.sh')) + [ROOT / '.ci' / 'run']
 
 
@@ -32,10 +37,12 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
-    for name in ('setup.py', 'MANIFEST.in', 'README.md'):
+    for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE',
+                 'model-index.yml'):
         shutil.copy(ROOT / name, source)
-    for name in ('requirements', 'groupmamba_mm'):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('requirements', 'configs', 'groupmamba_mm'):
+        shutil.copytree(ROOT / name, source / name, symlinks=True,
+                        ignore=shutil.ignore_patterns('__pycache__'))
     run = subprocess.run(
         [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation',
          '--wheel-dir', folder, source],
@@ -48,9 +55,12 @@ def wheel(tmp_path_factory):
         return names, Parser().parsestr(archive.read(metadata).decode())
 
 
-def test_wheel_holds_every_module_and_nothing_else(wheel):
+def test_wheel_holds_every_module_the_configs_and_nothing_else(wheel):
     names, _ = wheel
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / 'groupmamba_mm').rglob('*.py')}
+    expected |= {f'groupmamba_mm/.mim/{path.relative_to(ROOT)}'
+                 for path in [ROOT / 'model-index.yml', *(ROOT / 'configs').rglob('*.*')]
+                 if path.suffix != '.pyc'}
     assert {name for name in names if '.dist-info/' not in name} == expected
 
 
@@ -66,16 +76,27 @@ def test_wheel_names_and_version(wheel):
 def test_extras_are_the_requirements_files(wheel):
     _, metadata = wheel
     extras = metadata.get_all('Provides-Extra')
-    assert sorted(extras) == ['mminstall', 'optional', 'tests']
+    assert sorted(extras) == sorted(EXTRA_FILES) == sorted(EXTRAS)
     required = [Requirement(line) for line in metadata.get_all('Requires-Dist')]
     always = [r for r in required if r.marker is None]
     assert as_pairs(always) == as_pairs(read_requirements('runtime').values())
     for extra in extras:
         brought = [r for r in required if r.marker and r.marker.evaluate({'extra': extra})]
-        assert as_pairs(brought) == as_pairs(read_requirements(extra).values()), extra
+        expected = read_requirements(EXTRA_FILES[extra]).values()
+        assert as_pairs(brought) == as_pairs(expected), extra
 
 
-@pytest.mark.parametrize('name', ['runtime', 'mminstall', 'tests', 'optional'])
+def test_errors_name_the_extra_that_brings_a_library():
+    distributions = packages_distributions()
+    for extra, modules in EXTRAS.items():
+        required = set(read_requirements(EXTRA_FILES[extra]))
+        for module in modules:
+            if module in distributions:
+                names = {canonicalize_name(name) for name in distributions[module]}
+                assert names & required, f'{module} is not of the extra {extra}'
+
+
+@pytest.mark.parametrize('name', ['runtime', *EXTRA_FILES.values()])
 def test_every_requirement_is_pinned_within_its_bounds(name):
     tested = read_requirements('tested')
     for package, requirement in read_requirements(name).items():

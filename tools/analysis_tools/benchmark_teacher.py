@@ -4,26 +4,36 @@ The step is the config's own: mixing, forward and backward pass in its precision
 and optimizer, on random images that are on the device already. It is timed without a teacher (its
 answers are given) and with it, in turns, so that a change of the machine's load meets all rows.
 Speed does not depend on the weights, so random ones are used and no file is needed.
+
+With --agreement, the config's teacher is read from its file and shown the config's training data,
+augmented and mixed as in training, and it is counted how often its decision, the class with the
+largest logit, is another one than in fp32.
 """
 import argparse
 import copy
+import random
 import statistics
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
+import numpy as np
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from groupmamba_mm.analysis import build_model
 from groupmamba_mm.analysis.arguments import positive_int
-from groupmamba_mm.engine.cli import run_command
+from groupmamba_mm.distillation import FrozenTeacher
+from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.runner import without_amp
+from groupmamba_mm.engine.training import set_common_options
 from groupmamba_mm.errors import ConfigError
 
 #: The teacher's options, by the names of their rows.
@@ -32,8 +42,18 @@ VARIANTS = {
     'fp32, channels-last': dict(channels_last=True),
     'bf16': dict(precision='bf16'),
     'bf16, channels-last': dict(precision='bf16', channels_last=True),
-    'bf16, channels-last, compiled': dict(precision='bf16', channels_last=True, compile=True),
 }
+#: Those for a GPU. The rows above are in the student's stream and launched one by one.
+GPU_VARIANTS = {
+    'bf16, channels-last, compiled': dict(precision='bf16', channels_last=True, compile=True),
+    'bf16, channels-last, CUDA graph': dict(
+        precision='bf16', channels_last=True, cuda_graph=True),
+    'the same in a stream of its own': dict(
+        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True),
+    'the same, compiled': dict(
+        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True, compile=True),
+}
+EXACT = 'fp32'
 NO_TEACHER = 'no teacher'
 
 
@@ -56,6 +76,11 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
                         help='measured steps of each row (default: %(default)s)')
     parser.add_argument('--warmup', type=positive_int, default=3,
                         help='steps before those (default: %(default)s)')
+    parser.add_argument('--agreement', type=positive_int, metavar='IMAGES',
+                        help="compare the decisions with fp32's on so many training images "
+                        'instead of measuring time; needs the teacher and the data')
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
+                        metavar='KEY=VALUE', help='change the config')
     return parser.parse_args(argv)
 
 
@@ -85,6 +110,7 @@ def given_answers(logits: Tensor) -> Callable[..., Tensor]:
         return logits
 
     teacher.load = lambda num_classes: None
+    teacher.start = lambda *args: teacher
     return teacher
 
 
@@ -96,6 +122,44 @@ def make_batch(args: argparse.Namespace, num_classes: int) -> Dict:
     return dict(inputs=images, data_samples=[DataSample().set_gt_label(k) for k in labels])
 
 
+def read_config(args: argparse.Namespace) -> Config:
+    """Read the config, which must have a teacher.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: The config has no teacher.
+    """
+    cfg = load_config(args.config, args.cfg_options)
+    if 'teacher' not in cfg.model:
+        raise ConfigError(f'config {args.config} has no teacher; give a *-distill_* config')
+    return cfg
+
+
+def make_teachers(cfg: Config, network: nn.Module) -> Dict[str, FrozenTeacher]:
+    """Make a teacher of each variant.
+
+    Args:
+        cfg: The config.
+        network: The teacher's network; each gets a copy.
+
+    Returns:
+        The teachers by the names of their rows.
+    """
+    variants = dict(VARIANTS, **(GPU_VARIANTS if torch.cuda.is_available() else {}))
+    plain = dict(precision='fp32', channels_last=False, compile=False, cuda_graph=False,
+                 own_stream=False)
+    teachers = {}
+    for name, options in variants.items():
+        teachers[name] = MODELS.build({**cfg.model.teacher, **plain, **options})
+        teachers[name].use(copy.deepcopy(network))
+    return teachers
+
+
 def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
     """Time the step without a teacher and with each variant of it.
 
@@ -104,13 +168,8 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
 
     Returns:
         Milliseconds of the step and of the teacher run alone, by row, :data:`NO_TEACHER` first.
-
-    Raises:
-        ConfigError: The config has no teacher.
     """
-    cfg = load_config(args.config)
-    if 'teacher' not in cfg.model:
-        raise ConfigError(f'config {args.config} has no teacher; give a *-distill_* config')
+    cfg = read_config(args)
     # so that none are downloaded; the file is not read here
     cfg.model.teacher.setdefault('checkpoint', 'unused')
     model = build_model(cfg).to(get_device()).train()
@@ -124,10 +183,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
 
     teachers = {NO_TEACHER: given_answers(torch.randn(args.batch, num_classes,
                                                       device=get_device()))}
-    network = model.teacher.build().to(get_device())
-    for name, options in VARIANTS.items():
-        teachers[name] = MODELS.build(dict(cfg.model.teacher, **options))
-        teachers[name].use(copy.deepcopy(network))
+    teachers.update(make_teachers(cfg, model.teacher.build().to(get_device())))
     steps, alone = ({name: [] for name in teachers} for _ in range(2))
     for _ in range(args.warmup + args.repeats):
         for name, teacher in teachers.items():
@@ -138,6 +194,40 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
                         for times in (steps, alone)) for name in teachers}
 
 
+def count_other_decisions(args: argparse.Namespace) -> Tuple[int, Dict[str, int]]:
+    """Count how often a variant's decision is another one than fp32's.
+
+    Args:
+        args: The command line.
+
+    Returns:
+        The number of images, and the counts by row.
+    """
+    cfg = read_config(args)
+    set_common_options(cfg, args.config, None, 'none')
+    model = build_model(cfg).to(get_device()).train()
+    model.prepare_training()
+    teachers = make_teachers(cfg, model.teacher.network)
+    loader = cfg.train_dataloader
+    loader.update(batch_size=min(args.batch, args.agreement))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        loader = Runner.build_dataloader(loader, seed=0)
+    seen, others = 0, dict.fromkeys(teachers, 0)
+    while seen < args.agreement:
+        for batch in loader:
+            images = model.data_preprocessor(batch, training=True)['inputs']
+            images = images[:args.agreement - seen]
+            decisions = {name: teacher(images, model.normalization).argmax(1)
+                         for name, teacher in teachers.items()}
+            for name, found in decisions.items():
+                others[name] += (found != decisions[EXACT]).sum().item()
+            seen += len(images)
+            print(f'{seen} of {args.agreement} images', flush=True)
+            if seen == args.agreement:
+                break
+    return seen, others
+
+
 def main(argv: Optional[List[str]] = None) -> None:
     """Measure and print.
 
@@ -145,9 +235,16 @@ def main(argv: Optional[List[str]] = None) -> None:
         argv: The arguments, None for the process's own.
     """
     args = parse_args(argv)
-    torch.manual_seed(0)
-    rows = measure(args)
+    random.seed(0), np.random.seed(0), torch.manual_seed(0)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+    if args.agreement is not None:
+        seen, others = count_other_decisions(args)
+        print(f'\n{device}; PyTorch {torch.__version__}; {seen} training images, augmented and mixed '
+              f'as in training\n\n{"":32}{"other decisions than fp32":>26}')
+        for name, count in others.items():
+            print(f'{name:32}{count:14d} ({count / seen:.2%})')
+        return
+    rows = measure(args)
     print(f'\n{device}; PyTorch {torch.__version__}; batch {args.batch}, {args.image_size} x '
           f'{args.image_size}; TF32 in convolutions: {torch.backends.cudnn.allow_tf32}, in matrix '
           f'products: {torch.backends.cuda.matmul.allow_tf32}; medians of {args.repeats} steps '

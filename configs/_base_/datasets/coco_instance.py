@@ -16,7 +16,4 @@ train_pipeline = [
 # 8 GPUs make the batch of 16, Swin's
 train_dataloader = dict(
     batch_size=2,
-    # workers that begin each epoch anew, with the epoch's own random numbers: see EpochSeedHook
-    persistent_workers=False,
-    worker_init_fn=dict(type='seed_worker_by_epoch'),
     dataset=dict(pipeline=train_pipeline))

@@ -19,9 +19,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=32,
     num_workers=1,
-    # workers that begin each epoch anew, with the epoch's own random numbers: see EpochSeedHook
-    persistent_workers=False,
-    worker_init_fn=dict(type='seed_worker_by_epoch'),
+    persistent_workers=True,
     dataset=dict(
         type=dataset_type, data_root=data_root, data_prefix='train', pipeline=train_pipeline),
     sampler=dict(type='DefaultSampler', shuffle=True))

@@ -28,9 +28,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
-    # workers that begin each epoch anew, with the epoch's own random numbers: see EpochSeedHook
-    persistent_workers=False,
-    worker_init_fn=dict(type='seed_worker_by_epoch'),
+    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,

@@ -3,7 +3,7 @@ optim_wrapper = dict(
     # mmengine's default makes a group of every parameter, which is slow on a GPU
     constructor='MergedOptimWrapperConstructor',
     # a CPU trains in fp32 instead and says so
-    type='AmpOptimWrapper',
+    type='SyncFreeAmpOptimWrapper',
     dtype='bfloat16',
     # bf16 has the range of fp32
     loss_scale=dict(enabled=False),

@@ -2,6 +2,7 @@
 optim_wrapper = dict(
     # mmengine's default makes a group of every parameter, which is slow on a GPU
     constructor='MergedOptimWrapperConstructor',
+    type='SyncFreeOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
     clip_grad=dict(max_norm=5.0))

@@ -1,7 +1,7 @@
 """A short schedule for the larger demo scenes: minutes on one GPU, bf16."""
 optim_wrapper = dict(
     # a CPU trains in fp32 instead and says so
-    type='AmpOptimWrapper',
+    type='SyncFreeAmpOptimWrapper',
     dtype='bfloat16',
     # bf16 has the range of fp32
     loss_scale=dict(enabled=False),

@@ -4,7 +4,7 @@ optim_wrapper = dict(
     constructor='MergedOptimWrapperConstructor',
     # bf16 has the range of fp32, so its gradients need no scaling. The released recipe has fp16
     # with a scaler: --amp fp16. On a CPU it is fp32.
-    type='AmpOptimWrapper',
+    type='SyncFreeAmpOptimWrapper',
     dtype='bfloat16',
     loss_scale=dict(enabled=False),
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
@@ -33,7 +33,12 @@ test_cfg = dict()
 # and saved as the model; the raw ones are validated beside them. BatchNorm's statistics are
 # averaged with the weights that they belong to.
 custom_hooks = [
-    dict(type='EMAHook', momentum=1e-4, update_buffers=True, evaluate_on_origin=True)
+    dict(
+        type='EMAHook',
+        ema_type='ForeachExponentialMovingAverage',
+        momentum=1e-4,
+        update_buffers=True,
+        evaluate_on_origin=True)
 ]
 
 auto_scale_lr = dict(base_batch_size=1024)

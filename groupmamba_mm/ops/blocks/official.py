@@ -118,7 +118,7 @@ def packing_of(spec: OfficialSpec) -> Packing:
          taps(3, 9, C, C), taps(19, 9, spec.hidden, hidden),
          vector(20, spec.hidden, hidden, in_fp32=True)),
         [Rows(parameter, G, start, 1, size, 0, row)
-         for parameter, start, size in zip(in_order, starts, sizes)],
+         for parameter, start, size in zip(in_order, starts, sizes)], G * row,
         [shape.numel() for shape in spec.shapes()])
 
 

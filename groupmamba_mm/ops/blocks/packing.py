@@ -166,10 +166,11 @@ class Packing:
     Args:
         matrices: What is packed, and what gradients are gathered from.
         rows: Where other gradients are gathered from.
+        rows_size: Elements of the buffer that holds these.
         numels: Elements of each parameter; gradients follow each other in their order.
     """
 
-    def __init__(self, matrices: Sequence[Matrix], rows: Sequence[Rows],
+    def __init__(self, matrices: Sequence[Matrix], rows: Sequence[Rows], rows_size: int,
                  numels: Sequence[int]) -> None:
         self.matrices, self.numels = tuple(matrices), tuple(numels)
         self.sizes = [0, 0]  # of the buffers in low and in full precision
@@ -180,7 +181,7 @@ class Packing:
         self.starts = [sum(self.numels[:i]) for i in range(len(self.numels) + 1)]
         self.total = self.starts[-1]
         self.rows = tuple(rows)
-        self.rows_size = max(r.first // r.row * r.row + r.groups * r.row for r in self.rows)
+        self.rows_size = rows_size
         self._pack_entries = [
             [0, at, m.rows * m.columns, m.columns, m.groups, m.parts, m.outputs, m.inputs,
              m.out_stored, m.in_stored, *m.strides, int(m.in_fp32), 0]

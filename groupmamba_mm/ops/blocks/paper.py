@@ -139,6 +139,7 @@ def packing_of(spec: PaperSpec, kernels: Kernels) -> Packing:
     row = I * (spec.dt_rank * 2 + 3 * spec.d_state + 4)
     rows = [Rows(parameter, G, sum(sizes[:i]), 1, size, 0, row)
             for i, (parameter, size) in enumerate(zip((5, 6, 8, 7, 9), sizes))]
+    rows_size = G * row
     if kernels.projection:
         in_proj = dense(2, G * 2 * I, W, G * 2 * I, aligned)
     else:
@@ -150,6 +151,7 @@ def packing_of(spec: PaperSpec, kernels: Kernels) -> Packing:
         rows += [Rows(14, G, first, Hg, W, aligned, row),
                  Rows(15, G, first + Hg * aligned, 1, Hg, 0, row),
                  Rows(16, G, first + Hg * aligned + Hg, 1, W * Hg, 0, row)]
+        rows_size = first + G * row
     else:
         hidden = spec.stored_group_hidden
         ffn = (block_diagonal(14, G, 1, Hg, W, Hg, W, stored, HIDDEN_MULTIPLE),
@@ -161,7 +163,7 @@ def packing_of(spec: PaperSpec, kernels: Kernels) -> Packing:
          vector(20, spec.hidden, spec.stored_hidden, in_fp32=True),
          dense(21, C, spec.hidden, stored, spec.stored_hidden),
          vector(22, C, stored, in_fp32=True), *ffn),
-        rows, [shape.numel() for shape in spec.shapes()])
+        rows, rows_size, [shape.numel() for shape in spec.shapes()])
 
 
 def _keeps_hidden(channels: int, hidden: int) -> bool:

@@ -374,7 +374,6 @@ def _of_projection(constants: dict, *names: str) -> dict:
     return {name: constants[name] for name in names}
 
 
-@functools.lru_cache(maxsize=None)
 def _nothing(device: torch.device) -> Tensor:
     """For pointers that are not followed."""
     return torch.empty(0, dtype=torch.float32, device=device)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .directions import group_from_scan_order, group_to_scan_order
-from .recurrence import recurrence, recurrence_backward
+from .recurrence import recorded_recurrence, recurrence, recurrence_backward
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -45,6 +45,22 @@ def _sum_states(state: Tensor, weight: Tensor) -> Tensor:
     return (state * weight[..., None, :]).sum(-1)
 
 
+def needs_plain_operators() -> bool:
+    """Whether an exporter, a tracer or a transform of torch.func looks at each operator."""
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()
+            or torch._C._are_functorch_transforms_active())  # no public name; autograd asks it too
+
+
+def _recorded_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grid: Tuple[int, int],
+                   directions: Sequence[str]) -> Tensor:
+    """:class:`_SelectiveScan` for row-major tokens in few operators that every runtime has."""
+    sizes = [t.shape[-1] for t in (x, dt, B, C)]
+    x, dt, B, C = group_to_scan_order(
+        torch.cat((x, dt, B, C), dim=-1), grid, directions).split(sizes, dim=-1)
+    state = recorded_recurrence(dt[..., None] * A, (dt * x)[..., None] * B[..., None, :])
+    return _sum_states(state, C)
+
+
 def selective_scan_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
                          D: Optional[Tensor], grid: Tuple[int, int],
                          directions: Sequence[str]) -> Tensor:
@@ -52,8 +68,11 @@ def selective_scan_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
 
     Shapes here: x, dt (B, L, G, d); A (G, d, N); B, C (B, L, G, N); D (G, d) or None.
     """
-    x_seq, dt_seq, B_seq, C_seq = (
-        group_to_scan_order(t, grid, directions) for t in (x, dt, B, C))
-    y = _SelectiveScan.apply(x_seq, dt_seq, A, B_seq, C_seq)
+    if needs_plain_operators():
+        y = _recorded_scan(x, dt, A, B, C, grid, directions)
+    else:
+        x_seq, dt_seq, B_seq, C_seq = (
+            group_to_scan_order(t, grid, directions) for t in (x, dt, B, C))
+        y = _SelectiveScan.apply(x_seq, dt_seq, A, B_seq, C_seq)
     y = group_from_scan_order(y, grid, directions)
     return y if D is None else torch.addcmul(y, x, D)

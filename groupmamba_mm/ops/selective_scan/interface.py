@@ -1,4 +1,5 @@
 """The public selective scan: validation, then the backend."""
+from contextlib import nullcontext
 from typing import Callable, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -123,7 +124,9 @@ def selective_scan(x: Tensor,
     run = BACKENDS[_resolve(backend, x, d_state)]
     dtype = torch.promote_types(x.dtype, torch.float32)
     unfold = (groups, channels // groups)
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    has_autocast = torch.amp.is_autocast_available(kind)  # the meta device has none
+    with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
         y = run(
             x.to(dtype).unflatten(-1, unfold), dt.to(dtype).unflatten(-1, unfold),
             A.to(dtype).unflatten(0, unfold), B.to(dtype), C.to(dtype),

@@ -1,5 +1,7 @@
 """The linear recurrence h_t = a_t * h_{t-1} + b_t by recursive chunks, and its gradients."""
-from typing import Tuple
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -7,6 +9,12 @@ from torch import Tensor
 #: Tokens walked one after the other inside a chunk; all chunks advance together. Measured on two
 #: CPU cores: 16 beats 8 and 32 for sequences of 196 to 67,200 tokens.
 CHUNK = 16
+
+#: Tokens of a chunk in a recorded graph, where each costs three nodes a level, and the levels of
+#: chunks if the length is not known. What is left above them is quadratic: 128 entries for 65,536
+#: tokens.
+RECORDED_CHUNK = 8
+RECORDED_LEVELS = 3
 
 
 def _scan(a: Tensor, b: Tensor) -> Tensor:
@@ -86,3 +94,87 @@ def recurrence_backward(a: Tensor, h: Tensor, grad_h: Tensor) -> Tuple[Tensor, T
     grad_a[:, 0] = 0
     torch.mul(grad_b[:, 1:], h[:, :-1], out=grad_a[:, 1:])
     return grad_a, grad_b
+
+
+def recorded_recurrence(log_a: Tensor, b: Tensor) -> Tensor:
+    """:func:`recurrence` for exporters and tracers, which mistake writes into views.
+
+    With a length that is known the levels of chunks are as many as it needs; else
+    :data:`RECORDED_LEVELS`, which are right for any length. Differentiable by autograd, except
+    :func:`as_one_node`.
+
+    Args:
+        log_a: Logarithms of the decays, (B, L, ...), floating point.
+        b: Inputs, same shape and dtype.
+
+    Returns:
+        h, (B, L, ...).
+    """
+    if _as_one_node.get():
+        return _recurrence_node(log_a, b)
+    length, levels = b.shape[1], RECORDED_LEVELS
+    if isinstance(length, int):
+        levels = next(n for n in range(RECORDED_LEVELS + 1)
+                      if length <= RECORDED_CHUNK**(n + 1) or n == RECORDED_LEVELS)
+    return _record_chunks(log_a.flatten(2), b.flatten(2), levels).view(b.shape)
+
+
+_as_one_node = ContextVar('as_one_node', default=False)
+
+
+@contextmanager
+def as_one_node() -> Iterator[None]:
+    """Record each recurrence as the operator ``groupmamba_mm::recurrence``.
+
+    For exporters that know how to write it; see :mod:`groupmamba_mm.export`.
+    """
+    token = _as_one_node.set(True)
+    try:
+        yield
+    finally:
+        _as_one_node.reset(token)
+
+
+@torch.library.custom_op('groupmamba_mm::recurrence', mutates_args=())
+def _recurrence_node(log_a: Tensor, b: Tensor) -> Tensor:
+    return recurrence(log_a.exp(), b)
+
+
+@_recurrence_node.register_fake
+def _(log_a: Tensor, b: Tensor) -> Tensor:
+    return torch.empty_like(b)
+
+
+def _record_chunks(log_a: Tensor, b: Tensor, levels: int) -> Tensor:
+    """The scheme of :func:`_scan` with logarithms of the decays, which add up to the prefixes."""
+    if levels == 0:
+        return _record_pairs(log_a, b)
+    length = b.shape[1]
+    if isinstance(length, int):
+        chunks = -(-length // RECORDED_CHUNK)
+    else:
+        chunks = length // RECORDED_CHUNK + 2  # two at least: for exporters, one is a special case
+    # a decay of one and an input of zero behind the last token
+    padding = b.new_zeros(b.shape[0], chunks * RECORDED_CHUNK - length, b.shape[2])
+    log_a, b = (torch.cat((t, padding), 1).unflatten(1, (chunks, RECORDED_CHUNK))
+                for t in (log_a, b))
+    log_prefix = log_a.cumsum(2)
+    states = []
+    for a_at, b_at in zip(log_a.exp().split(1, dim=2), b.split(1, dim=2)):  # (B, chunks, 1, M)
+        states.append(a_at * states[-1] + b_at if states else b_at)
+    ends = _record_chunks(log_prefix[:, :, -1], states[-1].squeeze(2), levels - 1)
+    entering = torch.cat((torch.zeros_like(ends[:, :1]), ends), 1)[:, :chunks]
+    h = torch.cat(states, dim=2) + log_prefix.exp() * entering[:, :, None]
+    return h.flatten(1, 2).index_select(1, torch.arange(length, device=h.device))
+
+
+def _record_pairs(log_a: Tensor, b: Tensor) -> Tensor:
+    """h_t = sum over s <= t of exp(sum of log_a over (s, t]) b_s, all pairs at once.
+
+    Sums over each interval, not differences of sums from the start, which cancel.
+    """
+    at = torch.arange(b.shape[1], device=b.device)
+    behind = (at[:, None] < at[None, :])[None, :, :, None]  # t behind s, (1, s, t, 1)
+    log_decay = (log_a[:, None] * behind).cumsum(2)
+    decay = log_decay.exp() * (at[:, None] <= at[None, :])[None, :, :, None]
+    return (decay * b[:, :, None]).sum(1)

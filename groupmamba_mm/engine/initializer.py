@@ -8,12 +8,11 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from .loading import load_checkpoint_file, state_dict_of
-from .matching import (BATCH_COUNTERS, expected_unused_keys, log_report, match_state_dict,
-                       require_share, without_prefix)
+from groupmamba_mm.checkpoint import (expected_unused_keys, load_checkpoint_file,
+                                      match_state_dict, state_dict_of, without_prefix)
+from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 
-#: Share of a module's elements that a checkpoint has to fill, unless the module says otherwise
-#: (``min_pretrained_share``): the rest may be a head for other classes.
+#: Share of a module's elements that a checkpoint has to fill: the rest may be a new head.
 MIN_SHARE = 0.8
 
 
@@ -54,8 +53,7 @@ class CheckedPretrainedInit(PretrainedInit):
             module.state_dict(), state_dict, expected_missing=[BATCH_COUNTERS, *expected_missing],
             expected_unused=expected_unused_keys(module))
         log_report(report, source, MMLogger.get_current_instance())
-        share = getattr(module, 'min_pretrained_share', MIN_SHARE)
-        require_share(report, share, source)
+        require_share(report, MIN_SHARE, source)
         # with its hooks, by which some modules resize what is of another size
         load_state_dict(module, state_dict, strict=False)
         if hasattr(module, '_params_init_info'):

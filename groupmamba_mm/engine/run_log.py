@@ -1,0 +1,130 @@
+"""Logs for people: what a run is in a few lines, the rest in files beside the log."""
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict
+
+import mmengine.logging
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import collect_env
+from torch import nn
+
+from .provenance import describe_version
+
+# What libraries warn of and nobody can act upon: our own or their own use of what will change, and
+# names that metrics and data sets need not have.
+_NOT_ACTIONABLE = (
+    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias',
+    'The prefix is not set in metric class', 'has no metainfo', 'Exp name: ',
+    # said in short by log_optimizer
+    'paramwise_options -- ', 'all SyncBatchNorm (SyncBN) layers in the model will be')
+
+
+class ActionableFilter(logging.Filter):
+    """Lets pass what somebody can act upon."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about one record.
+
+        Args:
+            record (logging.LogRecord): The record.
+
+        Returns:
+            bool: Whether it is written.
+        """
+        text = record.getMessage()
+        return not any(part in text for part in _NOT_ACTIONABLE)
+
+
+def quiet_debug_prints() -> None:
+    """Let libraries' debug messages be debug messages.
+
+    Without a logger, mmengine prints a message whatever its level is. The libraries print so that
+    a package of another company could not be imported.
+    """
+    original = mmengine.logging.print_log
+
+    def print_log(msg: Any, logger: Any = None, level: int = logging.INFO) -> None:
+        if logger is not None or level > logging.DEBUG:
+            original(msg, logger, level)
+
+    mmengine.logging.print_log = print_log
+
+
+@master_only
+def log_run(runner: Runner, env_cfg: Dict[str, Any]) -> None:
+    """Say what a run is, and write its whole environment and config beside the log.
+
+    Args:
+        runner (Runner): The runner.
+        env_cfg (dict): The config's ``env_cfg``.
+    """
+    folder = Path(runner.log_dir)
+    # the compiler's flags are a page of their own
+    env = collect_env()
+    lines = [f'{key}: {value}' for key, value in {**env, **env_cfg}.items()]
+    (folder / 'environment.txt').write_text('\n'.join(lines) + '\n')
+    files = 'environment.txt'
+    if runner.cfg._cfg_dict:
+        (folder / 'config.py').write_text(runner.cfg.pretty_text)
+        files += ' and config.py'
+    if torch.cuda.is_available():
+        device = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name()}'
+    else:
+        device = f'CPU, {torch.get_num_threads()} thread(s)'
+    runner.logger.info(
+        f'groupmamba_mm {describe_version()}, torch {torch.__version__}, mmengine '
+        f'{mmengine.__version__}; {runner.world_size} process(es) by launcher {runner.launcher}, '
+        f'{device} each; seed {runner.seed}. {files} are in {os.path.relpath(folder)}')
+
+
+def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
+    """Say what is optimized how, in a line for each set of options.
+
+    Args:
+        optim_wrapper (OptimWrapper): The optimizer with its wrapper.
+        logger (logging.Logger): Where it is said.
+    """
+    sets: Dict[str, int] = {}
+    for group in optim_wrapper.optimizer.param_groups:
+        options = f'lr {group["lr"]:g}, weight decay {group.get("weight_decay", 0):g}'
+        sets[options] = sets.get(options, 0) + len(group['params'])
+    logger.info(f'{type(optim_wrapper.optimizer).__name__}: ' + '; '.join(
+        f'{count} tensors with {options}' for options, count in sets.items()))
+
+
+def names_of_hooks(hooks: Any) -> str:
+    """List hooks in the order in which they are called.
+
+    Args:
+        hooks (Iterable[Hook]): The hooks.
+
+    Returns:
+        str: Their names in a line.
+    """
+    return ', '.join(type(hook).__name__ for hook in hooks if isinstance(hook, Hook))
+
+
+def keep_init_info_out(model: nn.Module, folder: str) -> None:
+    """Let a model write how each of its weights was initialised into a file of its own.
+
+    mmengine writes several lines for each into the log.
+
+    Args:
+        model (nn.Module): The model, not initialised yet.
+        folder (str): Where ``initialization.txt`` is written.
+    """
+
+    @master_only
+    def write() -> None:
+        lines = [f'{name} {tuple(parameter.shape)}: '
+                 f'{model._params_init_info[parameter]["init_info"].strip()}'
+                 for name, parameter in model.named_parameters()]
+        Path(folder, 'initialization.txt').write_text('\n'.join(lines) + '\n')
+
+    if hasattr(model, '_dump_init_info'):
+        model._dump_init_info = write

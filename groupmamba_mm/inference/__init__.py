@@ -1,0 +1,5 @@
+"""Trained models at work on images of one's own."""
+from .building import build_with_weights
+from .predictor import Predictor
+
+__all__ = ['Predictor', 'build_with_weights']

@@ -1,0 +1,64 @@
+"""Register with the libraries that know models by name, each when it is there.
+
+Importing this package must not import them: mmpretrain and timm take seconds, and most users have
+only one of them. What is imported already is served at once, the rest right after its import.
+"""
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Optional
+
+#: A library's module, and ours which registers when it is imported.
+REGISTRATIONS = {
+    'mmengine.registry': 'groupmamba_mm.backbones.registration',
+    'mmpretrain': 'groupmamba_mm.mmpretrain_models',
+    'timm': 'groupmamba_mm.models.timm_models',
+}
+
+
+def register_with_libraries() -> None:
+    """Register now where the library is imported already, and after its import where not."""
+    waiting = _AfterImport()
+    for library, ours in REGISTRATIONS.items():
+        if library in sys.modules:
+            importlib.import_module(ours)
+        else:
+            waiting.modules[library] = ours
+    sys.meta_path.insert(0, waiting)
+
+
+class _AfterImport:
+    """A finder that finds nothing itself, but imports a module of ours after a library's."""
+
+    def __init__(self) -> None:
+        self.modules = {}
+
+    def find_spec(self, name: str, path: Any = None,
+                  target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
+        """Find a module as the other finders do, once; see :class:`importlib.abc.MetaPathFinder`.
+
+        Args:
+            name: Full name of the module.
+            path: The parent's search path.
+            target: Unused.
+
+        Returns:
+            None for every module but the awaited ones.
+        """
+        ours = self.modules.pop(name, None)
+        if ours is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            self.modules[name] = ours  # it may be installed later
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            importlib.import_module(ours)
+
+        spec.loader.exec_module = execute_and_register
+        return spec

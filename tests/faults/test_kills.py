@@ -1,0 +1,85 @@
+"""Trainings of two processes that are killed or stopped, and resumed."""
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from groupmamba_mm.engine.run_control import EXIT_STOPPED
+from .launching import Launch, differing, last_checkpoint
+
+# slow enough to be hit, with a checkpoint every third of a second
+OPTIONS = dict(seconds=0.03, minutes=0.005, resume=1)
+
+
+def wait_for_write(folder, launch):
+    """Wait until a checkpoint is being written."""
+    while launch.alive() and not list(Path(folder).glob('*.partial')):
+        time.sleep(0.0005)
+
+
+def killed(folder, kills, seed):
+    """A training that is killed so many times, every third time while it writes a checkpoint."""
+    draw = random.Random(seed)
+    number, hit_writes, early = 0, 0, 0
+    while number < kills:
+        launch = Launch(folder, **OPTIONS)
+        launch.wait_for('Checkpoints will be saved')
+        if number % 3 == 2:
+            wait_for_write(folder, launch)
+        else:
+            time.sleep(draw.uniform(0, 1.5))
+        if not launch.alive():  # it finished first
+            break
+        launch.kill()
+        hit_writes += bool(list(Path(folder).glob('*.partial')))
+        number += 1
+    assert Launch(folder, **OPTIONS).wait() == [0, 0]
+    return number, hit_writes
+
+
+def test_killed_and_resumed(tmp_path, whole):
+    kills, _ = killed(tmp_path, 2, seed=0)
+    assert kills > 0 and differing(last_checkpoint(tmp_path), whole) == []
+
+
+@pytest.mark.faults
+def test_twenty_kills(tmp_path, whole):
+    kills = writes = runs = 0
+    while kills < 20:
+        folder = tmp_path / str(runs)
+        more, hit = killed(folder, 20 - kills, seed=runs)
+        kills, writes, runs = kills + more, writes + hit, runs + 1
+        assert differing(last_checkpoint(folder), whole) == []
+    print(f'{kills} kills in {runs} trainings, {writes} while a checkpoint was written')
+    assert writes >= 2
+
+
+def terminated(folder, index):
+    """A training that gets a signal in one process or both, and is resumed."""
+    launch = Launch(folder, **OPTIONS)
+    launch.wait_for('Checkpoints will be saved')
+    time.sleep(random.Random(index).uniform(0, 1.5))
+    launch.kill([(0, ), (1, ), (0, 1)][index % 3], signal.SIGTERM)
+    codes = launch.wait()
+    assert codes == [EXIT_STOPPED] * 2 or codes == [0, 0]
+    if codes[0]:
+        assert 'stopped by SIGTERM behind iteration' in launch.log(0)
+    assert Launch(folder, **OPTIONS).wait() == [0, 0]
+    return codes[0] == EXIT_STOPPED
+
+
+def test_terminated_and_resumed(tmp_path, whole):
+    assert terminated(tmp_path, 1)
+    assert differing(last_checkpoint(tmp_path), whole) == []
+
+
+@pytest.mark.faults
+def test_five_terminations(tmp_path, whole):
+    stopped = index = 0
+    while stopped < 5:
+        folder = tmp_path / str(index)
+        stopped += terminated(folder, index)
+        index += 1
+        assert differing(last_checkpoint(folder), whole) == []
