@@ -110,7 +110,10 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # the parent calls itself for the children with their names
-            params[:] = merge_groups(params)
+            params[:] = self._merge(params)
+
+    def _merge(self, params: List[dict]) -> List[dict]:
+        return merge_groups(params)
 
 
 def with_fused(optimizer_cfg: dict, model: nn.Module) -> dict:
