@@ -5,13 +5,16 @@ pass has come several times in a row, it is recorded in a CUDA graph. Weights ar
 what changes them in place is seen. What a graph cannot see ends it: tensors in other memory, hooks,
 replaced submodules, other modes.
 """
-from typing import Optional, Tuple
+import logging
+from typing import Callable, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from groupmamba_mm.cuda_graph import captured
 from groupmamba_mm.layers import GroupedSSM, is_watched
+
+logger = logging.getLogger('groupmamba_mm')
 
 #: Passes of a kind in a row before it is recorded.
 PASSES_BEFORE = 8
@@ -60,6 +63,9 @@ class InferenceReplay:
                 return None
             self._recordings += 1
             self._replay = _record(backbone, image, autocast)
+            if self._replay is None:
+                self._recordings = MOST_RECORDINGS
+                return None
         with torch.inference_mode(False), torch.no_grad():
             outputs = self._replay(image)
         return tuple(output.clone() for output in outputs)
@@ -83,8 +89,13 @@ def _can_be_recorded(modules: Tuple[nn.Module, ...], image: Tensor) -> bool:
                     if isinstance(module, GroupedSSM)))
 
 
-def _record(backbone: nn.Module, image: Tensor, autocast: Optional[torch.dtype]):
-    """The replay of a pass, as :func:`groupmamba_mm.cuda_graph.captured` returns it."""
+def _record(backbone: nn.Module, image: Tensor,
+            autocast: Optional[torch.dtype]) -> Optional[Callable[[Tensor], Tuple[Tensor, ...]]]:
+    """The replay of a pass, as :func:`groupmamba_mm.cuda_graph.captured` returns it.
+
+    None, with a warning, if this GPU or driver does not record it, or does not give with it what
+    launches give.
+    """
 
     def forward(image: Tensor) -> Tuple[Tensor, ...]:
         return type(backbone).forward(backbone, image)
@@ -92,4 +103,17 @@ def _record(backbone: nn.Module, image: Tensor, autocast: Optional[torch.dtype])
     # without autocast's cache, whose casts of weights would be of before the graph
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(
             'cuda', autocast, enabled=autocast is not None, cache_enabled=False):
-        return captured(forward, image)
+        image = image.clone()  # one that may be written to in any mode
+        expected = forward(image)
+        try:
+            replay = captured(forward, torch.zeros_like(image))
+            outputs = replay(image)
+        except RuntimeError as error:
+            problem = str(error).strip().splitlines()[0]
+        else:
+            if all(torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())
+                   for got, wanted in zip(outputs, expected)):
+                return replay
+            problem = 'its results differ from those of launches'
+    logger.warning(f'inference stays with launches from Python, as it cannot be replayed: {problem}')
+    return None

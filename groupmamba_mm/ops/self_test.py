@@ -80,8 +80,7 @@ def _passed_before(device: torch.device) -> Optional[Path]:
         return None
     from .cache import marker
     names = tuple(case.__qualname__ for case in CASES)
-    return marker('passed', torch.cuda.get_device_name(device), torch.version.cuda,
-                  torch._C._cuda_getDriverVersion(), names)
+    return marker('passed', torch.cuda.get_device_name(device), torch.version.cuda, names)
 
 
 def _run(device: torch.device) -> Optional[str]:

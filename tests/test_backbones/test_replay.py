@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from groupmamba_mm.backbones import GroupMamba, replay
+from tests.conftest import SMALL
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
 
@@ -77,6 +78,22 @@ def test_sizes_that_change_are_computed(recordings, small_arch):
     for width in (16, 20) * 3:
         run(model, torch.rand(1, 3, 16, width), replay.PASSES_BEFORE + 1)
     assert len(recordings) == replay.MOST_RECORDINGS
+
+
+@pytest.mark.parametrize('fault', ['raises', 'differs'])
+def test_what_cannot_be_replayed_is_launched(recordings, monkeypatch, caplog, fault):
+    def captured(function, images):
+        if fault == 'raises':
+            raise RuntimeError('operation not permitted when stream is capturing')
+        return lambda images: tuple(1.1 * y for y in function(images))
+
+    monkeypatch.setattr(replay, 'captured', captured)
+    model, image = GroupMamba(SMALL['official']).eval(), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.forward(image)[0]
+    torch.testing.assert_close(run(model, image, replay.PASSES_BEFORE + 4), expected)
+    reason = {'raises': 'not permitted', 'differs': 'results differ'}[fault]
+    assert caplog.text.count('cannot be replayed') == 1 and reason in caplog.text
 
 
 def test_copies_begin_anew(recordings, small_arch):
