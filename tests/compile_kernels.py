@@ -1,9 +1,9 @@
 """Translate the Triton kernels that whole models launch for a GPU, on a machine without one.
 
 Triton's interpreter, in which the tests run kernels on a CPU, is Python: it takes what the compiler
-refuses, and does with loops what Python does. Here the launches of models are noted, and each kernel
-goes through the compiler's frontend. One more thing is looked for: a name that a loop assigns
-without Triton passing it on to the next pass.
+refuses, and does with loops what Python does. Here the launches of models are noted, and each
+kernel goes through the compiler's frontend. One more thing is looked for: a name that a loop
+assigns without Triton passing it on to the next pass.
 
     python -m tests.compile_kernels      prints each kernel once, and what is wrong
 """

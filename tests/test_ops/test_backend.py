@@ -13,6 +13,7 @@ from tests import stand_ins
 from tests.kernel_truth import INTERPRETED
 
 from groupmamba_mm import GroupMamba
+from groupmamba_mm.backbones.kernels import _runs_kernels
 from groupmamba_mm.errors import BackendError, ConfigError, UserError
 from groupmamba_mm.layers.ssm import GroupedSSM
 from groupmamba_mm.ops import backend as backend_module
@@ -58,7 +59,8 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
-    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: facts.capability)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability',
+                        lambda device=None: facts.capability)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
     monkeypatch.setattr(
         torch.cuda, 'get_device_properties',
@@ -141,6 +143,21 @@ def test_auto_never_interprets(gpu, monkeypatch):
     assert resolve_backend('auto', GPU) == 'torch'
     assert resolve_backend('auto', CPU) == 'torch'
     assert gpu.tests == 0
+
+
+@pytest.mark.parametrize('backend', ['auto', 'triton', 'torch'])
+@pytest.mark.parametrize('variable, value', [
+    (None, None), ('TRITON_INTERPRET', '1'), (backend_module.VARIABLE, 'torch')])
+def test_kernels_are_compiled_ahead_where_they_run(gpu, monkeypatch, backend, variable, value):
+    """Not where the interpreter does, whose functions nobody can compile."""
+    model = GroupMamba(arch=ARCH, scan_backend=backend)
+    if variable is not None:
+        monkeypatch.setenv(variable, value)
+    runs = backend != 'torch' and variable != 'TRITON_INTERPRET' and (
+        variable is None or backend == 'triton')
+    assert _runs_kernels(model) == runs
+    gpu.capability = (7, 5)
+    assert not _runs_kernels(model)
 
 
 def test_missing_mamba_ssm_names_the_command(monkeypatch):
@@ -388,9 +405,10 @@ def test_case_of_a_block(monkeypatch, family, is_wrong):
     if is_wrong:
         module = importlib.import_module('groupmamba_mm.ops.blocks.' + (
             'official' if family == 'OfficialBlock' else 'paper'))
-        right = module.add_norm_forward
-        monkeypatch.setattr(module, 'add_norm_forward', lambda x, branch, scale, weight, bias, *rest,
-                            **options: right(x, branch, scale, weight, 2 * bias, *rest, **options))
+        right_norm = module.add_norm_forward
+        monkeypatch.setattr(
+            module, 'add_norm_forward', lambda x, branch, scale, weight, bias, *rest, **options:
+            right_norm(x, branch, scale, weight, 2 * bias, *rest, **options))
     device = CPU if INTERPRETED else torch.device('cuda', 0)
     problem = self_test.check_kernels(device)
     assert (problem is not None) == is_wrong, problem
