@@ -31,12 +31,15 @@ def make_block(family, device='cpu', affinity=1, dtype=torch.float32, branch=Tru
 @pytest.mark.parametrize('options', [
     dict(), dict(affinity=0, branch=False), dict(dtype=torch.bfloat16)], ids=str)
 def test_operator_passes_opcheck(device, family, options):
+    """But for its comparison of all outputs with a traced run's: between the packed matrices are
+    gaps that nobody writes. What is compared is in test_operator_gives_what_eager_code_does."""
     from groupmamba_mm.ops.blocks import operators
     _, spec, (tokens, branch, *drops, parameters) = make_block(family, device, **options)
     leaves = [t if t is None else t.requires_grad_() for t in (tokens, branch, *parameters)]
     arguments = (family, [*map(float, spec)], *GRID, options.get('dtype', torch.float32), True,
                  *leaves[:2], *drops, leaves[2:])
-    torch.library.opcheck(operators._block, arguments)
+    torch.library.opcheck(operators._block, arguments, test_utils=(
+        'test_schema', 'test_autograd_registration', 'test_faketensor'))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
