@@ -1,32 +1,33 @@
 """Translate the Triton kernels that whole models launch for a GPU, on a machine without one.
 
 Triton's interpreter, in which the tests run kernels on a CPU, is Python: it takes what the compiler
-refuses, and does with loops what Python does. Here the blocks run as on a GPU, forward and
-backward, but each launch ends when the compiler's frontend is done with the kernel. One more thing
-is looked for: a name that a loop assigns without Triton passing it on to the next pass.
+refuses, and does with loops what Python does. Here the launches of models are noted, and each
+kernel goes through the compiler's frontend. One more thing is looked for: a name that a loop
+assigns without Triton passing it on to the next pass.
 
     python -m tests.compile_kernels      prints each kernel once, and what is wrong
 """
-import contextlib
 import importlib
 import inspect
 import os
 import pkgutil
 import re
 import sys
+from typing import List
 
 os.environ.pop('TRITON_INTERPRET', None)  # before Triton is imported
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import code_generator  # noqa: E402
 
 from groupmamba_mm import GroupMamba, ops  # noqa: E402
-from groupmamba_mm.ops import backend  # noqa: E402
-from groupmamba_mm.ops.ffn import hidden  # noqa: E402
-from groupmamba_mm.ops.grouped_ssm import launch  # noqa: E402
-from groupmamba_mm.ops.norm import kernels as norm_kernels  # noqa: E402
+from groupmamba_mm.backbones.kernels import Pass, note_backbone  # noqa: E402
+from groupmamba_mm.ops.launch import Launch  # noqa: E402
+from groupmamba_mm.ops.precompile import AbsentGPU, _example  # noqa: E402
+
+#: An H100's.
+CAPABILITY = 90
 
 #: Narrow and wide stages of both families, whose kernels branch by width, with one state and more.
 MODELS = (
@@ -39,26 +40,16 @@ MODELS = (
     dict(arch=dict(family='paper', stem_channels=8, embed_dims=(144, ), depths=(1, ),
                    ffn_ratios=(2, )), d_state=3),
 )
-#: Of the images: maps of 14 and 7 columns, which strips of seven divide, and of others.
-SIZES = ((56, 56), (56, 56), (56, 72), (56, 72))
+#: Of images, four at once: maps that strips of seven columns divide, and others; of many tokens, of
+#: which a program takes whole FFNs, and which are cut into segments.
+SIZES = ((224, 224), (320, 608))
+PASSES = tuple(Pass(4, torch.float32, autocast, training, training)
+               for autocast in (None, torch.bfloat16) for training in (False, True))
 
 #: Values of constants that must all have been translated.
 BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), SUMMARY_PASS=(False, True),
-                EVEN=(False, True), HAS_NORM=(False, True), TW=(7, ), KEEP=(False, True),
+                EVEN=(False, True), HAS_NORM=(False, True), TW=(4, 7), KEEP=(False, True),
                 NORM=(False, True), SUM=(False, True), GRAD_ROUNDED_ROW=(0, 368))
-
-
-class AbsentGPU:
-    """What Triton asks its driver about: an H100."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget('cuda', 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 class Translated(Exception):
@@ -66,30 +57,24 @@ class Translated(Exception):
 
 
 class Frontend:
-    """From its creation on, launches translate kernels and do not run them.
+    """Translates kernels, for a GPU that is not there.
 
     Attributes:
-        problems: What is wrong with each kernel that was launched, by its name.
-        variants: How many there were of all kernels, by dtypes and constants.
+        problems: What is wrong with each kernel, by its name.
         constants: Names and values of the constants they had.
     """
 
     def __init__(self) -> None:
         self.problems = {}
         self.constants = set()
-        self._seen, self._dropped = set(), set()
+        self._dropped = set()
         generator = code_generator.CodeGenerator
         self._set_value, self._find_carries = generator.set_value, generator._find_carries
         generator.set_value = lambda *args: self._note(*args)
         generator._find_carries = lambda *args, **kwargs: self._compare(*args, **kwargs)
         triton.knobs.compilation.always_compile = True  # what is cached does not pass the frontend
-        triton.runtime.driver.set_active(AbsentGPU())
+        triton.runtime.driver.set_active(AbsentGPU(CAPABILITY))
         triton.knobs.runtime.add_stages_inspection_hook = self._stop
-        self._launch, triton.JITFunction.run = triton.JITFunction.run, self._run_of()
-
-    @property
-    def variants(self) -> int:
-        return len(self._seen)
 
     @staticmethod
     def _stop(backend_of, stages, options, language, capability):
@@ -101,26 +86,21 @@ class Frontend:
 
         stages['ttir'] = stop
 
-    def _run_of(self):
-        def run(kernel, *args, grid, warmup, **kwargs):
-            kinds = [arg.dtype if isinstance(arg, torch.Tensor) else type(arg) for arg in args]
-            variant = (kernel.__name__, str(kinds), str(kwargs))
-            if variant in self._seen:
-                return
-            self._seen.add(variant)
-            self.constants.update(kwargs.items())
-            self._dropped = set()
-            found = self.problems.setdefault(kernel.__name__, set())
-            try:
-                self._launch(kernel, *args, grid=grid, warmup=True, **kwargs)
-            except Translated:
-                pass
-            except triton.CompilationError as error:
-                found.add(str(error))
-            if self._dropped:
-                found.add(f'a loop assigns {sorted(self._dropped)}, which the next pass does not '
-                          'see: let the names begin with values of their own')
-        return run
+    def translate(self, launch: Launch) -> None:
+        """Note in ``problems`` what is wrong with one version of a kernel."""
+        self.constants.update(launch.constants)
+        self._dropped = set()
+        found = self.problems.setdefault(launch.function.__name__, set())
+        try:
+            launch.function.warmup(*map(_example, launch.kinds), grid=(1, ),
+                                   **dict(launch.constants))
+        except Translated:
+            pass
+        except triton.CompilationError as error:
+            found.add(str(error))
+        if self._dropped:
+            found.add(f'a loop assigns {sorted(self._dropped)}, which the next pass does not see: '
+                      'let the names begin with values of their own')
 
     def _note(self, generator, name, value):
         for assigned in getattr(generator, 'assigned', ()):
@@ -148,40 +128,40 @@ def launched_kernels():
                for info in pkgutil.walk_packages(ops.__path__, ops.__name__ + '.')]
     source = ''.join(map(inspect.getsource, modules))
     return {name for module in modules for name, value in vars(module).items()
-            if isinstance(value, triton.JITFunction) and re.search(rf'\b{name}\[', source)}
+            if isinstance(value, triton.JITFunction)
+            and re.search(rf'\blaunch\((kernels\.)?{name}\b', source)}
 
 
-def run_models() -> None:
-    """Each model forward, and forward and backward in training, the CPU taken for a GPU."""
-    backend._problem = lambda *args, **kwargs: None
-    norm_kernels.runs_on = lambda device: True
-    torch.cuda.device_of = lambda tensor: contextlib.nullcontext()
-    # small maps take what large ones do: whole FFNs in a kernel, sequences cut into segments
-    hidden._PROGRAMS, launch.SHORTEST_SEGMENT = 2, 16
-    for options, (height, width) in zip(MODELS, SIZES):
-        model = GroupMamba(scan_backend='triton', drop_path_rate=.1, **options)
-        for stage in model.stages:  # a GPU's autocast keeps the tokens in fp32
-            stage[0].register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
-        for dtype in (torch.bfloat16, torch.float32):
-            with torch.autocast('cpu', torch.bfloat16, enabled=dtype != torch.float32):
-                image = torch.randn(1, 3, height, width)
-                with torch.no_grad():
-                    model.eval()(image)
-                model.train()(image)[-1].float().sum().backward()
+def note_models() -> List[Launch]:
+    """What the models launch, forward, and forward and backward in training."""
+    return list(dict.fromkeys(
+        launch for options in MODELS
+        for launch in note_backbone(GroupMamba(scan_backend='triton', drop_path_rate=.1, **options),
+                                    SIZES, PASSES, CAPABILITY)))
+
+
+def specialised_integers(launches: List[Launch]) -> List[str]:
+    """Integers on which Triton would compile a version for 1, one for multiples of 16, ..."""
+    return sorted({f'{launch.function.__name__}: {parameter.name}' for launch in launches
+                   for parameter, kind in zip(launch.function.params, launch.kinds)
+                   if kind in ('i32', 'i64') and not parameter.do_not_specialize})
 
 
 def main() -> int:
     """Return the number of kernels that have problems."""
-    frontend = Frontend()
-    run_models()
+    launches, frontend = note_models(), Frontend()
+    for launch in launches:
+        frontend.translate(launch)
     problems = dict.fromkeys(launched_kernels(), {'no model here launches it'})
     problems.update(frontend.problems)
     problems.update({f'{name}={value}': {'no kernel here has it'}
                      for name, values in BRANCHES.items() for value in values
                      if (name, value) not in frontend.constants})
+    problems.update({integer: {'its value decides on a version'}
+                     for integer in specialised_integers(launches)})
     for name, found in sorted(problems.items()):
         print(f'{name}:', *(sorted(found) or ['fine']))
-    print(f'{frontend.variants} variants of {len(frontend.problems)} kernels')
+    print(f'{len(launches)} versions of {len(frontend.problems)} kernels')
     return sum(map(bool, problems.values()))
 
 

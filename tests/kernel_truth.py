@@ -4,6 +4,9 @@ Without a GPU the kernels run in Triton's interpreter; see conftest.py.
 """
 import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,3 +67,10 @@ def differentiable(forward, backward, *tensors):
         The outputs.
     """
     return _Pair.apply(forward, backward, *tensors)
+
+
+def run_apart(*command, **variables):
+    """Python in a process of its own, in which Triton compiles: this one's interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    return subprocess.run([sys.executable, *command], cwd=Path(__file__).resolve().parents[1],
+                          env={**environment, **variables}, text=True, capture_output=True)

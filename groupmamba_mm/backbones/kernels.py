@@ -43,13 +43,16 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
 
 
 def _runs_kernels(backbone: nn.Module) -> bool:
-    """Whether the kernels may be what is chosen; why not is the business of ``ops/backend.py``."""
+    """Whether the kernels may be what is chosen, and are compiled; why not is the business of
+    ``ops/backend.py``."""
     import os
 
-    from groupmamba_mm.ops.backend import TRITON_MIN_CAPABILITY, VARIABLE, import_problem
+    from groupmamba_mm.ops.backend import (TRITON_MIN_CAPABILITY, VARIABLE, import_problem,
+                                           is_interpreted)
     names = {m.scan_backend for m in backbone.modules() if isinstance(m, GroupedSSM)}
     names = {os.environ.get(VARIABLE) or 'auto' if name == 'auto' else name for name in names}
-    return bool(names & {'auto', 'triton'}) and import_problem('triton') is None and \
+    return bool(names & {'auto', 'triton'}) and not is_interpreted() and \
+        import_problem('triton') is None and \
         torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
 
 

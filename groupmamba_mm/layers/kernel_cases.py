@@ -47,8 +47,9 @@ def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> C
             results.append([('output', y.detach()), ('gradient of tokens', tokens.grad)] + [
                 (f'gradient of {name}', p.grad) for name, p in model.named_parameters()])
         for (name, got), (_, expected) in zip(*results):
-            yield f'{block.__name__} of {channels} channels, {name}', got, expected
+            yield f'{run.__name__}, {name}', got, expected
 
+    run.__name__ = f'{block.__name__} of {channels} channels'
     return run
 
 

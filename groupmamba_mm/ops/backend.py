@@ -145,7 +145,7 @@ def _no_gpu(device: torch.device) -> Optional[str]:
     """Why 'auto' needs no look at the kernels, not even at Triton's interpreter."""
     if device.type != 'cuda':
         return f'the kernels need a CUDA device, the tensors are on {device}'
-    if _interpreted():
+    if is_interpreted():
         return "TRITON_INTERPRET=1 makes the kernels slow; name 'triton' if they are meant"
     return None
 
@@ -172,13 +172,13 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
     if missing is not None:
         return f'{missing}; run `pip install triton` (Linux only; PyTorch for CUDA brings it)'
     if device.type != 'cuda':
-        if _interpreted():
+        if is_interpreted():
             return None
         return (f'the kernels need a CUDA device, the tensors are on {device} (to try the kernels '
                 'there, very slowly, set TRITON_INTERPRET=1)')
     if not torch.cuda.is_available():
         return 'PyTorch sees no CUDA device'
-    if _interpreted():
+    if is_interpreted():
         return None
     capability = torch.cuda.get_device_capability(device)
     if capability < TRITON_MIN_CAPABILITY:
@@ -235,13 +235,13 @@ def import_problem(module: str) -> Optional[str]:
     return None
 
 
-def _interpreted() -> bool:
+def is_interpreted() -> bool:
     """Whether Triton's kernels are interpreted; the variable counts before their import."""
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
 def _triton_state(device: torch.device) -> str:
-    if device.type != 'cuda' or _interpreted():
+    if device.type != 'cuda' or is_interpreted():
         return f"{_versions('triton')}, interpreted (very slow)"
     return f"{_versions('triton')}, self-test passed"
 

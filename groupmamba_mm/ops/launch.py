@@ -44,11 +44,10 @@ def rows_of(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
         return None, 0
     batch, length, width = tensor.shape
     of_image, row, of_channel = tensor.stride()
+    is_even = length == 1 or batch <= 1 or of_image == length * row
     if length == 1:
         row = of_image if batch > 1 else width
-    elif batch > 1 and of_image != length * row:
-        of_channel = 0  # no even distance
-    if of_channel != 1 and width > 1:
+    if not is_even or (of_channel != 1 and width > 1):
         return tensor.contiguous(), width
     return tensor, row
 

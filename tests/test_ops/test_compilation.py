@@ -1,17 +1,15 @@
 """Kernels as Triton's compiler sees them, which the interpreter does not show."""
-import os
-import subprocess
-import sys
+import json
 
 import pytest
 
-from tests.conftest import REPO
-from tests.kernel_truth import needs_triton
+from tests.kernel_truth import needs_triton, run_apart
 
 pytestmark = needs_triton
 
 WRONG = """
 import torch, triton, triton.language as tl
+from groupmamba_mm.ops.launch import Launch
 from tests.compile_kernels import Frontend
 
 @triton.jit
@@ -31,18 +29,36 @@ def change(x, n):
         place = tl.load(x)
 
 frontend = Frontend()
-x = torch.zeros(64)
-shift[1, ](x, x, 4)
-change[1, ](x, 4)
+frontend.translate(Launch(shift, (torch.float32, torch.float32, 'i32'), ()))
+frontend.translate(Launch(change, (torch.float32, 'i32'), ()))
 print(frontend.problems)
 """
 
 
-def run_apart(*command):
-    """In a process of its own: this one's Triton interprets."""
-    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
-    return subprocess.run([sys.executable, *command], cwd=REPO, env=environment, text=True,
-                          capture_output=True)
+#: A model that detects: what it launches for sizes, some of which were not noted before.
+SIZES = """
+import json, torch
+from groupmamba_mm import GroupMamba
+from groupmamba_mm.backbones.kernels import DENSE_SIZES, Pass, note_backbone
+from tests.compile_kernels import specialised_integers
+
+model = GroupMamba(arch=dict(family='{family}', stem_channels=8, embed_dims=(24, 36), depths=(2, 1),
+                             ffn_ratios=(2, 2)), scan_backend='triton', out_indices=(0, 1))
+kind = Pass(2, torch.float32, torch.bfloat16, True, True)
+known = note_backbone(model, DENSE_SIZES, [kind], 90)
+new = set(note_backbone(model, [(480, 640), (1024, 2048)], [kind], 90)) - set(known)
+print(json.dumps([specialised_integers(known), len(known), [str(launch) for launch in new]]))
+"""
+
+
+@pytest.mark.parametrize('family', ['paper', 'official'])
+def test_new_image_sizes_compile_nothing(family):
+    """No integer decides on a version, and some sizes stand for all."""
+    done = run_apart('-c', SIZES.format(family=family))
+    assert done.returncode == 0, done.stderr[-3000:]
+    integers, count, new = json.loads(done.stdout.splitlines()[-1])
+    assert integers == [] and new == []
+    assert count > 50
 
 
 @pytest.mark.slow

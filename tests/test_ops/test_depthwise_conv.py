@@ -158,7 +158,7 @@ def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, programs, ro
 def test_fewer_parameters_than_channels(kernels, device):
     """Behind those of the parameters' gradients are channels of padding, with taps of zero."""
     x, dy = (randn(i, device, torch.float32, 2, 6, 16) for i in range(2))
-    taps, bias = (randn(i, device, torch.float32, *shape) for i, shape in ((2, (9, 16)), (3, (16, ))))
+    taps, bias = randn(2, device, torch.float32, 9, 16), randn(3, device, torch.float32, 16)
     taps[:, 10:] = bias[10:] = 0
     dx, *whole = kernels.grid_conv_backward(x, dy, taps, bias, (2, 3), 'gelu')
     fewer = [torch.empty(n, device=device) for n in (90, 10, 10)]

@@ -328,7 +328,7 @@ def test_twice_the_same_bits():
 
 
 def test_gradients_into_memory_of_the_caller():
-    """The rows of parameters' gradients, and a third one: of a bias that was added to the stream."""
+    """The rows of parameters' gradients, and a third: of a bias that was added to the stream."""
     stream, grad, of_normed = (torch.randn(2, 9, 44, device=DEVICE) for _ in range(3))
     weight, memory = torch.randn(44, device=DEVICE), torch.zeros(140, device=DEVICE)
 

@@ -142,8 +142,12 @@ def _backward(ctx, of_outputs):
     dx, dout = (None, of_outputs[0]) if x is None else of_outputs[:2]
     dtokens, *dbranch, grads = _block_backward(
         *ctx.numbers, dx, dout, tokens, width, branch_drop, drop, parameters, x, saved)
+    # their sizes from the specification: those of the parameters may be symbols here
+    shapes = _spec(_module(ctx.numbers[0]), ctx.numbers[1]).shapes()
+    of_parameters = [part.view(shape) for part, shape in zip(
+        grads.split([shape.numel() for shape in shapes]), shapes)]
     return (None, ) * 6 + (dtokens.to(tokens.dtype), dbranch[0].to(dtype) if width else None, None,
-                           None, _split(grads, parameters, [True] * ctx.count))
+                           None, of_parameters)
 
 
 _block.register_autograd(_backward, setup_context=_setup_context)

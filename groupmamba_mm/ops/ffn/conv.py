@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..depthwise_conv.kernels import grid_conv_backward, grid_conv_forward
 from ..integers import cdiv
+from ..launch import is_abstract
 from ..linear import linear, linear_input_gradient, linear_weight_gradient
 
 #: Bytes of a part of the batch's hidden tensors in the backward pass. There are four of them, two
@@ -20,6 +21,8 @@ _PART = 2**27
 def _parts_of_batch(tensor: Tensor) -> Iterator[slice]:
     """Images of each part of (B, L, C), as few parts of up to _PART bytes as will do."""
     images = tensor.shape[0]
+    if is_abstract(tensor):  # its sizes may be symbols
+        return iter((slice(None), ))
     step = max(1, cdiv(images, max(1, cdiv(tensor.nbytes, _PART))))
     return (slice(first, first + step) for first in range(0, max(1, images), step))
 

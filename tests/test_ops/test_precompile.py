@@ -1,0 +1,109 @@
+"""Kernels compiled by worker processes, without a GPU."""
+import json
+
+import pytest
+import torch
+
+from tests.kernel_truth import needs_triton, run_apart
+
+pytestmark = needs_triton
+
+SCRIPT = """
+import json, logging, sys
+from pathlib import Path
+import torch, triton
+from groupmamba_mm.ops import precompile, sums
+from groupmamba_mm.ops.launch import Launch
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format='%(message)s')
+cache = Path(triton.knobs.cache.dir)
+
+def compiled():
+    return sorted(path.name for path in cache.rglob('*.cubin'))
+
+def run():
+    parts = torch.empty(300, 3)
+    for _ in range(2):
+        sums.sum_parts(parts)
+    sums.column_sums(torch.empty(2, 5, 3, dtype=torch.bfloat16))
+
+calls, results = [], {}
+
+def note():
+    calls.append(1)
+    return precompile.note_launches(run, 90)
+
+results['first'] = precompile.compile_once('model', note, 90, workers=2)
+results['kernels'] = compiled()
+results['second'] = precompile.compile_once('model', note, 90, workers=2)
+results['calls'] = len(calls)
+results['markers'] = len(list(cache.glob('groupmamba_mm-*.done')))
+results['another model'] = precompile.compile_once('another', note, 90, workers=1)
+results['another GPU'] = precompile.compile_once('model', lambda: [], 80)
+
+# what a launch on the GPU looks up is there: tensors with data are aligned as was assumed
+triton.runtime.driver.set_active(precompile.AbsentGPU(90))
+sums._sum_parts.warmup(torch.empty(300, 3), torch.empty(3), 300, 3, grid=(1, ),
+                       **sums._plan_parts(1, 300, 3)[1])
+results['kernels in the end'] = compiled()
+
+wrong = Launch(sums._sum_parts, (None, torch.float32, 'i32', 'i32'),
+               (('ROWS', 16), ('COLUMNS', 16)))
+try:
+    precompile.compile_once('wrong', lambda: [wrong], 90, workers=1)
+except RuntimeError as error:
+    results['error'] = str(error)
+results['markers in the end'] = len(list(cache.glob('groupmamba_mm-*.done')))
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+    done = run_apart('-c', SCRIPT, TRITON_CACHE_DIR=str(tmp_path_factory.mktemp('cache')))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]), log=done.stderr)
+
+
+def test_each_kernel_is_compiled_once(results):
+    # _sum_parts twice, in tiles of few rows and of many, and _column_sums
+    assert results['first'] == 3
+    assert results['kernels'] == ['_column_sums.cubin', '_sum_parts.cubin', '_sum_parts.cubin']
+    assert 'compiling 3 kernels for capability 9.0 in 2 processes, once' in results['log']
+    assert 'compiled 3 kernels in ' in results['log']
+
+
+def test_what_was_done_before_takes_nothing(results):
+    assert results['second'] == 0 and results['calls'] == 1
+    assert results['markers'] == 1
+
+
+def test_other_models_and_gpus_are_no_matter_of_the_first(results):
+    assert results['another model'] == 3 and results['another GPU'] == 0
+    assert results['markers in the end'] == 3  # none of what failed
+
+
+def test_launches_find_what_was_compiled(results):
+    assert results['kernels in the end'] == results['kernels']
+
+
+def test_a_kernel_that_does_not_compile_is_named(results):
+    assert results['error'].startswith(
+        'kernel _sum_parts of groupmamba_mm.ops.sums does not compile: CompilationError')
+
+
+def test_gpu_that_is_absent():
+    from groupmamba_mm.ops.precompile import AbsentGPU
+    gpu = AbsentGPU(86)
+    target = gpu.get_current_target()
+    assert (target.backend, target.arch, target.warp_size) == ('cuda', 86, 32)
+    assert gpu.get_current_device() == gpu.get_current_stream(0) == 0
+
+
+@pytest.mark.parametrize('capability, kib', [(80, 163), (86, 99), (90, 227), (100, 227)])
+def test_shared_memory_is_that_of_the_gpu_that_is_meant(capability, kib):
+    from groupmamba_mm.ops.gpu import shared_memory
+    from groupmamba_mm.ops.precompile import note_launches
+    seen = []
+    note_launches(lambda: seen.append(shared_memory(torch.device('cpu'))), capability)
+    assert seen == [kib * 1024]
