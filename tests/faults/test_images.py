@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
+from groupmamba_mm.datasets import loading  # noqa: F401, registers what reads images
 from groupmamba_mm.engine.training import set_common_options
 from groupmamba_mm.errors import DataError
 from tests.small_training import Interrupted
