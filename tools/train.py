@@ -32,8 +32,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='continue from a checkpoint, without a value from the last one in '
-                        'the work directory')
+                        help='continue from a checkpoint, without a value from the newest whole '
+                        'one in the work directory')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale the learning rate from the config's base batch size to "
                         'the real one, accumulated steps counted')

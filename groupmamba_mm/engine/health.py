@@ -189,7 +189,8 @@ class HealthHook(Hook):
             flags.append(torch.tensor(self._reason is not None))
         if not flags:
             return
-        device = flags[0].device
+        # the GPU's, if there is one: nothing is to wait for it
+        device = max((flag.device for flag in flags), key=lambda device: device.type == 'cuda')
         slot = runner.iter % len(self._host_view)
         if len(self._pending) == len(self._host_view):
             self.failure_code(wait=True)

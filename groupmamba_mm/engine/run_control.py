@@ -150,6 +150,7 @@ class RunControlHook(Hook):
         self.signals = SignalListener()
         self.agreement: Optional[Agreement] = None
         self.heartbeat: Optional[Heartbeat] = None
+        self.health: Optional[HealthHook] = None
         self._shared_val_steps = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -182,6 +183,8 @@ class RunControlHook(Hook):
     def close(self) -> None:
         """Stop listening, also after an error."""
         self.signals.stop()
+        if self.health is not None:
+            self.health.close()
         if self.heartbeat is not None:
             self.heartbeat.close()
         self.agreement = self.heartbeat = None

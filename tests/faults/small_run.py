@@ -27,7 +27,8 @@ class NoisyPoints(Points):
         time.sleep(self.seconds)
         if not self.noise:
             return dict(inputs=torch.tensor([index / 24, 1.]))
-        return dict(inputs=torch.tensor([index / 24 + self.noise * random.random(), torch.rand(1).item()]))
+        return dict(inputs=torch.tensor(
+            [index / 24 + self.noise * random.random(), torch.rand(1).item()]))
 
 
 @METRICS.register_module()
@@ -85,7 +86,8 @@ def train(work_dir, *options):
     if 'machines' in options:
         os.environ['GROUP_RANK'] = os.environ['RANK']
     if 'file_limit' in options:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(options['file_limit']), resource.RLIM_INFINITY))
+        limits = int(options['file_limit']), resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     if 'pids' in options:
         Path(work_dir, f'pid_{os.environ["RANK"]}').write_text(str(os.getpid()))
     launcher = 'pytorch' if 'RANK' in os.environ else 'none'
@@ -95,7 +97,8 @@ def train(work_dir, *options):
         work_dir, epochs=int(options.get('epochs', 4)), ema='EMAHook', val=True,
         model=dict(type='ExactModel' if exact else 'NoisyModel',
                    nan=nan and [int(number) for number in nan.split(',')]),
-        dataset=NoisyPoints(seconds, noise=0 if exact else 0.1), val_dataset=NoisyPoints(seconds, noise=0),
+        dataset=NoisyPoints(seconds, noise=0 if exact else 0.1),
+        val_dataset=NoisyPoints(seconds, noise=0),
         metric='MeanMetric', workers=1,
         batch_size=int(options.get('batch', 2)),
         scheduler=dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4,

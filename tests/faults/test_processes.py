@@ -87,7 +87,8 @@ def test_two_machines(tmp_path, whole):
 @pytest.mark.faults
 def test_torchrun_restarts_what_was_killed(tmp_path, whole):
     run = torchrun(tmp_path, '--nproc_per_node=2', '--max_restarts=2', '--rdzv_backend=c10d',
-                   f'--rdzv_endpoint=127.0.0.1:{free_port()}', '--local_addr=127.0.0.1', options=('seconds=0.05', 'minutes=0.005', 'pids=1'))
+                   f'--rdzv_endpoint=127.0.0.1:{free_port()}', '--local_addr=127.0.0.1',
+                   options=('seconds=0.05', 'minutes=0.005', 'pids=1'))
     pids = tmp_path / 'pid_1'
     while not (tmp_path / 'latest.pth').exists():
         assert run.poll() is None, run.communicate()
