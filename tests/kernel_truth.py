@@ -36,3 +36,31 @@ def grid_reference(x, weight, bias, grid, act):
     p = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, C) -> (B, C, H, W)
     p = F.conv2d(p, weight, bias, padding=1, groups=len(bias))
     return ACTIVATE[act](p.permute(0, 2, 3, 1).flatten(1, 2))  # (B, C, H, W) -> (B, L, C)
+
+
+class _Pair(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, forward, backward, *tensors):
+        ctx.set_materialize_grads(False)  # as in the blocks: what has no gradient brings None
+        outputs, saved = forward(*tensors)
+        ctx.run = lambda *grads: backward(saved, *grads)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return (None, None, *ctx.run(*grads))
+
+
+def differentiable(forward, backward, *tensors):
+    """What kernels compute, with the gradients that they compute, for autograd.
+
+    Args:
+        forward: Called with the tensors; returns a tuple of outputs, and anything for ``backward``.
+        backward: Called with that and the outputs' gradients, each perhaps None; returns the
+            tensors' gradients in their order, None for those without.
+        tensors: Each perhaps None.
+
+    Returns:
+        The outputs.
+    """
+    return _Pair.apply(forward, backward, *tensors)

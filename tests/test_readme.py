@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.io import write_png
 
+import groupmamba_mm
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.engine.config_checks import load_config
@@ -15,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/groupmamba/README.md',
              'configs/groupmamba/ablations/README.md', 'configs/demo/README.md',
-             'configs/mask_rcnn/README.md', 'configs/upernet/README.md', 'docs/distillation.md')
+             'configs/mask_rcnn/README.md', 'configs/upernet/README.md', 'docs/distillation.md',
+             'docs/export.md')
 EXAMPLES = dict(
     re.findall(r'<!-- example: (\S+) -->\n```python\n(.*?)```', README, flags=re.DOTALL))
 #: Where the README says to put an example, which is therefore not there.
@@ -86,6 +89,25 @@ def test_plain_example_gives_the_maps_it_promises():
     exec(EXAMPLES['plain'], names)
     assert [tuple(m.shape) for m in names['maps']] == [
         (1, 96, 16, 24), (1, 192, 8, 12), (1, 368, 4, 6), (1, 760, 2, 3)]
+
+
+def test_models_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(EXAMPLES['create_model'], names)
+    assert names['model'](torch.zeros(1, 4, 32, 32)).shape == (1, 10)
+    assert len(names['maps'](torch.zeros(1, 3, 32, 32))) == 3
+    exec(EXAMPLES['timm'], names)
+    assert [m.shape[1] for m in names['model'](torch.zeros(1, 3, 32, 32))] == [128, 448]
+
+
+def test_prediction_of_one_image(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = build_model(groupmamba_mm.get_config('groupmamba-official-pico_demo-cls'))
+    torch.save(dict(state_dict=model.state_dict()), 'CHECKPOINT.pth')
+    write_png(torch.zeros(3, 64, 64, dtype=torch.uint8), 'IMAGE.png')
+    exec(EXAMPLES['predict'], {})
+    assert "'label': " in capsys.readouterr().out
 
 
 def test_detector_builds(tmp_path):

@@ -13,7 +13,8 @@ model = dict(
             embed_dims=(32, 96, 144, 192),
             depths=(1, 1, 1, 1),
             ffn_ratios=(2, 2, 2, 2)),
-        drop_path_rate=0.),
+        drop_path_rate=0.,
+        compile_mode=None),
     head=dict(num_classes=10, in_channels=192),
     # a digit mixed with another one is no digit
     train_cfg=None)

@@ -14,6 +14,7 @@ model = dict(
             depths=(1, 1, 1, 1),
             ffn_ratios=(2, 2, 2, 2)),
         drop_path_rate=0.,
+        compile_mode=None,
         # the released std of 0.02 suits groups of a hundred channels, not of eight
         init_cfg=dict(type='TruncNormal', layer=['Linear', 'GroupedLinear'], std=0.1)),
     head=dict(num_classes=10, in_channels=192),

@@ -98,8 +98,8 @@ def find_subjects(configs: Sequence[str],
         The configs' models, then the peers.
 
     Raises:
-        ConfigError: A config or peer is unknown or given twice, a config has its backbone compiled,
-            or classifiers and dense models are mixed.
+        ConfigError: A config or peer is unknown or given twice, or classifiers and dense models are
+            mixed.
     """
     loaded = []
     for name in configs:
@@ -127,10 +127,8 @@ def find_subjects(configs: Sequence[str],
             raise ConfigError(f'config {path}: its {cfg.model.type} has no backbone to measure '
                               'with --dense; leave it out')
     for path, cfg in loaded:
-        if cfg.model.get('backbone', {}).get('compile_mode') is not None:
-            # what is measured are copies, and a copied module is not compiled
-            raise ConfigError(f'config {path} sets backbone.compile_mode; leave it out and give '
-                              '--compile with the mode, which has rows of its own')
+        if cfg.model.get('backbone') is not None and 'compile_mode' in cfg.model.backbone:
+            cfg.model.backbone.pop('compile_mode')  # rows say how they were compiled
     dense = dense or any(are_dense.values())
     return [Subject(Path(path).stem, OURS, dense, cfg) for path, cfg in loaded] + [
         Subject(name, PEER, dense) for name in peers]

@@ -91,13 +91,13 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         ConfigError: The library is none of the three.
     """
     dataset = _innermost(cfg.train_dataloader.dataset)
-    scope, processes = cfg.default_scope, benchmark_data.default_processes()
+    scope, threads = cfg.default_scope, benchmark_data.default_threads()
     if scope == 'mmpretrain':
         classes = _num_classes(cfg)
         root = folder / f'classification_{classes}classes_{images}'
         with _made_once(root) as missing:
             if missing:
-                benchmark_data.make_classification(root, images, classes, processes)
+                benchmark_data.make_classification(root, images, classes, threads)
         dataset.pop('split', None)
         dataset.update(type='CustomDataset', data_prefix='train', ann_file='')
     elif scope == 'mmdet':
@@ -107,7 +107,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         with _made_once(root) as missing:
             if missing:
                 benchmark_data.make_detection(root, dataset.ann_file, 'train', names, images,
-                                              processes)
+                                              threads)
     elif scope == 'mmseg':
         classes = len(_class_names(dataset, scope))
         classes += bool(dataset.get('reduce_zero_label'))
@@ -117,7 +117,7 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         with _made_once(root) as missing:
             if missing:
                 benchmark_data.make_segmentation(root, 'images', 'annotations', ('.jpg', '.png'),
-                                                 classes, images, processes)
+                                                 classes, images, threads)
     else:
         raise ConfigError(f'config {cfg.filename}: no data can be made for default_scope='
                           f'{scope!r}; give one of {", ".join(_LIBRARIES)}')
@@ -430,15 +430,39 @@ def _run(arguments: List[str], processes: int, plan: Plan, environment: Dict[str
                             '--iterations') from None
         finally:
             memory.stop()
-            with contextlib.suppress(ProcessLookupError):  # and what it has started
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
         if code != 0:
             output.seek(0)
             lines = [line.strip() for line in output if line.strip()]
             errors = [line for line in lines if 'rror' in line] or lines or ['no output']
             raise PartError(f'exit code {code}: {errors[-1][:300]}')
     return memory.peak_gb
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and what it has started, on Linux also what has a session of its own."""
+    started = _family(process.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pid in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _family(pid: int) -> List[int]:
+    """A process and all that descend from it, as far as Linux's /proc tells."""
+    parents = {}
+    for entry in Path('/proc').glob('[0-9]*'):
+        with contextlib.suppress(OSError):
+            # behind the command's name, which may have spaces
+            state, parent = (entry / 'stat').read_text().rpartition(')')[2].split()[:2]
+            if state != 'Z':
+                parents[int(entry.name)] = int(parent)
+    family = [pid] if pid in parents else []
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+    return family
 
 
 class _MemoryWatch:
@@ -448,7 +472,7 @@ class _MemoryWatch:
     """
 
     def __init__(self, pid: int) -> None:
-        self.group = pid
+        self.pid = pid
         self.peak_gb = 0.
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -462,14 +486,11 @@ class _MemoryWatch:
     def _watch(self) -> None:
         while not self._done.wait(.5):
             total = 0
-            for entry in Path('/proc').glob('[0-9]*'):
-                with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
-                    # the session, which torchrun's processes share; behind the command's name
-                    stat = (entry / 'stat').read_text().rpartition(')')[2].split()
-                    if int(stat[3]) == self.group:
-                        text = (entry / 'smaps_rollup').read_text()
-                        total += next(int(line.split()[1]) for line in text.splitlines()
-                                      if line.startswith('Pss:'))
+            for pid in _family(self.pid):
+                with contextlib.suppress(OSError, StopIteration):
+                    lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
+                    total += next(int(line.split()[1]) for line in lines
+                                  if line.startswith('Pss:'))
             self.peak_gb = max(self.peak_gb, 1024 * total / 1e9)
 
 

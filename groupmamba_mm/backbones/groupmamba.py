@@ -11,6 +11,7 @@ from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 from .archs import FAMILIES, resolve_arch
 from .kernels import prepare_kernels
+from .replay import InferenceReplay
 
 #: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
 MIN_PRETRAINED_SHARE = 0.9
@@ -56,9 +57,10 @@ class GroupMamba(nn.Module):
             ``'auto'``: what the environment variable ``GROUPMAMBA_BACKEND`` names, else the Triton
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
             :func:`groupmamba_mm.ops.explain_backend`.
-        compile_mode: None, or a mode of ``torch.compile`` for the whole backbone, for images of one
-            size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'`` (CUDA
-            graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs too).
+        compile_mode: None, or a mode of ``torch.compile`` for training passes on a GPU, for images
+            of one size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'``
+            (CUDA graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs
+            too). Other passes run as without it.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -136,16 +138,35 @@ class GroupMamba(nn.Module):
             self.out_norms = nn.ModuleDict(
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
         self._freeze()
+        self._replay = InferenceReplay()
         self._prepared = set()  # kinds of passes whose kernels are compiled
         self.compile_mode = compile_mode
         if compile_mode is not None:
             self.compile(mode=compile_mode, dynamic=False)
 
     def __call__(self, image: Tensor, *args, **kwargs) -> Tuple[Tensor, ...]:
-        """:meth:`forward`, the first time behind :func:`prepare_kernels`."""
+        """:meth:`forward`; the first time kernels are compiled, and inference that repeats is
+        replayed from a CUDA graph (:mod:`.replay`)."""
         if image.is_cuda and not torch.compiler.is_compiling():
             prepare_kernels(self, image)
+        if self._may_replay(image) and not is_watched(self):
+            outputs = self._replay(self, image)
+            if outputs is not None:
+                return outputs
+        if self.compile_mode is not None and not self._runs_compiled(image):
+            return self._call_impl(image, *args, **kwargs)
         return super().__call__(image, *args, **kwargs)
+
+    def _may_replay(self, image: Tensor) -> bool:
+        """Whether this pass may be replayed from a CUDA graph."""
+        return (image.is_cuda and not self.training and not torch.is_grad_enabled()
+                and not torch.compiler.is_compiling()
+                and not torch.cuda.is_current_stream_capturing())
+
+    def _runs_compiled(self, image: Tensor) -> bool:
+        """Whether ``compile_mode`` counts: a validation's last batch is smaller, and would compile
+        anew; a CPU gains nothing by it."""
+        return self.training and image.is_cuda
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """Compute features.

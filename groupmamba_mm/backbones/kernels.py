@@ -33,18 +33,10 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
     backbone._prepared.add(kind)
     if torch.cuda.is_current_stream_capturing() or not _runs_kernels(backbone):
         return
-    from groupmamba_mm.ops.precompile import compile_once
     major, minor = torch.cuda.get_device_capability(image.device)
-    sizes = [tuple(image.shape[2:])]
-    if backbone.out_indices is not None:
-        sizes += DENSE_SIZES
-    capability = 10 * major + minor
-    kinds = [kind]
-    if kind.training:
-        kinds.append(kind._replace(training=False, wants_gradient=False))
+    kinds = with_validation(backbone, kind)
     backbone._prepared.update(kinds)
-    compile_once((repr(backbone), kinds, sizes),
-                 lambda: note_backbone(backbone, sizes, kinds, capability), capability)
+    compile_backbone(backbone, tuple(image.shape[2:]), kinds, 10 * major + minor)
     # the check at first use finds its kernels in the cache, too
     ssm = next(module for module in backbone.modules() if isinstance(module, GroupedSSM))
     resolve_backend(ssm.scan_backend, image.device)
@@ -59,6 +51,36 @@ def _runs_kernels(backbone: nn.Module) -> bool:
     names = {os.environ.get(VARIABLE) or 'auto' if name == 'auto' else name for name in names}
     return bool(names & {'auto', 'triton'}) and import_problem('triton') is None and \
         torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
+
+
+def compile_backbone(backbone: nn.Module, size: Tuple[int, int], kinds: Sequence['Pass'],
+                     capability: int, workers: Optional[int] = None) -> int:
+    """Compile what a backbone launches, unless this machine's cache of Triton has it.
+
+    Args:
+        backbone: A ``GroupMamba``, on any device.
+        size: Of a classifier's images, (H, W); those of dense tasks have any.
+        kinds: Of passes.
+        capability: Of the GPU: 90 is 9.0.
+        workers: Processes; None: one for each core.
+
+    Returns:
+        How many kernels there are; 0 if all was done before.
+    """
+    from groupmamba_mm.ops.precompile import compile_once
+    sizes = [size] if backbone.out_indices is None else DENSE_SIZES
+    return compile_once((repr(backbone), kinds, sizes),
+                        lambda: note_backbone(backbone, sizes, kinds, capability), capability,
+                        workers)
+
+
+def with_validation(backbone: nn.Module, kind: 'Pass') -> List['Pass']:
+    """A kind of passes, and if it is a training's the validation's as well: of a dense task image
+    by image."""
+    if not kind.training:
+        return [kind]
+    batch = kind.batch if backbone.out_indices is None else 1
+    return [kind, kind._replace(batch=batch, training=False, wants_gradient=False)]
 
 
 class Pass(NamedTuple):

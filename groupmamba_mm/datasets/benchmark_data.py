@@ -5,8 +5,8 @@ JPEGs of the bytes of photographs, as decoding takes time for each coded bit.
 """
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -25,22 +25,22 @@ _CONTRAST = 50.
 _TEXTURES, _TEXTURE_SIZE = 4, 1024
 
 
-def make_classification(root: Path, images: int, classes: int, processes: int) -> None:
+def make_classification(root: Path, images: int, classes: int, threads: int) -> None:
     """Write ``root/train/CLASS/NUMBER.JPEG``.
 
     Args:
         root: The folder.
         images: Number of images; each class has one at least.
         classes: Number of classes.
-        processes: Number of processes that paint.
+        threads: Number of threads that paint.
     """
     each = max(1, round(images / classes))
     jobs = [(root / 'train' / f'n{index:08d}', each, index) for index in range(classes)]
-    _in_parallel(_write_class, jobs, processes)
+    _in_parallel(_write_class, jobs, threads)
 
 
 def make_detection(root: Path, annotation_file: str, image_folder: str, names: Sequence[str],
-                   images: int, processes: int) -> None:
+                   images: int, threads: int) -> None:
     """Write images and a file of annotations in COCO's format, 7 objects an image on average.
 
     Args:
@@ -49,7 +49,7 @@ def make_detection(root: Path, annotation_file: str, image_folder: str, names: S
         image_folder: Where in it the images are.
         names: Names of the classes.
         images: Number of images.
-        processes: Number of processes that paint.
+        threads: Number of threads that paint.
     """
     rng = np.random.default_rng(0)
     jobs, records, objects = [], [], []
@@ -60,7 +60,7 @@ def make_detection(root: Path, annotation_file: str, image_folder: str, names: S
         records.append(dict(id=index + 1, file_name=name, width=size[0], height=size[1]))
         for _ in range(rng.integers(3, 12)):
             objects.append(_random_object(rng, len(objects) + 1, index + 1, size, len(names)))
-    _in_parallel(_write_image, jobs, processes)
+    _in_parallel(_write_image, jobs, threads)
     file = root / annotation_file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dict(
@@ -69,7 +69,7 @@ def make_detection(root: Path, annotation_file: str, image_folder: str, names: S
 
 
 def make_segmentation(root: Path, image_folder: str, map_folder: str, suffixes: Tuple[str, str],
-                      classes: int, images: int, processes: int) -> None:
+                      classes: int, images: int, threads: int) -> None:
     """Write images and label maps.
 
     Args:
@@ -79,7 +79,7 @@ def make_segmentation(root: Path, image_folder: str, map_folder: str, suffixes: 
         suffixes: Of the images' and the maps' files.
         classes: Number of labels, 0 among them.
         images: Number of images.
-        processes: Number of processes that paint.
+        threads: Number of threads that paint.
     """
     rng = np.random.default_rng(0)
     jobs = []
@@ -88,7 +88,7 @@ def make_segmentation(root: Path, image_folder: str, map_folder: str, suffixes: 
         size = ADE_SIZES[rng.integers(len(ADE_SIZES))]
         jobs.append((root / image_folder / f'{name}{suffixes[0]}', size, index,
                      root / map_folder / f'{name}{suffixes[1]}', classes))
-    _in_parallel(_write_image_and_map, jobs, processes)
+    _in_parallel(_write_image_and_map, jobs, threads)
 
 
 def paint(size: Tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -121,7 +121,7 @@ def _random_crop(size: Tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _textures() -> List[np.ndarray]:
-    """Coloured noise, made once in each process."""
+    """Coloured noise, made once."""
     rng = np.random.default_rng(0)
     frequency = np.hypot(np.fft.fftfreq(_TEXTURE_SIZE)[:, None], np.fft.rfftfreq(_TEXTURE_SIZE))
     frequency[0, 0] = np.inf
@@ -146,9 +146,16 @@ def _random_object(rng: np.random.Generator, number: int, image: int, size: Tupl
                 segmentation=[outline])
 
 
-def _in_parallel(write: Callable, jobs: List[Tuple], processes: int) -> None:
-    with Pool(min(processes, len(jobs))) as pool:
-        pool.starmap(write, jobs, chunksize=max(1, len(jobs) // (8 * processes)))
+def _in_parallel(write: Callable, jobs: List[Tuple], threads: int) -> None:
+    """Do jobs in threads: OpenCV and numpy, which do the work, let others run meanwhile."""
+    _textures()
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda job: write(*job), jobs))
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _save(path: Path, picture: np.ndarray) -> None:
@@ -158,7 +165,6 @@ def _save(path: Path, picture: np.ndarray) -> None:
 
 
 def _write_class(folder: Path, images: int, seed: int) -> None:
-    cv2.setNumThreads(1)
     rng = np.random.default_rng(seed)
     for index in range(images):
         size = IMAGENET_SIZES[rng.choice(len(IMAGENET_SIZES), p=(.6, .15, .15, .1))]
@@ -166,7 +172,6 @@ def _write_class(folder: Path, images: int, seed: int) -> None:
 
 
 def _write_image(path: Path, size: Tuple[int, int], seed: int) -> None:
-    cv2.setNumThreads(1)
     _save(path, paint(size, np.random.default_rng(seed)))
 
 
@@ -182,6 +187,6 @@ def _write_image_and_map(path: Path, size: Tuple[int, int], seed: int, map_path:
     _save(map_path, labels)
 
 
-def default_processes() -> int:
+def default_threads() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 import mmengine.registry
 import torch
 from mmengine.config import DictAction
-from mmengine.dist import barrier, is_distributed
+from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.registry import Registry
 
 from groupmamba_mm.errors import UserError
@@ -77,8 +77,9 @@ def run_command(main: Callable[[], None]) -> None:
         main()
         _leave_together()
     except RunStopped as stop:
+        message = str(stop) if is_main_process() else ''
         _leave_together()
-        _end(str(stop), EXIT_STOPPED)
+        _end(message, EXIT_STOPPED)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -106,7 +107,8 @@ def _fail(error: BaseException) -> None:
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -58,7 +58,8 @@ class SyncFreeAmpOptimWrapper(SyncFree, AmpOptimWrapper):
 
 
 #: The mixed precision counterparts of wrappers, by their names in configs.
-AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
+AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper',
+                'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
 #: The other way round.
 PLAIN_WRAPPERS = {amp: plain for plain, amp in AMP_WRAPPERS.items()}
 

@@ -7,7 +7,6 @@ login node can do it for a cluster (``tools/compile_kernels.py``).
 """
 import contextlib
 import fcntl
-import hashlib
 import importlib
 import logging
 import os
@@ -24,6 +23,7 @@ import torch
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .cache import directory, marker
 from .gpu import shared_memory_of
 from .launch import Launch
 from .tracing import noting_launches
@@ -88,12 +88,10 @@ def compile_once(key: object, note: Callable[[], Iterable[Launch]], capability: 
     Raises:
         OSError: The cache cannot be written.
     """
-    cache = Path(triton.knobs.cache.dir)
-    cache.mkdir(parents=True, exist_ok=True)
-    identity = repr((key, capability, triton.__version__, torch.__version__, _source_digest()))
-    done = cache / f'groupmamba_mm-{hashlib.sha256(identity.encode()).hexdigest()[:24]}.done'
+    done, cache = marker('compiled', key, capability), directory()
     if done.exists():
         return 0
+    cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / 'groupmamba_mm.lock'):
         if done.exists():
             return 0
@@ -201,14 +199,6 @@ def _example(kind):
 
 def _name(function) -> Tuple[str, str]:
     return function.__module__, function.__name__
-
-
-def _source_digest() -> str:
-    """Of this package's code, on which every kernel depends."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob('*.py')):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

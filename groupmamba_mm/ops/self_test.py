@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Callable, Iterable, List, Optional, Tuple
 
 import torch
@@ -33,9 +34,9 @@ def is_running() -> bool:
     return getattr(_state, 'runs', False)
 
 
-#: Largest error, as norm of the difference over norm of the expected tensor, or, for gradients that
-#: nearly vanish, over SMALL of the largest norm in a case. All cases multiply in bf16; several times
-#: what correct kernels lose by rounding: a wrong kernel is off by far more.
+#: Largest error, as norm of the difference over norm of the expected tensor, or, for gradients
+#: that nearly vanish, over SMALL of the largest norm in a case. All cases multiply in bf16. It is
+#: several times what correct kernels lose by rounding: a wrong kernel is off by far more.
 TOLERANCE, SMALL = 5e-2, 1e-2
 
 
@@ -43,7 +44,8 @@ TOLERANCE, SMALL = 5e-2, 1e-2
 def check_kernels(device: torch.device) -> Optional[str]:
     """Run :data:`CASES` on a device, once for each device in a process.
 
-    The first call compiles the kernels (seconds). The random state is left as it was.
+    What passed before with the compiled kernels of this cache passes: they are the same. The
+    random state is left as it was.
 
     Args:
         device: A device on which the kernels should run.
@@ -53,6 +55,9 @@ def check_kernels(device: torch.device) -> Optional[str]:
     """
     if not CASES:
         return 'there is no case to test'
+    passed = _passed_before(device)
+    if passed is not None and passed.exists():
+        return None
     start = time.perf_counter()
     # The first use may be inside autocast, inference mode, torch.export's fake tensors or a trace.
     # All of them belong to one thread, so that a new one is free of them.
@@ -61,7 +66,22 @@ def check_kernels(device: torch.device) -> Optional[str]:
     if failure is None:
         logger.info(f'self-test of the Triton kernels on {device} passed in '
                     f'{time.perf_counter() - start:.1f} s')
+        if passed is not None:
+            try:
+                passed.touch()
+            except OSError as error:
+                logger.info(f'the self-test will run again next time: {error}')
     return failure
+
+
+def _passed_before(device: torch.device) -> Optional[Path]:
+    """The file that says that the same compiled kernels passed on such a GPU with its driver."""
+    if device.type != 'cuda':
+        return None
+    from .cache import marker
+    names = tuple(case.__qualname__ for case in CASES)
+    return marker('passed', torch.cuda.get_device_name(device), torch.version.cuda,
+                  torch._C._cuda_getDriverVersion(), names)
 
 
 def _run(device: torch.device) -> Optional[str]:

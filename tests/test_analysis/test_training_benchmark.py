@@ -53,7 +53,7 @@ def test_pictures_have_the_bytes_of_photographs():
 @pytest.mark.parametrize('path', [DEMO, IMAGENET, COCO, ADE])
 def test_data_that_are_made_are_a_configs_data(tmp_path, path, monkeypatch):
     """The config's own loader reads them."""
-    monkeypatch.setattr(benchmark_data, 'default_processes', lambda: 1)
+    monkeypatch.setattr(benchmark_data, 'default_threads', lambda: 1)
     cfg = load_config(path)
     if path == IMAGENET:  # a thousand folders take their time
         cfg.model.head.num_classes = 4
@@ -68,7 +68,8 @@ def test_data_that_are_made_are_a_configs_data(tmp_path, path, monkeypatch):
     make_data(load_config(path, {'model.head.num_classes': 4} if path == IMAGENET else None),
               tmp_path, images=6)
     assert before == {file: file.stat().st_mtime_ns for file in root.rglob('*.*')}
-    pictures = [cv2.imread(str(file)) for file in before if file.suffix.lower() in ('.jpg', '.jpeg')]
+    pictures = [cv2.imread(str(file)) for file in before
+                if file.suffix.lower() in ('.jpg', '.jpeg')]
     assert len(pictures) >= 6 and all(picture.shape[2] == 3 for picture in pictures)
     if path == COCO:
         file = json.loads((root / 'annotations/instances.json').read_text())
@@ -211,13 +212,14 @@ def test_what_fails_is_noted_and_the_rest_measured(tmp_path, monkeypatch):
 
 
 def test_a_part_that_hangs_or_fails_is_ended_with_all_its_processes(tmp_path):
-    child = 'import subprocess, sys, time; subprocess.Popen(["sleep", "77.77"]); '
+    # as torchrun's processes are
+    child = ('import subprocess, sys, time; '
+             'subprocess.Popen(["sleep", "77.77"], start_new_session=True); ')
     with pytest.raises(PartError, match='not done in 3 s; give a longer --timeout'):
         training_benchmark._run(['-c', f'{child} time.sleep(60)'], 1,
                                 plan_of(tmp_path, timeout=3), {})
     with pytest.raises(PartError, match='exit code 1: ValueError: too small'):
-        training_benchmark._run(['-c', f'{child} raise ValueError("too small")'], 1,
-                                plan_of(tmp_path), {})
+        training_benchmark._run(['-c', 'raise ValueError("too small")'], 1, plan_of(tmp_path), {})
     end = time.monotonic() + 20  # a killed process is gone a little later
     while 'sleep 77.77' in subprocess.run(['ps', '-eo', 'args'], capture_output=True,
                                           text=True).stdout:
@@ -225,8 +227,8 @@ def test_a_part_that_hangs_or_fails_is_ended_with_all_its_processes(tmp_path):
 
 
 def test_memory_of_all_processes_is_seen(tmp_path):
-    program = ('import os, time; os.fork(); block = bytearray(os.urandom(1)) * (200 * 2**20); '
-               'time.sleep(4); os._exit(0)')
+    program = ('import os, time; os.fork() or os.setsid(); '
+               'block = bytearray(os.urandom(1)) * (200 * 2**20); time.sleep(4); os._exit(0)')
     peak = training_benchmark._run(['-c', program], 1, plan_of(tmp_path), {})
     assert .4 < peak < .6
 
@@ -258,7 +260,7 @@ def test_a_run(tmp_path, capsys):
 
 
 def test_timms_loader_reads_the_same_folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark_data, 'default_processes', lambda: 1)
+    monkeypatch.setattr(benchmark_data, 'default_threads', lambda: 1)
     cfg = load_config(DEMO)
     prepare(cfg, 'name', plan_of(tmp_path, batch=2, workers=0), None, 10)
     from groupmamba_mm.analysis.training_parts import measure_timm_loader

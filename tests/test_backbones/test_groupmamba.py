@@ -246,16 +246,22 @@ def test_compile_mode_compiles_the_call_and_nothing_else(monkeypatch, small_arch
         return lambda *args: (calls.append('run'), function(*args))[1]
 
     monkeypatch.setattr(torch, 'compile', compile_)
-    plain = GroupMamba(small_arch).eval()
+    plain = GroupMamba(small_arch)
     assert calls == []
-    compiled = GroupMamba(small_arch, compile_mode='reduce-overhead').eval()
+    compiled = GroupMamba(small_arch, compile_mode='reduce-overhead')
     assert calls == [dict(mode='reduce-overhead', dynamic=False)]
     compiled.load_state_dict(plain.state_dict())
     assert list(compiled.state_dict()) == list(plain.state_dict())
-    image = torch.rand(1, 3, 16, 16)
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(compiled(image), plain(image))
+    assert calls[1:] == []  # a CPU gains nothing
+    monkeypatch.setattr(GroupMamba, '_runs_compiled', lambda self, image: self.training)
     torch.testing.assert_close(compiled(image), plain(image))
     assert calls[1:] == ['run']
     torch.testing.assert_close(copy.deepcopy(compiled)(image), plain(image))  # as EMA makes one
+    compiled.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(compiled.eval()(image), plain.eval()(image))
+    assert calls[1:] == ['run']  # validation runs as without it, and copies are not compiled
 
 
 @pytest.mark.parametrize('options,message', [

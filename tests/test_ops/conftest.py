@@ -1,8 +1,34 @@
 """Fixtures of the kernels' tests."""
+import importlib
+import importlib.util
+
 import pytest
 import torch
 
 from tests.kernel_truth import INTERPRETED
+
+
+#: Modules that remember how they cut up work.
+PLANNERS = ('blocks.official', 'blocks.paper', 'depthwise_conv.kernels', 'grouped_ssm.launch',
+            'norm.kernels', 'sums')
+
+
+def forget_plans():
+    """Empty every cache of these modules."""
+    if importlib.util.find_spec('triton') is None:
+        return
+    for name in PLANNERS:
+        for value in vars(importlib.import_module(f'groupmamba_mm.ops.{name}')).values():
+            if hasattr(value, 'cache_clear'):
+                value.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_plans():
+    """How work is cut up is remembered by its sizes: not across tests that change the constants."""
+    forget_plans()
+    yield
+    forget_plans()
 
 
 @pytest.fixture

@@ -204,8 +204,6 @@ class TestBenchmark:
         (['--precision', 'tf32'], 'tf32 is for GPUs, .* choose fp32 or bf16'),
         (['--precision', 'fp16'], 'fp16 is for GPUs'),
         (['--cuda-graph'], '--cuda-graph needs a GPU'),
-        ([PICO, '--cfg-options', 'model.backbone.compile_mode=default'],
-         'sets backbone.compile_mode; leave it out and give --compile'),
         ([PICO, '--size', '32', '--cfg-options', 'model.head.in_channels=5'],
          'demo-cls cannot be run with 32x32, batch 2, fp32, .*; change that, or leave it out'),
     ])

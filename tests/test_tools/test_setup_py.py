@@ -1,4 +1,5 @@
 """The requirements files, the package built from them, and the scripts that install them."""
+import os
 import shutil
 import subprocess
 import sys
@@ -32,8 +33,8 @@ def as_pairs(requirements):
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    """Names and metadata of a wheel, built from a copy to leave no build folder behind."""
+def wheel_file(tmp_path_factory):
+    """A wheel, built from a copy to leave no build folder behind."""
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
@@ -49,7 +50,13 @@ def wheel(tmp_path_factory):
         capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     [path] = folder.glob('*.whl')
-    with zipfile.ZipFile(path) as archive:
+    return path
+
+
+@pytest.fixture(scope='module')
+def wheel(wheel_file):
+    """Names and metadata of the wheel."""
+    with zipfile.ZipFile(wheel_file) as archive:
         names = archive.namelist()
         [metadata] = [name for name in names if name.endswith('.dist-info/METADATA')]
         return names, Parser().parsestr(archive.read(metadata).decode())
@@ -62,6 +69,25 @@ def test_wheel_holds_every_module_the_configs_and_nothing_else(wheel):
                  for path in [ROOT / 'model-index.yml', *(ROOT / 'configs').rglob('*.*')]
                  if path.suffix != '.pyc'}
     assert {name for name in names if '.dist-info/' not in name} == expected
+
+
+def test_wheel_brings_its_configs_along(wheel_file, tmp_path):
+    """Away from the checkout: the bases of a config are found, and mmpretrain's names."""
+    with zipfile.ZipFile(wheel_file) as archive:
+        archive.extractall(tmp_path / 'site')
+    (tmp_path / 'empty').mkdir()
+    run = subprocess.run([sys.executable, '-c', """
+import groupmamba_mm, mmpretrain
+assert len(groupmamba_mm.list_configs()) > 30
+cfg = groupmamba_mm.get_config('mask-rcnn_groupmamba-tiny_fpn_1x_coco')
+assert cfg.model.backbone.arch == 'tiny' and cfg.model.neck.in_channels == [96, 192, 368, 760]
+assert 'groupmamba-official-base' in mmpretrain.list_models('groupmamba*')
+print(groupmamba_mm.__file__, cfg.filename)
+"""], capture_output=True, text=True, cwd=tmp_path / 'empty',
+        env=dict(os.environ, PYTHONPATH=str(tmp_path / 'site')))
+    assert run.returncode == 0, run.stderr
+    module, config = run.stdout.splitlines()[-1].split()
+    assert module.startswith(str(tmp_path / 'site')) and config.startswith(str(tmp_path / 'site'))
 
 
 def test_wheel_names_and_version(wheel):

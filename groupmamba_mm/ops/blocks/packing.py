@@ -5,6 +5,7 @@ want zeros between the groups' weights, convolutions want their taps one by one.
 each forward pass reads all weights of a model once, 0.05 ms on an H100 for 23 million, and has no
 state that could be out of date: whatever changed a weight, the next pass sees it.
 """
+from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -240,16 +241,24 @@ class Packing:
             if noted() is not None:
                 return (torch.empty(1, _FIELDS, dtype=torch.int64, device=device),
                         torch.empty(1, 2, dtype=torch.int32, device=device))
-            entries = [[*(sources[i:i + 1] or entry[:1]), *entry[1:]]
-                       for i, entry in enumerate(entries)]
-            tiles = [(i, tile) for i, entry in enumerate(entries)
-                     for tile in range(cdiv(entry[2], _BLOCK))]
-            found = (torch.tensor(entries, dtype=torch.int64).to(device),
-                     torch.tensor(tiles, dtype=torch.int32).to(device))
+            # In a thread of its own: in this one, memory may go to the pool of a CUDA graph, which
+            # torch.compile takes back after its run.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                found = thread.submit(_make_table, entries, sources, device).result()
             if len(self._tables) >= _MOST_TABLES:
                 self._tables.clear()
             self._tables[key] = found
         return found
+
+
+def _make_table(entries: List[List[int]], sources: Tuple[int, ...],
+                device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Entries, with the parameters' addresses if they are given, and tiles on a device."""
+    entries = [[*(sources[i:i + 1] or entry[:1]), *entry[1:]] for i, entry in enumerate(entries)]
+    tiles = [(i, tile) for i, entry in enumerate(entries)
+             for tile in range(cdiv(entry[2], _BLOCK))]
+    return (torch.tensor(entries, dtype=torch.int64).to(device),
+            torch.tensor(tiles, dtype=torch.int32).to(device))
 
 
 #: Tables kept of one kind of block: more than there are such blocks in a model.

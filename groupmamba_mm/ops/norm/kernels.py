@@ -80,11 +80,6 @@ def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool
     return Plan(cdiv(per_image, chunks), chunks, constants)
 
 
-def runs_on(device: torch.device) -> bool:
-    """Whether kernels can run on tensors of ``device``: CUDA, or any in Triton's interpreter."""
-    return device.type == 'cuda' or not isinstance(_add_norm_forward, triton.JITFunction)
-
-
 # --- parts of kernels -----------------------------------------------------------------------------
 
 
