@@ -31,7 +31,8 @@ def missing_paths(part: Part) -> Iterator[Finding]:
         prefixes = dict(img_path=part.cfg.get('split') or '')
     wanted = [('data folder', '', 'data_root'), ('annotation file', part.cfg.get('ann_file'),
                                                  'ann_file')]
-    wanted += [('data folder', prefix, 'data_prefix') for prefix in prefixes.values()]
+    wanted += [('data folder', prefix, 'data_prefix') for name, prefix in prefixes.items()
+               if name != 'seg_map_path' or part.loads_labels]
     for kind, name, key in wanted:
         path = os.path.join(part.root, name) if name else part.root
         if kind == 'annotation file' and not name or not path:
@@ -124,6 +125,8 @@ def missing_label_maps(part: Part) -> Iterator[Finding]:
     infos = list(part.infos(None))
     for key, kind, suffix in (('img_path', 'images', 'img_suffix'),
                               ('seg_map_path', 'label maps', 'seg_map_suffix')):
+        if key == 'seg_map_path' and not part.loads_labels:
+            continue
         yield from _missing([Path(info[key]) for info in infos if key in info],
                             f'{kind} of {part}', f'correct data_prefix or {suffix}')
 

@@ -48,6 +48,12 @@ class Part:
         """Whether its files are on this machine."""
         return not self.cfg.get('backend_args') and '://' not in self.root
 
+    @property
+    def loads_labels(self) -> bool:
+        """Whether its pipeline reads label maps; that of a test for a server does not."""
+        return any('LoadAnnotations' in str(step.get('type')) + str(step.get('transforms'))
+                   for step in self.cfg.get('pipeline') or ())
+
     @cached_property
     def owner(self) -> Optional[type]:
         """Its class, None if there is none of its name."""

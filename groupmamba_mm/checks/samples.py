@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, Set, Tuple
 import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from PIL import Image
 from tqdm import tqdm
 
 from groupmamba_mm.engine.config_checks import type_name
@@ -94,6 +95,10 @@ class Loaded:
             self.add(where, f'has {labels.shape[2]} channels (colours)', 'write one channel with '
                      'the number of the class')
             return
+        with Image.open(info['seg_map_path']) as raw:
+            if raw.mode.startswith('I') and np.asarray(raw).max() > 255:
+                self.add(where, f'has the value {np.asarray(raw).max()}, of whose 16 bits the '
+                         'pipeline keeps 8', 'write numbers up to 255 in 8 bits')
         if labels.shape != image.shape[:2]:
             self._differs(info['img_path'], image, labels.shape, 'its label map is')
         found = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True))))

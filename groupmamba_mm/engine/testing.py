@@ -175,9 +175,7 @@ class TaskTest(ABC):
         if os.path.splitext(out)[1] not in _PICKLE_SUFFIXES or os.path.isdir(out):
             raise ConfigError(f'--out {out}: {self.scope} writes its predictions to a pickle; '
                               'give a file that ends in .pkl')
-        evaluator = self.cfg.test_evaluator
-        metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
-        self.cfg.test_evaluator = list(metrics) + [dict(metric, out_file_path=out)]
+        self.cfg.test_evaluator = _metrics(self.cfg) + [dict(metric, out_file_path=out)]
 
 
 class ClassificationTest(TaskTest):
@@ -228,6 +226,15 @@ class SegmentationTest(TaskTest):
     visualizer = 'NamedSegVisualizer'
     default_tta_model = dict(type='SegTTAModel')
 
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        if _metrics(cfg) and all(metric.get('format_only') for metric in _metrics(cfg)):
+            dataset = cfg.test_dataloader.dataset  # of a server, which keeps the label maps
+            while 'dataset' in dataset:
+                dataset = dataset.dataset
+            dataset.pipeline = [step for step in dataset.get('pipeline') or []
+                                if type_name(step) != 'LoadAnnotations']
+
     def set_out(self, out: str) -> None:
         """See :meth:`TaskTest.set_out`."""
         if os.path.splitext(out)[1] or os.path.isfile(out):
@@ -235,6 +242,9 @@ class SegmentationTest(TaskTest):
                               'a folder')
         hooks = list(self.cfg.get('custom_hooks') or [])
         self.cfg.custom_hooks = hooks + [dict(type='WriteLabelsHook', out_dir=out)]
+        # they would write, and need a folder for it, no more than that
+        self.cfg.test_evaluator = [metric for metric in _metrics(self.cfg)
+                                   if not metric.get('format_only')]
 
     def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
         """See :meth:`TaskTest.mirrored_pipeline`."""
@@ -242,6 +252,11 @@ class SegmentationTest(TaskTest):
         labels = [step for step in pipeline if type_name(step) == 'LoadAnnotations']
         images = [step for step in pipeline[:-1] if type_name(step) != 'LoadAnnotations']
         return images + [_test_time_aug(_flips(), labels, pipeline[-1:])]
+
+
+def _metrics(cfg: Config) -> List[Dict]:
+    evaluator = cfg.get('test_evaluator') or []
+    return list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
 
 
 def _is_ema(hook: Dict) -> bool:

@@ -7,11 +7,13 @@ import os
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmengine.logging
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
@@ -479,3 +481,22 @@ def test_trackers_are_one_option(monkeypatch, scope, switch):
     track_with(bare, ['mlflow'])
     assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
         f'{scope}.{bare.visualizer.type}')
+
+
+@pytest.mark.parametrize('processes, accumulated, factor', [(1, 1, 0.5), (2, 1, 1.), (1, 4, 2.),
+                                                            (2, 3, 3.)])
+def test_learning_rates_are_scaled_by_what_an_update_sees(processes, accumulated, factor):
+    said = []
+    runner = SimpleNamespace(_train_dataloader=dict(batch_size=8), world_size=processes,
+                             logger=SimpleNamespace(info=said.append))
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD([dict(params=[layer.weight], lr=0.1), dict(params=[layer.bias])],
+                                lr=1.)
+    wrapper = OptimWrapper(optimizer, accumulative_counts=accumulated)
+    CheckedRunner.scale_lr(runner, wrapper, dict(enable=True, base_batch_size=16))
+    assert [group['lr'] for group in optimizer.param_groups] == [
+        pytest.approx(0.1 * factor), pytest.approx(factor)]
+    assert f'an update is of {8 * processes * accumulated} images' in said[0]
+    assert f'{accumulated} accumulated), and the config is for 16' in said[0]
+    CheckedRunner.scale_lr(runner, wrapper, dict(enable=False, base_batch_size=16))
+    assert len(said) == 1

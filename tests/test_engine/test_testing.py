@@ -46,10 +46,19 @@ def test_out_is_a_pickle(scope, dump, tmp_path):
             apply_test_options(make_config(scope), 'a.pth', out=wrong)
 
 
+def test_label_maps_that_a_server_keeps_are_not_read():
+    cfg = make_config('mmseg')
+    cfg.test_evaluator.format_only = True
+    apply_test_options(cfg, 'a.pth', out='labels')
+    assert 'LoadAnnotations' not in [step.type for step in cfg.test_dataloader.dataset.pipeline]
+    assert cfg.test_evaluator == []
+
+
 def test_out_is_a_folder_for_segmentation():
     cfg = make_config('mmseg')
     apply_test_options(cfg, 'a.pth', out='labels')
     assert cfg.custom_hooks == [dict(type='WriteLabelsHook', out_dir='labels')]
+    assert [metric.type for metric in cfg.test_evaluator] == [EVALUATORS['mmseg']]
     with pytest.raises(ConfigError, match='give a folder'):
         apply_test_options(make_config('mmseg'), 'a.pth', out='out.pkl')
 
