@@ -43,7 +43,7 @@ MODELS = (
 SIZES = ((56, 56), (56, 56), (56, 72), (56, 72))
 
 #: Values of constants that must all have been translated.
-BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), ENDS_ONLY=(False, True),
+BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), SUMMARY_PASS=(False, True),
                 EVEN=(False, True), HAS_NORM=(False, True), TW=(7, ), KEEP=(False, True),
                 NORM=(False, True), SUM=(False, True), GRAD_ROUNDED_ROW=(0, 368))
 

@@ -40,6 +40,17 @@ for arg in "$@"; do
     esac
 done
 
+# All that is called below. macOS has some of it in Homebrew only.
+require_programs() {
+    local program missing=()
+    for program in flock setsid sha256sum nproc mktemp sed grep sort paste head tail cut tr; do
+        command -v "$program" >/dev/null || missing+=("$program")
+    done
+    [[ ${#missing[@]} == 0 ]] || fail "these programs are missing: ${missing[*]}. Install them (Debian, Ubuntu:" \
+        "apt-get install util-linux coreutils; macOS: brew install flock util-linux coreutils, and put their folders" \
+        "on PATH as brew says)"
+}
+
 cleanup() {
     [[ -z $child ]] || kill -TERM -- "-$child" 2>/dev/null || true  # the step and all it started
     wait
@@ -156,7 +167,19 @@ print("torch%s-%s-cp%d%d" % (torch.__version__, sys.argv[1], *sys.version_info[:
     mmcv_wheel=$folder/$(basename "$mmcv_wheel")
 }
 
-mkdir -p "$cache"
+leave_if_done() {
+    [[ -f $stamp && $(<"$stamp") == "$(install_key) ${wanted[*]}"* ]] || return 0  # more may be installed than is wanted
+    if "$python" tools/_verify_install.py quick "${wanted[@]}"; then
+        echo "Installed before in $env_dir, nothing to do ($SECONDS s)"
+        exit 0
+    fi
+    echo "The environment has changed since the last install: mending it"
+}
+
+require_programs
+leave_if_done  # before anything is written: the cache may be read-only then
+mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]] || fail "the cache $cache cannot be written: name another folder," \
+    "GROUPMAMBA_CACHE=/path/to/folder bash tools/install.sh"
 exec 9>"$cache/install.lock"
 if ! flock -n 9; then
     echo "Another install is running ($cache/install.lock is held); waiting for it"
@@ -164,14 +187,7 @@ if ! flock -n 9; then
 fi
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-
-if [[ -f $stamp && $(<"$stamp") == "$(install_key) ${wanted[*]}"* ]]; then  # more may be installed than is wanted
-    if "$python" tools/_verify_install.py quick "${wanted[@]}"; then
-        echo "Installed before in $env_dir, nothing to do ($SECONDS s)"
-        exit 0
-    fi
-    echo "The environment has changed since the last install: mending it"
-fi
+leave_if_done  # by the install that was waited for
 
 : >"$log"
 echo "Installing into $env_dir"

@@ -5,6 +5,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 cd "$root"
 
+case ${1:-} in
+    --help | -h) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' tools/run_tests.sh; exit ;;
+esac
+
 report_time() {
     echo "Set-up and tests took $SECONDS s"
 }

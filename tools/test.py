@@ -1,13 +1,23 @@
 """Test a checkpoint of a config: classification, detection or segmentation."""
 import argparse
+import sys
+
+try:
+    import mmengine  # noqa: F401
+
+    import groupmamba_mm  # noqa: F401
+except ModuleNotFoundError as error:  # the commonest first step that is left out
+    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
+             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
 
 from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
-from groupmamba_mm.engine.cli import add_shared_arguments, run_command
+from groupmamba_mm.checks import check_quickly
+from groupmamba_mm.checks.dry_run import hand_over
+from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_command
 from groupmamba_mm.engine.config_checks import load_config
-from groupmamba_mm.engine.data_checks import check_data
-from groupmamba_mm.engine.testing import apply_test_options
+from groupmamba_mm.engine.testing import apply_test_options, trained_classes
 from groupmamba_mm.engine.training import set_common_options
 
 
@@ -36,8 +46,13 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     apply_test_options(cfg, args.checkpoint, args.out, args.show_dir, args.tta, args.amp)
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
-    check_data(cfg, ('test',))
-    RUNNERS.build(cfg).test()
+    warnings, built = check_quickly(cfg, ('test', ), trained_classes(args.checkpoint)
+                                    ) if is_first_here() else ([], {})
+    runner = RUNNERS.build(cfg)
+    for warning in warnings:
+        runner.logger.warning(str(warning))
+    hand_over(runner, built)
+    runner.test()
 
 
 if __name__ == '__main__':

@@ -3,9 +3,8 @@ import pickle
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
 
-from groupmamba_mm.engine.data_checks import check_data
+from groupmamba_mm.checks import check_quickly
 from groupmamba_mm.errors import ConfigError, DataError
 
 # what pickle.load raises for a file that is no pickle
@@ -54,6 +53,4 @@ def build_test_data(cfg: Config) -> Any:
     if cfg.get('test_dataloader') is None:
         raise ConfigError(f'config {cfg.filename} has no test_dataloader, so there are no images '
                           'to draw; give the config that the results are from')
-    check_data(cfg, ('test', ))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return DATASETS.build(cfg.test_dataloader.dataset)
+    return check_quickly(cfg, ('test', ))[1]['test']

@@ -4,9 +4,9 @@ from typing import Tuple, Type, Union
 
 from torch import nn
 
-from groupmamba_mm.layers import (ClassBlockSummary, Downsample, ModulatedGroupMambaLayer,
+from groupmamba_mm.layers import (ClassBlock, Downsample, ModulatedGroupMambaLayer,
                                   NormedDownsample, OfficialBlock, OfficialStem, PaperStem,
-                                  PooledSummary)
+                                  PoolNorm)
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ FAMILIES = {
         stem=PaperStem,
         downsample=Downsample,
         block=ModulatedGroupMambaLayer,
-        summary=PooledSummary,
+        summary=PoolNorm,
         directions=('left-right', 'right-left', 'top-bottom', 'bottom-top')),
     # the layout of the published checkpoints
     'official': Family(
         stem=OfficialStem,
         downsample=NormedDownsample,
         block=OfficialBlock,
-        summary=ClassBlockSummary,
+        summary=ClassBlock,
         directions=('left-right', 'top-bottom', 'right-left', 'bottom-top')),
 }
 

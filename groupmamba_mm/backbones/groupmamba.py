@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
-                                      state_dict_of)
+                                      state_dict_of, without_prefix)
 from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 from .archs import FAMILIES, resolve_arch
@@ -225,22 +225,21 @@ class GroupMamba(nn.Module):
                 code, or fills less than 90 % of this backbone.
         """
         init_parameters(self)
-        cfg = self.init_cfg
-        if not isinstance(cfg, dict) or cfg.get('type') != 'Pretrained':
-            if cfg:
-                with explain_missing('init_cfg of GroupMamba'):
-                    from mmengine.model import initialize
-                initialize(self, cfg)
-            self.is_init = True
-            return
-        state_dict = state_dict_of(load_checkpoint_file(cfg['checkpoint']))
-        prefix = cfg.get('prefix', '')
-        load_matching(
-            self, {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)},
-            source=f"{cfg['checkpoint']} (prefix {prefix!r})",
-            min_matched_share=MIN_PRETRAINED_SHARE,
-            expected_missing=self.expected_missing_keys(),
-            expected_unused=self.expected_unused_keys())
+        configs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
+        pretrained = [cfg for cfg in configs if cfg and 'Pretrained' in str(cfg['type'])]
+        others = [cfg for cfg in configs if cfg and cfg not in pretrained]
+        if others:
+            with explain_missing('init_cfg of GroupMamba'):
+                from mmengine.model import initialize
+            initialize(self, others)
+        for cfg in pretrained:  # the last word
+            file, prefix = cfg['checkpoint'], cfg.get('prefix')
+            weights = state_dict_of(load_checkpoint_file(file))
+            load_matching(
+                self, without_prefix(weights, prefix, file),
+                source=f'{file} (prefix {prefix!r})', min_matched_share=MIN_PRETRAINED_SHARE,
+                expected_missing=self.expected_missing_keys(),
+                expected_unused=self.expected_unused_keys())
         self.is_init = True
 
     def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import sys
+import tarfile
 import urllib.error
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import distributed
 from groupmamba_mm.errors import CheckpointError
 from groupmamba_mm.log import write_log
 
-CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin')
+CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 # Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
 STATE_DICT_KEYS = ('state_dict', 'model')
 # The numpy types that a HistoryBuffer or a data set's meta information can hold.
@@ -34,7 +35,7 @@ def load_checkpoint_file(path: Union[str, Path],
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
     that mmengine's own checkpoints hold beside tensors: the message hub's history buffers and the
-    numpy arrays and numbers in them.
+    numpy arrays and numbers in them. A file of safetensors is read too; it holds tensors only.
 
     Args:
         path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
@@ -102,6 +103,9 @@ def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
     size = file.stat().st_size
     if size == 0:
         raise CheckpointError(f'checkpoint {file} is empty (0 bytes); copy or download it again')
+    _refuse_other_files(file, size)
+    if _is_safetensors(file, size):
+        return _read_safetensors(file, size)
     try:
         with torch.serialization.safe_globals([*safe_types(), *also_safe]):
             return torch.load(file, weights_only=True, **options)
@@ -168,6 +172,65 @@ def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:
         dict: The checkpoint.
     """
     return load_checkpoint_file(filename, map_location)
+
+
+#: How files begin that stand where a checkpoint should: the bytes, what they are, the remedy.
+_OTHER_FILES = (
+    (b'version https://git-lfs', 'a Git LFS pointer, which stands for the real file',
+     'fetch that with git lfs pull'),
+    (b'<', 'an HTML or XML page, perhaps one of an error or a login',
+     'download the file itself, with the address behind the download button'),
+    (b'{', 'a text in JSON', 'give the weights, not their description'),
+    (b'\x1f\x8b', 'compressed with gzip', 'unpack it with gunzip or tar -xzf'),
+    (b'BZh', 'compressed with bzip2', 'unpack it with bunzip2'),
+    (b'\xfd7zXZ', 'compressed with xz', 'unpack it with unxz'),
+    (b'\x28\xb5\x2f\xfd', 'compressed with zstd', 'unpack it with unzstd'),
+    (b'7z\xbc\xaf', 'a 7z archive', 'unpack it'),
+    (b'Rar!', 'a RAR archive', 'unpack it'),
+    (b'\x89HDF', 'an HDF5 file, as Keras writes them', 'give a checkpoint of PyTorch'),
+    (b'GGUF', 'a GGUF file of a language model', 'give a checkpoint of PyTorch'),
+    (b'\x93NUMPY', 'an array of numpy', 'give a checkpoint of PyTorch'),
+)
+
+
+def _refuse_other_files(file: Path, size: int) -> None:
+    """Name files for what they are, where torch would call them damaged."""
+    with open(file, 'rb') as opened:
+        start = opened.read(64).removeprefix(b'\xef\xbb\xbf').lstrip()
+    for mark, kind, remedy in _OTHER_FILES:
+        if start.startswith(mark):
+            raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but {kind}; {remedy}')
+    if zipfile.is_zipfile(file):
+        names = zipfile.ZipFile(file).namelist()
+        if not any(name.endswith('data.pkl') or name.endswith('constants.pkl') for name in names):
+            raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but a ZIP archive of '
+                                  f'{", ".join(names[:3])}; unpack it, and give the checkpoint in '
+                                  'it')
+    elif tarfile.is_tarfile(file) and b'torch' not in start:
+        names = tarfile.open(file).getnames()
+        if 'pickle' not in names:  # PyTorch's own format before 0.1.10
+            raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but a tar archive of '
+                                  f'{", ".join(names[:3])}; unpack it with tar -xf')
+
+
+def _is_safetensors(file: Path, size: int) -> bool:
+    with open(file, 'rb') as opened:
+        start = opened.read(9)
+    return len(start) == 9 and start[8:] == b'{' and (
+        file.suffix == '.safetensors' or int.from_bytes(start[:8], 'little') < size)
+
+
+def _read_safetensors(file: Path, size: int) -> dict:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f'checkpoint {file} is of safetensors; pip install safetensors to '
+                              'read it') from None
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(_damaged(file, size)) from error
 
 
 def _has_tensors(checkpoint: dict) -> bool:

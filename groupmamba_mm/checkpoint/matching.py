@@ -111,6 +111,39 @@ class LoadReport:
         return '\n'.join(lines)
 
 
+def without_prefix(state_dict: Mapping[str, Any], prefix: Optional[str],
+                   source: str) -> Dict[str, Any]:
+    """Take a module's tensors out of a checkpoint.
+
+    Args:
+        state_dict (Mapping): The checkpoint's tensors. 'module.' before every key, which wrappers
+            for several GPUs leave behind, is dropped.
+        prefix (str, optional): The module's place, with its dot at the end or without; '' or None
+            for the whole checkpoint.
+        source (str): Name of the checkpoint, for the message.
+
+    Returns:
+        dict: The tensors with the prefix, without it.
+
+    Raises:
+        CheckpointError: If there are none.
+    """
+    keys = {key: key for key in state_dict}
+    while keys and all(key.startswith('module.') for key in keys):
+        keys = {key[len('module.'):]: old for key, old in keys.items()}
+    if prefix:
+        dotted = prefix if prefix.endswith('.') else f'{prefix}.'
+        found = {key[len(dotted):]: old for key, old in keys.items() if key.startswith(dotted)}
+        if not found:
+            starts = sorted({key.partition('.')[0] for key in keys})
+            raise CheckpointError(
+                f'checkpoint {source} has no tensor whose name begins with {dotted!r} (the names '
+                f'begin with {_listed(starts)}); set prefix to the part that is wanted, or leave '
+                'it away for a checkpoint of the module alone')
+        keys = found
+    return {key: state_dict[old] for key, old in keys.items()}
+
+
 def match_state_dict(model_state: Mapping[str, Any],
                      state_dict: Mapping[str, Any],
                      expected_missing: Iterable[ExpectedKeys] = (),

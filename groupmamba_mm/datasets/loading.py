@@ -1,4 +1,5 @@
 """Loading images, with errors that name the file."""
+import re
 from typing import Optional
 
 import numpy as np
@@ -12,7 +13,9 @@ with explain_missing('groupmamba_mm.datasets.loading'):
     from mmengine import fileio
     from mmengine.registry import TRANSFORMS
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
+_JPEG_START, _JPEG_END = b'\xff\xd8', 0xd9
+_JPEG_MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')
+_JPEG_WITHOUT_LENGTH = (0x01, 0xd8)
 _PNG_START, _PNG_END = b'\x89PNG', b'IEND'
 
 
@@ -24,7 +27,8 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
     was cut off is refused too: OpenCV fills the rest with grey and goes on.
 
     Args:
-        to_float32 (bool): Whether to convert to float32. Defaults to False.
+        to_float32 (bool): Whether to convert to float32, as images are that stay in 16 bits
+            (``color_type='unchanged'`` or ``'anydepth'``). Defaults to False.
         color_type (str): Flag of :func:`mmcv.imfrombytes`. Defaults to 'color'.
         imdecode_backend (str): Backend of :func:`mmcv.imfrombytes`. Defaults to 'cv2'.
         backend_args (dict, optional): Where files come from, see :mod:`mmengine.fileio`.
@@ -60,7 +64,8 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
             raise DataError(f'image {path} does not exist; restore it, or take it out of the '
                             'annotations') from None
         image = self._decode(path, content)
-        if self.to_float32:
+        if self.to_float32 or image.dtype == np.uint16:
+            # torch and the transforms have few operations for whole numbers of 16 bits
             image = image.astype(np.float32)
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
@@ -86,13 +91,27 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
 
 
 def _is_cut_off(content: bytes) -> bool:
-    """Say whether a JPEG or PNG lacks its end.
-
-    A JPEG may hold a thumbnail with an end of its own, so the end must come after the last scan;
-    inside a scan's data neither mark can occur.
-    """
+    """Say whether a JPEG or PNG lacks its end; what lies behind the end does not matter."""
     if content.startswith(_JPEG_START):
-        if content.endswith(_JPEG_END):  # the rule, and quicker than the search
-            return False
-        return content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN)
+        # an end mark at the end is the rule, and quicker than the walk
+        return not content.endswith(b'\xff\xd9') and not _jpeg_ends(content)
     return content.startswith(_PNG_START) and _PNG_END not in content
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    """Walk through a JPEG's segments to its end mark.
+
+    Phones put films behind it and thumbnails with an end mark of their own before it, so that
+    neither the first nor the last such mark of the file tells.
+    """
+    position = len(_JPEG_START)
+    while True:
+        # in a scan's data, 0xFF is followed by 0 or a restart number; before a marker by itself
+        found = _JPEG_MARKER.search(content, position)
+        if found is None:
+            return False
+        marker, position = found[0][-1], found.end()
+        if marker == _JPEG_END:
+            return True
+        if marker not in _JPEG_WITHOUT_LENGTH:
+            position += int.from_bytes(content[position:position + 2], 'big')

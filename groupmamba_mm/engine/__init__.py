@@ -2,11 +2,15 @@
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.engine'):
+    from groupmamba_mm.datasets.bad_images import BadImagesHook, SkipBadImages
+    from groupmamba_mm.datasets.listing import QuickLocalBackend
     from .averaging import ForeachExponentialMovingAverage
     from .checkpointing import SafeCheckpointHook
     from .distributed import BucketViewDDP
     from .health import HealthHook
-    from .hooks import DrawPredictionsHook, RunAheadHook
+    from .hooks import DrawPredictionsHook, RunAheadHook, WriteLabelsHook
+    from .initializer import CheckedPretrainedInit
+    from .layer_decay import LayerDecayOptimWrapperConstructor
     from .loops import AmpTestLoop
     from .message_hub import DeferredMessageHub
     from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
@@ -16,8 +20,10 @@ with explain_missing('groupmamba_mm.engine'):
     from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
-    'AmpTestLoop', 'BucketViewDDP', 'CheckedRunner', 'DeferredMessageHub', 'DrawPredictionsHook',
-    'ForeachExponentialMovingAverage', 'HealthHook', 'MergedOptimWrapperConstructor',
+    'AmpTestLoop', 'BadImagesHook', 'BucketViewDDP', 'CheckedPretrainedInit', 'CheckedRunner',
+    'DeferredMessageHub', 'DrawPredictionsHook', 'ForeachExponentialMovingAverage', 'HealthHook',
+    'LayerDecayOptimWrapperConstructor', 'MergedOptimWrapperConstructor', 'QuickLocalBackend',
     'ResumableEpochLoop', 'ResumableIterLoop', 'RunAheadHook', 'RunControlHook',
-    'SafeCheckpointHook', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper'
+    'SafeCheckpointHook', 'SkipBadImages', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper',
+    'WriteLabelsHook'
 ]

@@ -2,17 +2,18 @@
 import argparse
 import gc
 import inspect
+import os
 import pickle
 import re
 import sys
 import traceback
 from types import TracebackType
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional
 
 import mmengine.registry
 import torch
 from mmengine.config import DictAction
-from mmengine.dist import barrier, is_distributed
+from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.registry import Registry
 
 from groupmamba_mm.errors import UserError
@@ -56,6 +57,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
 
+def is_first_here() -> bool:
+    """Whether this is the first process of a launch on this machine.
+
+    It alone compares data with files: annotations of COCO take gigabytes while they are read.
+    """
+    return int(os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', 0))) == 0
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command and end it with exit code 1 and a last line ``error: ...`` if it fails.
 
@@ -68,8 +77,9 @@ def run_command(main: Callable[[], None]) -> None:
         main()
         _leave_together()
     except RunStopped as stop:
+        message = str(stop) if is_main_process() else ''
         _leave_together()
-        _end(str(stop), EXIT_STOPPED)
+        _end(message, EXIT_STOPPED)
     except UserError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -97,7 +107,8 @@ def _fail(error: BaseException) -> None:
 
 def _end(message: str, code: int) -> None:
     sys.stdout.flush()
-    print(message, file=sys.stderr, flush=True)
+    if message:
+        print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -110,17 +121,25 @@ def explain(error: BaseException) -> str:
     Returns:
         str: Its innermost cause's message, with a remedy for the mistakes that configs hold.
     """
-    # The places where an argument went wrong are in the outer error, if it was raised from another.
-    if isinstance(error, UserError):
-        return _one_line(_message(error))
     cause = _innermost(error)
-    message = _message(cause)
-    for explanation in (_unknown_type(message), _wrong_argument(cause, message),
-                        _unsafe_checkpoint(cause), _launch_or_memory(message)):
-        if explanation is not None:
-            return _one_line(explanation)
-    name = type(cause).__name__
-    return _one_line(f'{name}: {message}; the traceback above says where')
+    return _one_line(cause_of(error) or f'{type(cause).__name__}: {_message(cause)}; the traceback '
+                     'above says where')
+
+
+def cause_of(error: BaseException) -> Optional[str]:
+    """Name the cause of an error that the user can mend.
+
+    Args:
+        error (BaseException): The exception.
+
+    Returns:
+        str | None: What is wrong and the remedy, None if that is not known.
+    """
+    if isinstance(error, UserError):
+        return _message(error)
+    # The places where an argument went wrong are in the outer error, if it was raised from another.
+    cause = _innermost(error)
+    return _wrong_config(cause) or _unsafe_checkpoint(cause) or _launch_or_memory(cause)
 
 
 def _one_line(text: str) -> str:
@@ -147,10 +166,38 @@ def _message(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def _registries() -> Iterator[Registry]:
-    for value in vars(mmengine.registry).values():
-        if isinstance(value, Registry):
-            yield value
+def _wrong_config(cause: BaseException) -> Optional[str]:
+    """Compare what a config asks for with what the registry that was building it knows."""
+    frame = _frame_of(cause.__traceback__, 'build_from_cfg')
+    if frame is None or not isinstance(cause, (KeyError, TypeError)):
+        return None
+    name, arguments = frame.get('obj_type'), frame.get('args') or {}
+    kind, owner = frame['registry'].name, frame.get('obj_cls')
+    if isinstance(name, str) and owner is None:
+        known = [known for registry in vars(mmengine.registry).values()
+                 if isinstance(registry, Registry) and registry.name == kind
+                 for known in _registered_names(registry)]
+        hint = close_to(name.split('.')[-1], known)
+        return (f'there is no {kind} with the type {name!r}; {hint} If it is '
+                'spelt right, the module that defines it was not imported: add it to custom_imports '
+                'in the config')
+    if not callable(owner) or not isinstance(cause, TypeError):
+        return None
+    parameters = inspect.signature(owner).parameters
+    unknown = [key for key in arguments if key not in parameters]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    # one that its own bases refuse is named in the message alone
+    refused = [key for key in unknown if not open_ended or f"'{key}'" in str(cause)]
+    absent = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments
+              and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if refused:
+        known = [name for base in getattr(owner, '__mro__', [owner])
+                 for name in inspect.signature(base).parameters if base is not object]
+        hint = close_to(refused[0], known) or 'remove it from the config'
+        return f'{owner.__name__} takes no argument {refused[0]!r}; {hint}'
+    if absent:
+        return f'{owner.__name__} needs the argument {absent[0]!r}; add it to the config'
+    return None
 
 
 def _registered_names(registry: Registry) -> List[str]:
@@ -160,45 +207,14 @@ def _registered_names(registry: Registry) -> List[str]:
     return names
 
 
-def _unknown_type(message: str) -> Optional[str]:
-    found = re.search(r"([\w.]+) is not in the ([\w. ]+::)?([\w ]+) registry", message)
-    if found is None:
-        return None
-    name, kind = found.group(1), found.group(3)
-    known = [known for registry in _registries() if registry.name == kind
-             for known in _registered_names(registry)]
-    hint = close_to(name.split('.')[-1], known)
-    return (f'there is no {kind} with the type {name!r}; {hint} If it is spelt right, the module '
-            'that defines it was not imported: add it to custom_imports in the config')
-
-
-def _wrong_argument(cause: BaseException, message: str) -> Optional[str]:
-    """Name the class and the argument of a constructor call that a config asked for."""
-    if not isinstance(cause, TypeError):
-        return None
-    unknown = re.search(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'", message)
-    absent = re.search(r'([\w.]+)\(\) missing \d+ required .*arguments?: (.*)', message)
-    if unknown is None and absent is None:
-        return None
-    built, known = _class_being_built(cause.__traceback__)
-    called, argument = (unknown or absent).groups()
-    owner = built or called.replace('.__init__', '')
-    if unknown is not None:
-        hint = close_to(argument, known) or 'remove it from the config'
-        return f'{owner} takes no argument {argument!r}; {hint}'
-    return f'{owner} needs the argument {argument}; add it to the config'
-
-
-def _class_being_built(trace: Optional[TracebackType]) -> Tuple[Optional[str], List[str]]:
-    """Find the class that a registry was building when the traceback was made."""
-    built, known = None, []
+def _frame_of(trace: Optional[TracebackType], function: str) -> Optional[Dict[str, Any]]:
+    """The variables of the innermost call of a function in a traceback."""
+    found = None
     while trace is not None:
-        variables = trace.tb_frame.f_locals
-        if trace.tb_frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in variables:
-            builds = variables['obj_cls']
-            built, known = builds.__name__, list(inspect.signature(builds).parameters)
+        if trace.tb_frame.f_code.co_name == function:
+            found = trace.tb_frame.f_locals
         trace = trace.tb_next
-    return built, known
+    return found
 
 
 def _unsafe_checkpoint(cause: BaseException) -> Optional[str]:
@@ -210,8 +226,9 @@ def _unsafe_checkpoint(cause: BaseException) -> Optional[str]:
             f'({first_line}); the log above names it. Download it again, or do not use it')
 
 
-def _launch_or_memory(message: str) -> Optional[str]:
-    if 'out of memory' in message:
+def _launch_or_memory(cause: BaseException) -> Optional[str]:
+    message = _message(cause)
+    if isinstance(cause, torch.OutOfMemoryError) or 'out of memory' in message:
         return (f'{message.splitlines()[0]} Lower train_dataloader.batch_size or the image size, '
                 'or train with --amp')
     if 'EADDRINUSE' in message or 'address already in use' in message.lower():

@@ -1,14 +1,14 @@
-"""Load a config and refuse what cannot have been meant, before anything is built."""
+"""Load a config, and refuse one that cannot be read."""
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Mapping, Optional
 
 from mmengine.config import Config
+from mmengine.model import PretrainedInit
 from mmengine.runner import Runner
 
 from groupmamba_mm.errors import ConfigError
-from .data_facts import plain_datasets
 
 # The libraries whose tasks the tools run, by the scope that a config names.
 SCOPES = ('mmpretrain', 'mmdet', 'mmseg')
@@ -18,7 +18,8 @@ CONFIG_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
 # Keys that the Runner, its hooks or the tools read from a config beside the Runner's arguments.
 _CONFIG_KEYS = {
     'activation_checkpointing', 'compile', 'custom_imports', 'default_scope',
-    'efficient_conv_bn_eval', 'find_unused_parameters', 'model_wrapper_cfg', 'runner_type',
+    'efficient_conv_bn_eval', 'find_unused_parameters', 'max_bad_images', 'model_wrapper_cfg',
+    'runner_type',
     'sync_bn', 'tta_model', 'tta_pipeline', 'work_dir'
 }
 # Variables that the libraries' configs use for themselves, which look like misspelt keys.
@@ -40,8 +41,8 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
 
     Raises:
         ConfigError: If the file or one of its bases is missing or broken, if a top-level key looks
-            misspelt, if an option's top-level key is unknown, if no supported library is named, or
-            if the workers and the data preprocessor augment alike.
+            misspelt, if an option's top-level key is unknown or read by nothing, or if no supported
+            library is named.
     """
     cfg = _read(Path(path))
     _check_keys(cfg, path)
@@ -54,36 +55,34 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
     if cfg.get('default_scope') not in SCOPES:
         raise ConfigError(f"{path}: default_scope is {cfg.get('default_scope')!r}; set it to the "
                           f'library that runs the task, one of {", ".join(SCOPES)}')
-    _check_augmented_once(cfg)
+    _name_initialisers(cfg.get('model'))
     return cfg
 
 
-def check_init_files(cfg: Config) -> None:
-    """Look for the weights that a model is to start from, before data are read.
+def _name_initialisers(part: Any) -> None:
+    """Name mmengine's ``Pretrained`` where a pure Python config has its class.
+
+    By its name, the checked one of :mod:`groupmamba_mm.checkpoint` takes its place.
+    """
+    if isinstance(part, dict) and part.get('type') is PretrainedInit:
+        part['type'] = 'Pretrained'
+    for value in part.values() if isinstance(part, dict) else (
+            part if isinstance(part, (list, tuple)) else ()):
+        _name_initialisers(value)
+
+
+def type_name(part: Mapping[str, Any], default: str = '') -> str:
+    """Read the type that a part of a config names.
 
     Args:
-        cfg (Config): The config.
+        part: A part of a config; its type is a class in a config of mmengine's pure Python style.
+        default: What it is without a type.
 
-    Raises:
-        ConfigError: If a file that an ``init_cfg`` of the model names does not exist.
+    Returns:
+        str: The name of the class, without a library's scope.
     """
-    _check_init_files(cfg.get('model'), 'model')
-
-
-def _check_init_files(part: Any, where: str) -> None:
-    if isinstance(part, dict):
-        file = part.get('checkpoint')
-        if '.init_cfg' in where and isinstance(file, str) and '://' not in file \
-                and not Path(file).expanduser().is_file():
-            raise ConfigError(
-                f'{where}.checkpoint: {file} does not exist; put the weights there, or name '
-                f'others with --cfg-options {where}.checkpoint=FILE; to start without: '
-                f'--cfg-options {where}=None')
-        for key, value in part.items():
-            _check_init_files(value, f'{where}.{key}')
-    elif isinstance(part, (list, tuple)):
-        for index, value in enumerate(part):
-            _check_init_files(value, f'{where}.{index}')
+    kind = part.get('type', default)
+    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
 
 def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
@@ -99,21 +98,6 @@ def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=cutoff)
     return f'did you mean {" or ".join(close)}?' if close else ''
-
-
-def _check_augmented_once(cfg: Config) -> None:
-    """Refuse a pipeline of single images with a transform that also runs on the batch."""
-    augments = (cfg.get('data_preprocessor') or {}).get('augments') or []
-    dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
-    types = [transform['type'] for part in plain_datasets(dataset)
-             for transform in part.get('pipeline') or []]
-    for augment in augments:
-        single = augment['type'].removeprefix('Batch')
-        if single in types:
-            raise ConfigError(
-                f"{single} is in train_dataloader.dataset.pipeline and {augment['type']} in "
-                'data_preprocessor.augments, so images would be augmented twice; take it out of '
-                'the pipeline, or set data_preprocessor.augments=[]')
 
 
 def _read(path: Path) -> Config:
@@ -156,13 +140,14 @@ def _file_being_read(error: Exception, path: Path) -> str:
     return found
 
 
-def _known_keys() -> set:
+def known_keys() -> set:
+    """List the top-level keys that something reads."""
     arguments = set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
     return arguments | _CONFIG_KEYS
 
 
 def _check_keys(cfg: Config, path: str) -> None:
-    known = _known_keys()
+    known = known_keys()
     for key in cfg:
         # A longer name is a variable made for a key: val_evaluator_abs.
         if key in known or key in _VARIABLES or key.startswith(tuple(f'{k}_' for k in known)):
@@ -173,12 +158,16 @@ def _check_keys(cfg: Config, path: str) -> None:
 
 
 def _check_options(cfg: Config, cfg_options: Dict[str, Any]) -> None:
-    known = _known_keys() | set(cfg)
+    known = known_keys()
     for option in cfg_options:
         key = option.split('.')[0]
-        if key not in known:
+        if key not in known | set(cfg):
             hint = close_to(key, known) or f'the config has {", ".join(sorted(cfg))}'
             raise ConfigError(f'--cfg-options {option}: the config has no key {key!r}; {hint}')
+        if key not in known and isinstance(cfg[key], (str, int, float)):
+            raise ConfigError(f'--cfg-options {option}: nothing reads the variable {key!r} any '
+                              'more, the config has used it; set the keys that it stands in, such '
+                              f'as train_dataloader.dataset.{key}')
 
 
 def _as_typed(cfg_options: Dict[str, Any]) -> str:

@@ -85,6 +85,7 @@ class HealthHook(Hook):
     def _clear(self) -> None:
         self._pending: Deque[Tuple[int, int, Optional[torch.cuda.Event]]] = deque()
         self._failed: Optional[int] = None
+        self._reason: Optional[str] = None
         self._tripped: Optional[Tensor] = None
         self._bad_gradient: Optional[Tensor] = None
 
@@ -181,7 +182,11 @@ class HealthHook(Hook):
         if self._bad_gradient is not None:
             flags.append(self._bad_gradient)
         if self._scaler is not None and (runner.iter + 1) % _LOSS_SCALE_INTERVAL == 0:
-            flags.append(torch.tensor(self._scaler.get_scale() < _LEAST_LOSS_SCALE))
+            scale = self._scaler.get_scale()
+            if scale < _LEAST_LOSS_SCALE:
+                self._reason = (f'the loss scale has fallen to {scale:g}, so the gradients overflow '
+                                'at every step; train in bf16 (--amp bf16)')
+            flags.append(torch.tensor(self._reason is not None))
         if not flags:
             return
         device = flags[0].device
@@ -239,7 +244,7 @@ class HealthHook(Hook):
             return
         if self.policy == 'roll_back' and self.events <= self.max_events:
             self._roll_back(runner, iteration)
-        report = explain_step(runner, iteration)
+        report = self._reason or explain_step(runner, iteration)
         found = _gather((report, self._save(runner, iteration, report) if report else None), group)
         texts = [f'{text}{f" (process {rank})" if len(found) > 1 else ""}; replay it with python '
                  f'tools/analysis_tools/replay_step.py CONFIG {file}'

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Deque, List, Optional, Sequence
 
 import mmcv
+import numpy as np
 import torch
 from mmengine.dataset import ConcatDataset
 from mmengine.fileio import get
@@ -12,6 +13,9 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from PIL import Image
+
+from groupmamba_mm.visualization import readable_names
 
 
 @HOOKS.register_module()
@@ -96,7 +100,10 @@ class DrawPredictionsHook(Hook):
         Args:
             runner (Runner): The runner.
         """
-        self.image_roots = _image_roots(runner.test_dataloader.dataset)
+        self.image_roots = image_roots(runner.test_dataloader.dataset)
+        meta = runner.visualizer.dataset_meta
+        if meta and meta.get('classes'):
+            runner.visualizer.dataset_meta = dict(meta, classes=readable_names(meta['classes']))
 
     def after_test_iter(self,
                         runner: Runner,
@@ -113,7 +120,7 @@ class DrawPredictionsHook(Hook):
         """
         for sample in outputs:
             image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
-            out_file = self.out_dir / self._name(sample.img_path)
+            out_file = self.out_dir / relative_name(sample.img_path, self.image_roots)
             out_file.parent.mkdir(parents=True, exist_ok=True)
             if hasattr(runner.visualizer, 'visualize_cls'):
                 runner.visualizer.visualize_cls(image, sample, out_file=str(out_file))
@@ -122,20 +129,68 @@ class DrawPredictionsHook(Hook):
                 runner.visualizer.add_datasample(
                     out_file.stem, image, sample, out_file=str(out_file), **threshold)
 
-    def _name(self, img_path: str) -> str:
-        for root in self.image_roots:
-            relative = os.path.relpath(img_path, root)
-            if not relative.startswith(os.pardir):
-                return relative
-        return os.path.basename(img_path)
+
+@HOOKS.register_module()
+class WriteLabelsHook(Hook):
+    """Write the predicted label map of every tested image into one folder.
+
+    Label images keep the images' paths below their data set's image folder: mmseg's metrics drop
+    the folders, so that one name in several of them is written over. Labels are as in the data
+    set's files: with ``reduce_zero_label`` they begin with 1.
+
+    Args:
+        out_dir (str): The folder.
+    """
+    priority = 'NORMAL'
+
+    def __init__(self, out_dir: str) -> None:
+        self.out_dir = Path(out_dir)
+
+    def after_test_iter(self,
+                        runner: Runner,
+                        batch_idx: int,
+                        data_batch: Any = None,
+                        outputs: Sequence[Any] = ()) -> None:
+        """Write the predictions of one batch.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Number of the batch, unused.
+            data_batch (Any): The batch, unused.
+            outputs (Sequence): Data samples with predictions.
+        """
+        roots = image_roots(runner.test_dataloader.dataset)
+        for sample in outputs:
+            labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()
+            labels = labels + bool(sample.get('reduce_zero_label', False))
+            file = (self.out_dir / relative_name(sample.img_path, roots)).with_suffix('.png')
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels.astype(np.uint8)).save(file)
 
 
-def _image_roots(dataset: Any) -> List[str]:
+def relative_name(img_path: str, roots: List[str]) -> str:
+    """Name an image by its path below one of its data set's folders.
+
+    Args:
+        img_path (str): The image.
+        roots (list[str]): The folders.
+
+    Returns:
+        str: The path below the first folder that holds it, else the file's name alone.
+    """
+    for root in roots:
+        relative = os.path.relpath(img_path, root)
+        if not relative.startswith(os.pardir):
+            return relative
+    return os.path.basename(img_path)
+
+
+def image_roots(dataset: Any) -> List[str]:
     """List the image folders of a data set, wrapped ones and parts of a union included."""
     if isinstance(dataset, ConcatDataset):
-        return [root for part in dataset.datasets for root in _image_roots(part)]
+        return [root for part in dataset.datasets for root in image_roots(part)]
     if hasattr(dataset, 'dataset'):
-        return _image_roots(dataset.dataset)
+        return image_roots(dataset.dataset)
     prefixes = getattr(dataset, 'data_prefix', {})
     # 'img_path' in mmpretrain and mmseg, 'img' in mmdet.
     return [prefixes[key] for key in ('img_path', 'img') if prefixes.get(key)]

@@ -58,7 +58,8 @@ class SyncFreeAmpOptimWrapper(SyncFree, AmpOptimWrapper):
 
 
 #: The mixed precision counterparts of wrappers, by their names in configs.
-AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper', 'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
+AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper',
+                'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
 #: The other way round.
 PLAIN_WRAPPERS = {amp: plain for plain, amp in AMP_WRAPPERS.items()}
 
@@ -109,7 +110,10 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix == '':  # the parent calls itself for the children with their names
-            params[:] = merge_groups(params)
+            params[:] = self._merge(params)
+
+    def _merge(self, params: List[dict]) -> List[dict]:
+        return merge_groups(params)
 
 
 def with_fused(optimizer_cfg: dict, model: nn.Module) -> dict:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,8 +27,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _SAME_SIGNAL_SECONDS = 2.0
 
 
-class RunStopped(Exception):
-    """A training that a signal ended behind a step."""
+class RunStopped(BaseException):
+    """A training that a signal ended behind a step: no error, and nothing for what handles errors."""
 
 
 class SignalListener:
@@ -42,7 +42,6 @@ class SignalListener:
     def start(self) -> None:
         """Listen, if this is the main thread: Python delivers signals to no other."""
         if threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
             self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def stop(self) -> None:
@@ -55,10 +54,7 @@ class SignalListener:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
-            # A worker that loads data has the handler too, and lives on until the state is saved.
-            if os.getpid() == self._process:
-                _say(f'{name}: saving behind the next step and ending; a second signal ends at '
-                     'once')
+            _say(f'{name}: saving behind the next step and ending; a second signal ends at once')
         elif time.monotonic() - self._time > _SAME_SIGNAL_SECONDS:
             _say(f'error: {name}, the second signal: ending at once, without saving')
             os._exit(128 + number)
@@ -68,6 +64,25 @@ def _say(text: str) -> None:
     if is_main_process():
         # not print: the handler may have interrupted one
         os.write(sys.stderr.fileno(), f'{text}\n'.encode())
+
+
+class _IgnoreSignals:
+    """Let a worker that loads data live on until the state is saved, whoever gets the signal.
+
+    Launchers and terminals send it to all processes of a training.
+
+    Args:
+        worker_init_fn (Callable, optional): What the loader's config does in a new worker.
+    """
+
+    def __init__(self, worker_init_fn: Optional[Callable[[int], None]]) -> None:
+        self.worker_init_fn = worker_init_fn
+
+    def __call__(self, worker_id: int) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        if self.worker_init_fn is not None:
+            self.worker_init_fn(worker_id)
 
 
 class Agreement:
@@ -146,6 +161,10 @@ class RunControlHook(Hook):
         self.checkpoint = next(
             (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
         self.health = next(hook for hook in runner.hooks if isinstance(hook, HealthHook))
+        loops = [runner.train_loop] + ([] if runner.val_loop is None else [runner.val_loop])
+        for loader in (loop.dataloader for loop in loops):
+            if not isinstance(loader.worker_init_fn, _IgnoreSignals):
+                loader.worker_init_fn = _IgnoreSignals(loader.worker_init_fn)
         self.agreement = Agreement(3)
         if self.agreement.group is not None:
             self.heartbeat = Heartbeat(self.agreement.group)

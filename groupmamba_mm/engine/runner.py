@@ -14,7 +14,7 @@ from mmengine.dist import broadcast_object_list, is_distributed
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
@@ -28,6 +28,7 @@ from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, requir
 from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
 from groupmamba_mm.errors import ConfigError, LaunchError
 from .checkpointing import SafeCheckpointHook
+from .config_checks import type_name
 from .loops import AMP_ARGUMENTS
 from .message_hub import DeferredMessageHub
 from .optim import PLAIN_WRAPPERS
@@ -364,6 +365,31 @@ class CheckedRunner(Runner):
         model = revert_sync_batchnorm(model)
         return MODEL_WRAPPERS.build(model_wrapper_cfg, default_args=dict(module=model))
 
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Optional[Dict] = None) -> None:
+        """Scale the learning rate with the batch, accumulated steps counted, and say so.
+
+        Args:
+            optim_wrapper (OptimWrapper): Its learning rates are changed.
+            auto_scale_lr (dict, optional): With ``enable`` and ``base_batch_size``.
+        """
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        base, loader = auto_scale_lr['base_batch_size'], self._train_dataloader
+        images = loader['batch_size'] if isinstance(loader, dict) else loader.batch_size
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [
+            optim_wrapper]
+        for wrapper in wrappers:
+            steps = getattr(wrapper, '_accumulative_counts', 1)
+            size = images * self.world_size * steps
+            before = wrapper.optimizer.param_groups[0]['lr']
+            for group in wrapper.optimizer.param_groups:
+                group['lr'] *= size / base
+            self.logger.info(
+                f'Learning rate scaled by {size / base:g}, from {before:g} to '
+                f'{before * size / base:g}: an update is of {size} images '
+                f'({images} in each of {self.world_size} processes, {steps} accumulated), and the '
+                f'config is for {base}.')
+
     def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.
 
@@ -442,12 +468,13 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
     Returns:
         dict: The same config if its type is not in mixed precision, else a copy in fp32.
     """
-    if optim_wrapper.get('type') not in PLAIN_WRAPPERS:
+    kind = type_name(optim_wrapper, 'OptimWrapper')
+    if kind not in PLAIN_WRAPPERS:
         return optim_wrapper
     logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
                    f"({optim_wrapper.get('dtype', 'float16')}).")
     plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
-    return dict(plain, type=PLAIN_WRAPPERS[optim_wrapper['type']])
+    return dict(plain, type=PLAIN_WRAPPERS[kind])
 
 
 def processes_on_this_machine(launcher: str) -> int:

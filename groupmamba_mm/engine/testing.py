@@ -2,16 +2,16 @@
 import os
 from abc import ABC, abstractmethod
 from copy import deepcopy
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from mmengine.config import Config, ConfigDict
 
+from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.errors import ConfigError
+from .config_checks import type_name
 from .loops import AMP_DTYPES
 
 _PICKLE_SUFFIXES = ('.pkl', '.pickle')
-# The metrics of segmentation that write label images.
-_LABEL_METRICS = ('IoUMetric', 'CityscapesMetric', 'ForegroundIoUMetric')
 
 
 def apply_test_options(cfg: Config,
@@ -51,6 +51,24 @@ def apply_test_options(cfg: Config,
         options.set_tta()
     if amp is not None:
         options.set_amp(amp)
+
+
+def trained_classes(checkpoint: str) -> Optional[Tuple[str, ...]]:
+    """Read the class names that a checkpoint was trained with.
+
+    Args:
+        checkpoint (str): A file or an address.
+
+    Returns:
+        tuple[str] | None: The names, None if the checkpoint does not say.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    meta = load_checkpoint_file(checkpoint).get('meta')
+    known = (meta.get('dataset_meta') if isinstance(meta, dict) else None) or {}
+    classes = known.get('classes') or known.get('CLASSES')
+    return None if classes is None else tuple(map(str, classes))
 
 
 class TaskTest(ABC):
@@ -99,8 +117,9 @@ class TaskTest(ABC):
         """
         if os.path.isfile(show_dir):
             raise ConfigError(f'--show-dir {show_dir} is a file; give a folder')
-        if self.cfg.get('visualizer', {}).get('type', 'Visualizer') == 'Visualizer':
-            # mmengine's own cannot paint predictions.
+        if type_name(self.cfg.get('visualizer') or {}, 'Visualizer') in (
+                'Visualizer', 'SegLocalVisualizer'):
+            # mmengine's own cannot paint predictions, and mmseg's writes Latin letters only
             self.cfg.visualizer = dict(type=self.visualizer)
         hooks = list(self.cfg.get('custom_hooks') or [])
         self.cfg.custom_hooks = hooks + [dict(type='DrawPredictionsHook', out_dir=show_dir)]
@@ -134,7 +153,7 @@ class TaskTest(ABC):
         Raises:
             ConfigError: If the config has a test loop of its own.
         """
-        kind = (self.cfg.get('test_cfg') or {}).get('type', 'TestLoop')
+        kind = type_name(self.cfg.get('test_cfg') or {}, 'TestLoop')
         if kind not in ('TestLoop', 'AmpTestLoop'):
             raise ConfigError(f'--amp: test_cfg.type is {kind!r}, whose precision cannot be set; '
                               'use TestLoop or leave --amp away')
@@ -206,7 +225,7 @@ class DetectionTest(TaskTest):
 class SegmentationTest(TaskTest):
     """mmseg: a folder of label images; the class probabilities of both images are averaged."""
     scope = 'mmseg'
-    visualizer = 'SegLocalVisualizer'
+    visualizer = 'NamedSegVisualizer'
     default_tta_model = dict(type='SegTTAModel')
 
     def set_out(self, out: str) -> None:
@@ -214,25 +233,19 @@ class SegmentationTest(TaskTest):
         if os.path.splitext(out)[1] or os.path.isfile(out):
             raise ConfigError(f'--out {out}: mmseg writes one label image for each picture; give '
                               'a folder')
-        evaluator = self.cfg.test_evaluator
-        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-            if metric.type.split('.')[-1] in _LABEL_METRICS:
-                metric.update(output_dir=out, keep_results=True)
-                return
-        raise ConfigError(f'--out {out}: no metric of test_evaluator writes predictions; add '
-                          "dict(type='IoUMetric')")
+        hooks = list(self.cfg.get('custom_hooks') or [])
+        self.cfg.custom_hooks = hooks + [dict(type='WriteLabelsHook', out_dir=out)]
 
     def mirrored_pipeline(self, pipeline: List[Dict]) -> List[Dict]:
         """See :meth:`TaskTest.mirrored_pipeline`."""
         # The ground truth must not be mirrored: the prediction is mirrored back.
-        labels = [step for step in pipeline if step['type'] == 'LoadAnnotations']
-        images = [step for step in pipeline[:-1] if step['type'] != 'LoadAnnotations']
+        labels = [step for step in pipeline if type_name(step) == 'LoadAnnotations']
+        images = [step for step in pipeline[:-1] if type_name(step) != 'LoadAnnotations']
         return images + [_test_time_aug(_flips(), labels, pipeline[-1:])]
 
 
 def _is_ema(hook: Dict) -> bool:
-    kind = hook['type']  # a class in a config of mmengine's pure Python style
-    return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1] == 'EMAHook'
+    return type_name(hook) == 'EMAHook'
 
 
 def _flips() -> List[Dict]:

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from groupmamba_mm.errors import ConfigError
+from .config_checks import type_name
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
 from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
 from .tracking import track_with
@@ -34,6 +35,20 @@ def set_common_options(cfg: Config, config_path: str, work_dir: Optional[str],
         loader = cfg.get(f'{split}_dataloader')
         if loader is not None:
             _set_loader_defaults(loader, cfg.default_scope)
+    if cfg.get('max_bad_images', 0):
+        _skip_bad_images(cfg)
+
+
+def _skip_bad_images(cfg: Config) -> None:
+    """Let every loader leave out images that cannot be read, and count them."""
+    for split in _SPLITS:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is not None and type_name(loader.dataset) != 'SkipBadImages':
+            collate = loader.pop('collate_fn', None) or dict(type='pseudo_collate')
+            loader.collate_fn = dict(type='skip_bad_images', collate=collate)
+            loader.dataset = dict(type='SkipBadImages', dataset=loader.pop('dataset'))
+    hook = dict(type='BadImagesHook', budget=cfg.max_bad_images)
+    cfg.custom_hooks = list(cfg.get('custom_hooks') or []) + [hook]
 
 
 def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
@@ -101,7 +116,7 @@ def apply_train_options(cfg: Config,
 
 def _set_amp(cfg: Config, amp: str) -> None:
     wrapper = cfg.optim_wrapper
-    kind = wrapper.get('type', 'OptimWrapper')
+    kind = type_name(wrapper, 'OptimWrapper')
     plain = PLAIN_WRAPPERS.get(kind, kind)
     if plain not in AMP_WRAPPERS:
         raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '

@@ -11,12 +11,12 @@ from .official_layer import GroupedSS2D, OfficialBlock, OfficialMixer
 from .paper_layer import GroupedMamba1d, GroupedVSSS, ModulatedGroupMambaLayer
 from .scan_plan import ScanPlan, make_scan_plan
 from .ssm import GroupedSSM
-from .summary import ClassBlockSummary, PooledSummary
+from .summary import ClassBlock, PoolNorm
 
 __all__ = [
-    'CausalConv1d', 'ChannelAffinity', 'ClassBlockSummary', 'ConvFFN', 'Downsample', 'FFN',
+    'CausalConv1d', 'ChannelAffinity', 'ClassBlock', 'ConvFFN', 'Downsample', 'FFN',
     'GridDepthwiseConv', 'GroupedFFN', 'GroupedLayerNorm', 'GroupedLinear', 'GroupedMamba1d',
     'GroupedSS2D', 'GroupedSSM', 'GroupedVSSS', 'ModulatedGroupMambaLayer', 'NoChannelAffinity',
     'NormedDownsample', 'OfficialBlock', 'OfficialMixer', 'OfficialStem', 'PaperStem',
-    'PooledSummary', 'ScanPlan', 'grouped_linear', 'init_parameters', 'is_watched', 'make_scan_plan'
+    'PoolNorm', 'ScanPlan', 'grouped_linear', 'init_parameters', 'is_watched', 'make_scan_plan'
 ]

@@ -6,10 +6,10 @@ from .official_layer import OfficialMixer
 from .scan_plan import ScanPlan
 
 
-class PooledSummary(nn.Module):
+class PoolNorm(nn.Module):
     """The paper's family: global average pooling, then LN.
 
-    Args: as :class:`ClassBlockSummary`; all but ``channels`` are without effect here.
+    Args: as :class:`ClassBlock`; all but ``channels`` are without effect here.
     """
 
     def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
@@ -22,7 +22,7 @@ class PooledSummary(nn.Module):
         return self.norm(x.mean(dim=1))
 
 
-class ClassBlockSummary(nn.Module):
+class ClassBlock(nn.Module):
     """The released model: one block updates the mean token alone, then norm4.
 
     c = c + norm1(mixer(c)), c = c + ffn(norm2(c)). The mixer sees a 1 x 1 grid: its scan has one

@@ -1,4 +1,4 @@
-"""What is remembered beside the kernels in Triton's cache on disk: files that say a thing was done."""
+"""Files in Triton's cache on disk that say that a thing was done."""
 import functools
 import hashlib
 from pathlib import Path

@@ -34,9 +34,9 @@ def is_running() -> bool:
     return getattr(_state, 'runs', False)
 
 
-#: Largest error, as norm of the difference over norm of the expected tensor, or, for gradients that
-#: nearly vanish, over SMALL of the largest norm in a case. All cases multiply in bf16; several times
-#: what correct kernels lose by rounding: a wrong kernel is off by far more.
+#: Largest error, as norm of the difference over norm of the expected tensor, or, for gradients
+#: that nearly vanish, over SMALL of the largest norm in a case. All cases multiply in bf16. It is
+#: several times what correct kernels lose by rounding: a wrong kernel is off by far more.
 TOLERANCE, SMALL = 5e-2, 1e-2
 
 

@@ -73,8 +73,8 @@ def _plan_parts(batch: int, count: int, width: int) -> Tuple[Tuple[int, int], di
 
 
 @triton.jit(do_not_specialize=['tokens', 'tiles'])
-def _column_sums(x, partial, tokens, tiles, ROW: tl.constexpr, CHANNELS: tl.constexpr, T: tl.constexpr,
-                 BC: tl.constexpr):
+def _column_sums(x, partial, tokens, tiles, ROW: tl.constexpr, CHANNELS: tl.constexpr,
+                 T: tl.constexpr, BC: tl.constexpr):
     """This program's share of the sum over the tokens of (tokens, CHANNELS)."""
     channel = tl.program_id(0) * BC + tl.arange(0, BC)
     exists = channel < CHANNELS

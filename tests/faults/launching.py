@@ -22,6 +22,7 @@ def free_port():
 
 def _run(rank, world_size, port, work_dir, options, environment):
     from tests.faults import small_run
+    os.setsid()  # a group of its own, with its workers, as torchrun makes it
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
                       LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR='127.0.0.1',
                       MASTER_PORT=str(port), **environment)
@@ -78,12 +79,12 @@ class Launch:
         assert None not in codes, f'still running: {codes}; {self.log(0)[-2000:]}'
         return codes
 
-    def kill(self, ranks=None, number=signal.SIGKILL):
-        """Send processes a signal, by default the one that ends them at once."""
+    def kill(self, ranks=None, number=signal.SIGKILL, group=False):
+        """Send processes a signal, by default the one that ends them at once, or to workers too."""
         ranks = range(len(self.processes)) if ranks is None else ranks
         for rank in ranks:
             if self.processes[rank].is_alive():
-                os.kill(self.processes[rank].pid, number)
+                (os.killpg if group else os.kill)(self.processes[rank].pid, number)
         if number == signal.SIGKILL:
             for rank in ranks:
                 self.processes[rank].join()

@@ -57,11 +57,11 @@ def test_twenty_kills(tmp_path, whole):
 
 
 def terminated(folder, index):
-    """A training that gets a signal in one process or both, and is resumed."""
+    """A training that gets a signal in one process or both, or in workers too, and is resumed."""
     launch = Launch(folder, **OPTIONS)
     launch.wait_for('Checkpoints will be saved')
     time.sleep(random.Random(index).uniform(0, 1.5))
-    launch.kill([(0, ), (1, ), (0, 1)][index % 3], signal.SIGTERM)
+    launch.kill([(0, ), (1, ), (0, 1)][index % 3], signal.SIGTERM, group=index % 2 == 1)
     codes = launch.wait()
     assert codes == [EXIT_STOPPED] * 2 or codes == [0, 0]
     if codes[0]:

@@ -10,6 +10,7 @@ import torch
 
 from groupmamba_mm.engine import heartbeat
 from groupmamba_mm.engine.heartbeat import process_state
+from groupmamba_mm.engine.run_control import EXIT_STOPPED
 from tests.conftest import REPO
 from .launching import Launch, differing, free_port, last_checkpoint
 
@@ -96,6 +97,19 @@ def test_torchrun_restarts_what_was_killed(tmp_path, whole):
     assert run.returncode == 0, output
     assert 'resumed epoch' in output
     assert differing(last_checkpoint(tmp_path), whole) == []
+
+
+@pytest.mark.faults
+def test_fewer_processes_go_on_behind_the_images_that_were_seen(tmp_path):
+    launch = Launch(tmp_path, seconds=0.05)
+    launch.wait_for('Epoch(train)')
+    time.sleep(0.5)
+    launch.kill(number=signal.SIGTERM)
+    assert launch.wait() == [EXIT_STOPPED] * 2
+    assert Launch(tmp_path, world_size=1, resume=1, seconds=0).wait() == [0]
+    assert 'saved with 4 images a step, this run has 2' in (tmp_path / 'process_0.txt').read_text()
+    meta = last_checkpoint(tmp_path)['meta']
+    assert (meta['epoch'], meta['iter']) == (4, 48)
 
 
 def test_two_processes_are_one_with_the_same_batch(tmp_path):

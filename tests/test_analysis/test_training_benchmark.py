@@ -68,7 +68,8 @@ def test_data_that_are_made_are_a_configs_data(tmp_path, path, monkeypatch):
     make_data(load_config(path, {'model.head.num_classes': 4} if path == IMAGENET else None),
               tmp_path, images=6)
     assert before == {file: file.stat().st_mtime_ns for file in root.rglob('*.*')}
-    pictures = [cv2.imread(str(file)) for file in before if file.suffix.lower() in ('.jpg', '.jpeg')]
+    pictures = [cv2.imread(str(file)) for file in before
+                if file.suffix.lower() in ('.jpg', '.jpeg')]
     assert len(pictures) >= 6 and all(picture.shape[2] == 3 for picture in pictures)
     if path == COCO:
         file = json.loads((root / 'annotations/instances.json').read_text())
@@ -226,8 +227,8 @@ def test_a_part_that_hangs_or_fails_is_ended_with_all_its_processes(tmp_path):
 
 
 def test_memory_of_all_processes_is_seen(tmp_path):
-    program = ('import os, time; os.fork() or os.setsid(); block = bytearray(os.urandom(1)) * (200 * 2**20); '
-               'time.sleep(4); os._exit(0)')
+    program = ('import os, time; os.fork() or os.setsid(); '
+               'block = bytearray(os.urandom(1)) * (200 * 2**20); time.sleep(4); os._exit(0)')
     peak = training_benchmark._run(['-c', program], 1, plan_of(tmp_path), {})
     assert .4 < peak < .6
 

@@ -234,7 +234,7 @@ def test_pretrained_init_cfg_loads_a_classifier_and_refuses_another_size(small_a
     with pytest.raises(CheckpointError, match='does not fit'):
         other.init_weights()
     lost_prefix = GroupMamba(small_arch, init_cfg=dict(init_cfg, prefix='wrong.'))
-    with pytest.raises(CheckpointError, match="prefix 'wrong.'"):
+    with pytest.raises(CheckpointError, match="begins with 'wrong.'"):
         lost_prefix.init_weights()
 
 

@@ -1,6 +1,8 @@
 """Reading checkpoints: what is read, what is refused, and that nothing refused ever runs."""
 import pickle
 import shutil
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def test_truncated_files_are_refused(trained, tmp_path, kept):
 
 
 @pytest.mark.parametrize('content', [b'no checkpoint\n', b'\x00' * 100, b'<html>Not found</html>'])
-def test_other_files_are_refused(tmp_path, content):
+def test_files_of_noise_are_refused(tmp_path, content):
     file = tmp_path / 'other.pth'
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=f'{len(content)} bytes'):
@@ -159,3 +161,48 @@ def test_the_tensors_are_found_under_each_name():
     assert state_dict_of(dict(state_dict=weights)) is weights
     assert state_dict_of(dict(model=weights, epoch=3)) is weights
     assert state_dict_of(weights) is weights
+
+
+OTHER_FILES = {
+    'lfs': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n', 'Git LFS.*pull'),
+    'html': (b'\n<!DOCTYPE html><html></html>', 'HTML or XML page'),
+    'xml': (b'\xef\xbb\xbf<?xml version="1.0"?><Error>AccessDenied</Error>', 'HTML or XML page'),
+    'json': (b'{"error": "rate limit"}', 'a text in JSON'),
+    'gzip': (b'\x1f\x8b' + bytes(50), 'compressed with gzip; unpack'),
+    'keras': (b'\x89HDF\r\n\x1a\n' + bytes(50), 'HDF5'),
+    'numpy': (b'\x93NUMPY' + bytes(50), 'an array of numpy'),
+}
+
+
+@pytest.mark.parametrize('kind', OTHER_FILES)
+def test_other_files_are_named_for_what_they_are(tmp_path, kind):
+    content, message = OTHER_FILES[kind]
+    file = tmp_path / 'weights.pth'
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_checkpoint_file(file)
+    assert str(file) in str(error.value) and 'damaged' not in str(error.value)
+
+
+def test_archives_are_named(tmp_path):
+    (tmp_path / 'weights.txt').touch()
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.write(tmp_path / 'weights.txt', 'weights.txt')
+    with tarfile.open(tmp_path / 'b.pth', 'w') as archive:
+        archive.add(tmp_path / 'weights.txt', 'weights.txt')
+    for name, kind in (('a', 'ZIP'), ('b', 'tar')):
+        with pytest.raises(CheckpointError, match=f'{kind} archive of weights.txt; unpack it'):
+            load_checkpoint_file(tmp_path / f'{name}.pth')
+
+
+@pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
+def test_safetensors_are_read(tmp_path, name):
+    safetensors = pytest.importorskip('safetensors.torch')
+    tensors = {'backbone.x': torch.arange(3.)}
+    safetensors.save_file(tensors, tmp_path / name)
+    loaded = state_dict_of(load_checkpoint_file(tmp_path / name))
+    assert loaded.keys() == tensors.keys() and torch.equal(loaded['backbone.x'], torch.arange(3.))
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / 'cut.safetensors').write_bytes(whole[:-4])
+    with pytest.raises(CheckpointError, match='truncated or damaged'):
+        load_checkpoint_file(tmp_path / 'cut.safetensors')

@@ -1,12 +1,11 @@
 """Comparing a checkpoint with a model."""
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from groupmamba_mm.checkpoint import (CheckpointError, ExpectedKeys, expected_unused_keys,
-                                      load_matching, match_state_dict)
+                                      match_state_dict)
+from groupmamba_mm.checkpoint.matching import require_share, without_prefix
 
 
 def make_model(classes=3):
@@ -64,29 +63,34 @@ def test_nothing_announced_hides_an_empty_match():
     assert report.matched_share == 0.0 and not report.complete
 
 
-def test_too_little_is_refused_and_nothing_loaded():
-    model, other = make_model(3), make_model(5)
-    before = copy.deepcopy(model.state_dict())
+def test_too_little_is_refused_by_name():
+    report = match_state_dict(make_model(3).state_dict(), make_model(5).state_dict())
+    require_share(report, 0.8, 'other.pth')
+    assert 0.8 < report.matched_share < 1
     with pytest.raises(CheckpointError, match=r'other\.pth does not fit.*head\.weight'):
-        load_matching(model, other.state_dict(), source='other.pth', min_matched_share=1.0)
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_enough_is_loaded_without_the_rest():
-    model, other = make_model(3), make_model(5)
-    before = model.head.weight.clone()
-    report = load_matching(model, other.state_dict(), source='other', min_matched_share=0.8)
-    assert torch.equal(model.backbone[0].weight, other.backbone[0].weight)
-    assert torch.equal(model.head.weight, before) and 0.8 < report.matched_share < 1
+        require_share(report, 1.0, 'other.pth')
 
 
 def test_one_means_every_tensor():
     """A missing tensor counts however small its share is."""
     model = nn.Sequential(nn.Linear(1000, 1000), nn.Linear(1, 1))
     state = model.state_dict()
+    wanted = dict(state)
     del state['1.bias']
     with pytest.raises(CheckpointError, match='99.9%'):
-        load_matching(model, state, source='file', min_matched_share=1.0)
+        require_share(match_state_dict(wanted, state), 1.0, 'file')
+
+
+@pytest.mark.parametrize('wrapped', ['', 'module.', 'module.module.'])
+@pytest.mark.parametrize('prefix', ['backbone', 'backbone.'])
+def test_a_part_is_taken_by_its_name(wrapped, prefix):
+    state = {f'{wrapped}backbone.a': 1, f'{wrapped}backbone.b.c': 2, f'{wrapped}backbones.d': 3}
+    assert without_prefix(state, prefix, 'file') == {'a': 1, 'b.c': 2}
+    whole = without_prefix(state, None, 'file')
+    assert list(whole) == ['backbone.a', 'backbone.b.c', 'backbones.d']
+    with pytest.raises(CheckpointError, match=r"begins with 'neck\.' \(the names begin with "
+                       r'backbone, backbones\)'):
+        without_prefix(state, 'neck', 'file')
 
 
 def test_modules_announce_keys_below_their_own_name():

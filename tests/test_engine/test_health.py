@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite."""
 import re
+from types import SimpleNamespace
 
 import mmdet.structures
 import mmdet.structures.bbox
@@ -15,7 +16,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import nn
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
-from groupmamba_mm.engine import HealthHook
+from groupmamba_mm.engine import HealthHook, health
 from groupmamba_mm.engine.health import NonFiniteError, first_nonfinite
 from groupmamba_mm.engine.reproductions import replay_step, structure_types
 from groupmamba_mm.errors import ConfigError
@@ -185,6 +186,19 @@ def test_weights_and_data_are_named(tmp_path):
         runner.model.head.weight[0, 3] = float('nan')
     assert first_nonfinite(runner.model, wrapper, batch, 0, 0, 0) == (
         'the weights before it hold 1 of 40 values NaN, float32 in head.weight')
+
+
+def test_a_loss_scale_that_collapses_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, '_LOSS_SCALE_INTERVAL', 3)
+    original = HealthHook.before_train
+
+    def before_train(self, runner):
+        original(self, runner)
+        self._scaler = SimpleNamespace(get_scale=lambda: 2.0**(-4 * runner.iter))
+
+    monkeypatch.setattr(HealthHook, 'before_train', before_train)
+    with pytest.raises(NonFiniteError, match='iteration 6 .*loss scale has fallen to 9.5.*e-07, .*bf16'):
+        build(tmp_path, epochs=9).train()
 
 
 def test_another_policy_is_refused():

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
 from tests.conftest import SMALL
+from torch import nn
 
 from groupmamba_mm import GroupMamba
+from groupmamba_mm.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from groupmamba_mm.engine.optim import merge_groups, with_fused
 from groupmamba_mm.errors import ConfigError
 
@@ -85,6 +88,52 @@ def test_a_shared_parameter_is_not_updated_twice():
     assert sum(len(group['params']) for group in wrapper.optimizer.param_groups) == 3
 
 
+class Wrapped(nn.Module):
+    """Any model around a backbone: a classifier, a detector, a segmenter."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = GroupMamba(SMALL['paper'], out_indices=(0, 1, 2, 3))
+        self.neck, self.head = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_layer_decay_falls_towards_the_stem(scope):
+    model = Wrapped()
+    with DefaultScope.overwrite_default_scope(scope):
+        wrapper = build_optim_wrapper(model, dict(
+            type='OptimWrapper', constructor='LayerDecayOptimWrapperConstructor',
+            optimizer=dict(type='AdamW', lr=1., weight_decay=0.1),
+            paramwise_cfg=dict(layer_decay_rate=0.5, bias_decay_mult=0.)))
+    rates = {id(p): (group['lr'], group['weight_decay'])
+             for group in wrapper.optimizer.param_groups for p in group['params']}
+    assert set(rates) == {id(p) for p in model.parameters()}
+    # the small arch has 5 layers: stem 0, layers 1 to 5, what follows 6
+    names = dict(model.named_parameters())
+    for start, depth in (('backbone.stem.', 0), ('backbone.stages.0.0.', 1),
+                         ('backbone.downsamples.0.', 2), ('backbone.stages.2.1.', 4),
+                         ('backbone.stages.3.0.', 5), ('backbone.out_norms.', 6), ('neck.', 6),
+                         ('head.', 6)):
+        found = {rates[id(p)][0] for name, p in names.items() if name.startswith(start)}
+        assert found == {0.5**(6 - depth)}, start
+    assert rates[id(model.head.bias)][1] == 0. and rates[id(model.head.weight)][1] == 0.1
+    assert len(wrapper.optimizer.param_groups) == 14
+
+
+@pytest.mark.parametrize('rate', [None, 0, 1.5, '0.8'])
+def test_layer_decay_needs_a_rate(rate):
+    with pytest.raises(ConfigError, match=r'layer_decay_rate is .*; set it to a number'):
+        LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='AdamW', lr=1.)),
+                                          dict(layer_decay_rate=rate))
+
+
+def test_layer_decay_needs_a_backbone_that_knows_its_layers():
+    model = nn.Module()
+    model.backbone = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match='Linear does not say how deep its layers lie'):
+        build_optim_wrapper(model, dict(
+            type='OptimWrapper', constructor='LayerDecayOptimWrapperConstructor',
+            optimizer=dict(type='AdamW', lr=1.), paramwise_cfg=dict(layer_decay_rate=0.5)))
 def on_gpu(*parameters):
     """A model as far as the choice looks at it."""
     return SimpleNamespace(parameters=lambda: [

@@ -49,22 +49,14 @@ def test_out_is_a_pickle(scope, dump, tmp_path):
 def test_out_is_a_folder_for_segmentation():
     cfg = make_config('mmseg')
     apply_test_options(cfg, 'a.pth', out='labels')
-    assert cfg.test_evaluator.output_dir == 'labels' and cfg.test_evaluator.keep_results
-    cfg = make_config('mmseg')
-    cfg.test_evaluator = [dict(type='mmseg.IoUMetric')]
-    apply_test_options(cfg, 'a.pth', out='labels')
-    assert cfg.test_evaluator[0].output_dir == 'labels'
+    assert cfg.custom_hooks == [dict(type='WriteLabelsHook', out_dir='labels')]
     with pytest.raises(ConfigError, match='give a folder'):
         apply_test_options(make_config('mmseg'), 'a.pth', out='out.pkl')
-    cfg = make_config('mmseg')
-    cfg.test_evaluator = dict(type='DepthMetric')
-    with pytest.raises(ConfigError, match='no metric of test_evaluator writes'):
-        apply_test_options(cfg, 'a.pth', out='labels')
 
 
 @pytest.mark.parametrize('scope, visualizer', [
     ('mmpretrain', 'UniversalVisualizer'), ('mmdet', 'DetLocalVisualizer'),
-    ('mmseg', 'SegLocalVisualizer')])
+    ('mmseg', 'NamedSegVisualizer')])
 def test_show_dir_paints_with_the_librarys_visualizer(scope, visualizer, tmp_path):
     cfg = make_config(scope, custom_hooks=[dict(type='Other')])
     apply_test_options(cfg, 'a.pth', show_dir='painted')

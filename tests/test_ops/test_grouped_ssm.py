@@ -128,8 +128,8 @@ def test_large_weights(monkeypatch):
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
     scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True)
-    constants = scan.constants(torch.float32, is_roomy=True, training=True)
-    assert constants['RELOAD'] and constants['DOT'] == launch.DOT_TF32X3
+    constants = scan.constants(torch.float32, has_room=True, training=True)
+    assert constants['RELOAD_WEIGHTS'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
 
 
@@ -164,7 +164,7 @@ def test_split_groups(split_groups, grid, options):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('conv', [None, 'causal'])
+@pytest.mark.parametrize('conv', ['none', 'causal'])
 def test_groups_that_are_split_in_one_pass_only(split_groups, monkeypatch, dtype, conv):
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setattr(launch, 'WIDEST_WHOLE_BACKWARD', 2 * split_groups)
@@ -199,15 +199,15 @@ def test_split_groups_write_every_element_the_same_twice(split_groups, monkeypat
         assert padding.eq(0).all()
 
 
-@pytest.mark.parametrize('channels, dt_rank, is_roomy, reloads', [
+@pytest.mark.parametrize('channels, dt_rank, has_room, reloads', [
     (87, 6, False, False), (87, 6, True, False), (380, 12, False, True), (380, 12, True, False)])
-def test_gpus_with_less_shared_memory_reload_large_weights(monkeypatch, channels, dt_rank, is_roomy,
+def test_gpus_with_less_shared_memory_reload_large_weights(monkeypatch, channels, dt_rank, has_room,
                                                            reloads):
     from groupmamba_mm.ops.grouped_ssm import launch
     monkeypatch.setitem(launch._DOT, torch.bfloat16, launch.DOT_BF16)  # as on a GPU
     scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, True)
-    constants = scan.constants(torch.bfloat16, is_roomy, training=True, backward=True)
-    assert constants['RELOAD'] == reloads
+    constants = scan.constants(torch.bfloat16, has_room, training=True, backward=True)
+    assert constants['RELOAD_WEIGHTS'] == reloads
     assert not reloads or constants['STAGES'] == 1
 
 

@@ -334,7 +334,7 @@ class TestPredictionGrid:
 
     def test_missing_picture(self, results):
         tool = load_tool(GRID)
-        with pytest.raises(DataError, match='gone.png cannot be read'):
+        with pytest.raises(DataError, match='gone.png does not exist'):
             tool.read_tile(str(results[0] / 'gone.png'))
 
     def test_out_must_be_png(self, results, capsys):

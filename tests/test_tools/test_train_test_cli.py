@@ -177,7 +177,7 @@ def test_testing_prints_and_writes(trained):
     assert painted == ['dark/0.png', 'dark/1.png', 'light/0.png', 'light/1.png']
 
 
-def test_a_broken_image_in_a_worker_ends_with_one_line(trained):
+def test_a_broken_image_ends_with_one_line(trained):
     place, _ = trained
     before = (place / FIRST).read_bytes()
     shutil.copytree(place / 'data', place / 'broken')
@@ -199,8 +199,10 @@ BROKEN = {
              'data folder nowhere of the val data'),
     'truncated': (TRAIN, ['--resume', 'cut.pth'], [], r'cut\.pth is truncated'),
     'missing': (TEST, ['nowhere.pth'], [], r'nowhere\.pth does not exist'),
-    'other_model': (TEST, [FIRST], ['model.head.num_classes=3'],
-                    r'does not fit.*head\.fc\.weight \(2x32 .*3x32'),
+    'other_model': (TEST, [FIRST], ['model.backbone.base_channels=8', 'model.head.in_channels=64'],
+                    r'does not fit.*layer1\.0\.conv1\.weight \(4x4x3x3 .*8x4x3x3'),
+    'other_head': (TEST, [FIRST], ['model.head.num_classes=3'],
+                   r'model\.head\.num_classes is 3, and the test data have 2 class folders'),
     'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
     'evil_test': (TEST, ['evil.pth'], [], r'evil\.pth was not loaded: .*system.*could run code'),
     'evil_resume': (TRAIN, ['--resume', 'evil.pth'], [], 'could run code'),
@@ -294,7 +296,7 @@ def test_a_missing_teacher_is_told_before_the_data_are_read(trained, monkeypatch
     assert call(TRAIN, 'gone', config='student.py',
                 options=['model.teacher.checkpoint=gone.pth']) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match(r'error: teacher: checkpoint gone\.pth does not exist;.*teacher\.checkpoint=',
+    assert re.match(r'error: model\.teacher\.checkpoint: gone\.pth does not exist;.*teacher\.checkpoint=',
                     last)
 
 

@@ -239,8 +239,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     if args.agreement is not None:
         seen, others = count_other_decisions(args)
-        print(f'\n{device}; PyTorch {torch.__version__}; {seen} training images, augmented and mixed '
-              f'as in training\n\n{"":32}{"other decisions than fp32":>26}')
+        print(f'\n{device}; PyTorch {torch.__version__}; {seen} training images, augmented and '
+              f'mixed as in training\n\n{"":32}{"other decisions than fp32":>26}')
         for name, count in others.items():
             print(f'{name:32}{count:14d} ({count / seen:.2%})')
         return

@@ -11,6 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import cv2
 import matplotlib
 import matplotlib.pyplot as plt
+import mmcv
 import numpy as np
 
 from groupmamba_mm.analysis.arguments import png_path, positive_int
@@ -18,8 +19,9 @@ from groupmamba_mm.analysis.results import build_test_data, read_results
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
-from groupmamba_mm.engine.seg_checks import read_labels
+from groupmamba_mm.engine.hooks import image_roots, relative_name
 from groupmamba_mm.errors import ConfigError, DataError
+from groupmamba_mm.visualization import readable_names
 
 #: IoU from which a prediction of the right class counts as found.
 FOUND_IOU = 0.5
@@ -150,24 +152,25 @@ def segmentations(dataset: Any, results: str, num: int, seed: int) -> List[Examp
     Raises:
         DataError: A label image is missing or of another size.
     """
-    examples = []
+    examples, roots = [], image_roots(dataset)
+    load = [step for step in dataset.pipeline.transforms if 'LoadAnnotations' in type(step).__name__]
     for index in choose(len(dataset), num, seed):
         info = dataset.get_data_info(index)
-        file = Path(results) / f"{Path(info['img_path']).stem}.png"
+        file = (Path(results) / relative_name(info['img_path'], roots)).with_suffix('.png')
         if not file.is_file():
-            raise DataError(f'results {results} have no {file.name}; make the folder with '
-                            'tools/test.py CONFIG CHECKPOINT --out FOLDER')
-        truth, found = read_labels(Path(info['seg_map_path']), 'test'), read_labels(file, 'test')
+            raise DataError(f'results {results} have no {file.relative_to(results)}; make the '
+                            'folder with tools/test.py CONFIG CHECKPOINT --out FOLDER')
+        if not load or 'seg_map_path' not in info:
+            raise DataError(f"image {info['img_path']} has no label map in the test data, so there "
+                            'is nothing to compare with; give a config whose test data have some')
+        truth = load[0](dict(info))['gt_seg_map'].astype(int)
+        found = mmcv.imread(str(file), flag='unchanged').astype(int)
         if truth.shape != found.shape:
             raise DataError(f'results {file} are {found.shape[0]}x{found.shape[1]} (H x W), the '
                             f'label map is {truth.shape[0]}x{truth.shape[1]}; give the config and '
                             'the data that the results are from')
         if info['reduce_zero_label']:
-            # what mmseg does when it reads labels, and undoes when it writes predictions
-            truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
-            found = found - 1
-        if info['label_map'] is not None:
-            truth = np.vectorize(lambda label: info['label_map'].get(label, label))(truth)
+            found = found - 1  # written as the data set's files are
         valid = truth != dataset.ignore_index
         labels = np.union1d(truth[valid], found[valid])
         iou = [(valid & (truth == k) & (found == k)).sum()
@@ -355,7 +358,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         examples = segmentations(dataset, args.results, args.num, args.seed)
         how = 'the mean is over the classes in the ground truth or the prediction of an image'
     matplotlib.use('Agg')  # without a display
-    figure = draw_gallery(examples, meta['classes'], palette_of(meta), Path(args.config).stem,
+    figure = draw_gallery(examples, readable_names(meta['classes']), palette_of(meta), Path(args.config).stem,
                           f'{len(examples)} of {len(dataset):,} test images; {how}')
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out)

@@ -15,9 +15,11 @@ from PIL import Image
 
 from groupmamba_mm.analysis.arguments import png_path, positive_int
 from groupmamba_mm.analysis.results import build_test_data, read_results
+from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError, DataError
+from groupmamba_mm.visualization import readable_names
 
 #: Share of wrong predictions in a grid, if there are as many; ``--wrong-first`` makes it 1.
 WRONG_SHARE = 1 / 3
@@ -173,12 +175,7 @@ def read_tile(path: str) -> np.ndarray:
     Raises:
         DataError: The file is missing or is no image.
     """
-    try:
-        with Image.open(path) as image:
-            image = image.convert('RGB')
-    except OSError as error:
-        raise DataError(f'image {path} cannot be read ({error}); restore the file, or test again '
-                        'without it') from error
+    image = Image.fromarray(CheckedLoadImageFromFile()(dict(img_path=path))['img'][..., ::-1])
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -275,7 +272,8 @@ def main(argv: Optional[List[str]] = None) -> None:
     subtitle = (f'{Path(args.config).stem}  ·  shown: {shown_right} of {num_right:,} right and '
                 f'{len(chosen) - shown_right} of {num_wrong:,} wrong predictions')
     matplotlib.use('Agg')  # without a display
-    figure = draw_grid(chosen, tiles, dataset.metainfo.get('classes'), title, subtitle)
+    classes = dataset.metainfo.get('classes')
+    figure = draw_grid(chosen, tiles, classes and readable_names(classes), title, subtitle)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out)
     plt.close(figure)

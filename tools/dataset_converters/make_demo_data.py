@@ -37,9 +37,13 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import cv2
-import numpy as np
-from tqdm import tqdm
+try:
+    import cv2
+    import numpy as np
+    from tqdm import tqdm
+except ModuleNotFoundError as error:  # the commonest first step that is left out
+    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
+             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
 
 # The script also works from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

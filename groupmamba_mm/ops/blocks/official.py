@@ -1,4 +1,4 @@
-"""The released model's block: what :class:`groupmamba_mm.layers.OfficialBlock` does, in kernels."""
+"""The released model's block, :class:`groupmamba_mm.layers.OfficialBlock`, in kernels."""
 import functools
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -170,13 +170,14 @@ def forward(spec: OfficialSpec, grid: Tuple[int, int], dtype: torch.dtype, keep:
 def saves(spec: OfficialSpec, has_branch: bool, dtype: torch.dtype,
           device: torch.device) -> List[bool]:
     """Which of the tensors of :func:`forward` there are."""
-    return [True, True, True, True, has_branch, True, bool(spec.affinity), *[True] * 6, spec.keeps_hidden()]
+    return [True, True, True, True, has_branch, True, bool(spec.affinity), *[True] * 6,
+            spec.keeps_hidden()]
 
 
 def backward(spec: OfficialSpec, grid: Tuple[int, int], dtype: torch.dtype, dx: Optional[Tensor],
-             dout: Optional[Tensor], tokens: Tensor, branch_width: int, branch_drop: Optional[Tensor],
-             drop: Optional[Tensor], parameters: Sequence[Tensor], x1: Tensor,
-             saved: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
+             dout: Optional[Tensor], tokens: Tensor, branch_width: int,
+             branch_drop: Optional[Tensor], drop: Optional[Tensor], parameters: Sequence[Tensor],
+             x1: Tensor, saved: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
     """Gradients of :func:`forward`.
 
     Args:

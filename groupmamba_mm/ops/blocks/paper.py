@@ -1,4 +1,4 @@
-"""The paper's layer: what :class:`groupmamba_mm.layers.ModulatedGroupMambaLayer` does, in kernels."""
+"""The paper's layer, :class:`groupmamba_mm.layers.ModulatedGroupMambaLayer`, in kernels."""
 import functools
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -33,8 +33,8 @@ AFFINITY_PARAMETERS = ('affinity.fc1.weight', 'affinity.fc2.weight', 'affinity.f
 #: Hidden channels of an FFN are padded to multiples of this, see the other family.
 HIDDEN_MULTIPLE = 64
 
-#: From so many times the channels on, or up to so many channels, the hidden tensor of an FFN is
-#: recomputed in the backward pass: to save memory, and where that costs about as much as to keep it.
+#: From so many times the channels on, to save memory, or up to so many channels, where it costs
+#: about as much as to keep it, the hidden tensor of an FFN is recomputed in the backward pass.
 WIDE_EXPANSION, NARROW = 6, 256
 
 #: From so many channels a group on, its FFN runs by itself, not in products of all groups with

@@ -427,7 +427,8 @@ def _convolve(bias, w, now, earlier, TAPS: tl.constexpr):
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
 def _causal_forward(x, out, weight, bias, batch, height, width, steps, column_major, backwards,
                     X_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
-                    TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr, BC: tl.constexpr):
+                    TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr,
+                    BC: tl.constexpr):
     """out = silu(conv(x) + bias), each group in its direction.
 
     Threads walk along the scan, ``steps`` tokens each: a token is loaded once, two steps ahead.
@@ -646,7 +647,7 @@ def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
                   cdiv(batch, images) * cdiv(height, rows) * strips)
 
 
-class _Walks(NamedTuple):
+class _CausalPlan(NamedTuple):
     """The same for the kernels along the scan."""
     channels: int  # channels of a tile
     segments: int  # segments of a tile
@@ -655,7 +656,8 @@ class _Walks(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes: int) -> _Walks:
+def _choose_causal_plan(is_backward: bool, batch: int, length: int, groups: int,
+                        lanes: int) -> _CausalPlan:
     """A thread walks along one segment with eight channels, what a load of half precision takes.
 
     In the backward pass with four: eight take so many registers that too few threads run at once.
@@ -672,7 +674,7 @@ def _choose_walks(is_backward: bool, batch: int, length: int, groups: int, lanes
     steps = min(max(MIN_ROWS, cdiv(length * walks, more * 24 * PROGRAMS)), MAX_STEPS // more)
     parts = cdiv(length, steps)
     segments = _WALK_WARPS * 32 * of_thread // channels
-    return _Walks(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments))
+    return _CausalPlan(channels, segments, cdiv(length, parts), cdiv(batch * parts, segments))
 
 
 def by_tap(weight: Tensor) -> Tensor:
@@ -700,10 +702,10 @@ def _plan_grid(batch: int, height: int, width: int, channels: int, groups: int, 
 
 @functools.lru_cache(maxsize=4096)
 def _plan_causal(batch: int, length: int, channels: int, groups: int, count: int,
-                 is_backward: bool) -> Tuple[_Walks, Tuple[int], dict]:
+                 is_backward: bool) -> Tuple[_CausalPlan, Tuple[int], dict]:
     """Walks, the number of programs and the constants of a launch along the scan."""
     lanes = channels // groups
-    walks = _choose_walks(is_backward, batch, length, groups, lanes)
+    walks = _choose_causal_plan(is_backward, batch, length, groups, lanes)
     constants = dict(GROUPS=groups, LANES=lanes, TRUE=count // groups, SEGMENTS=walks.segments,
                      BC=walks.channels, num_warps=_WALK_WARPS)
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants

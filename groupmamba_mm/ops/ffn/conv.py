@@ -3,7 +3,6 @@
 What is behind the convolution is as large as a network's tensors get: it is recomputed in the
 backward pass instead of kept.
 """
-import functools
 from typing import Iterator, Optional, Tuple
 
 import torch
@@ -55,8 +54,8 @@ def conv_ffn_backward(dy: Tensor, hidden: Optional[Tensor], x: Tensor, in_weight
         hidden: What the forward pass returned, or None to recompute it.
         x, in_weight, in_bias, taps, conv_bias, weight, grid: As there.
         din_weight, dweight: Where to write those of in_weight and weight.
-        din_bias, dtaps, dconv_bias: The same, as the parameters lie, without padded channels: (C',),
-            (C' * 9,) channel by channel, (C',).
+        din_bias, dtaps, dconv_bias: The same, as the parameters lie, without padded channels:
+            (C',), (C' * 9,) channel by channel, (C',).
 
     Returns:
         The gradient of x.

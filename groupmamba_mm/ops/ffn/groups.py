@@ -496,7 +496,7 @@ def group_linear_forward(x: Tensor, weight: Tensor, width: int, parts_of_output:
 
 def group_linear_backward(dy: Tensor, x: Tensor, weight: Tensor, width: int, parts_of_output: int,
                           stored: int, dweight: Tensor) -> Tensor:
-    """The gradient of x in :func:`group_linear_forward`, and that of the weight into ``dweight``."""
+    """The gradient of x in :func:`group_linear_forward`; that of the weight goes to ``dweight``."""
     dy, x = dy.contiguous(), x.contiguous()
     groups, tokens = weight.shape[0], x.shape[0] * x.shape[1]
     dx = torch.empty_like(x)

@@ -9,17 +9,18 @@ A long sequence at a small batch would leave the GPU idle, so it is cut into seg
 finds what each segment does to a state (how it decays it, and what it adds), a second one combines
 this in a fixed order and walks all segments at once.
 
-FEW stands for narrow groups of one state and a rank of at most 2, as in the first two stages. There
-the products with the projections' few columns are row sums and outer products: tensor cores would
-pad them to 16 columns, and every tile for them takes a trip through shared memory. Small tiles also
-leave registers for sums over the tokens that are reduced only once, at the end.
+NARROW_LOW_RANK stands for narrow groups of one state and a rank of at most 2, as in the first two
+stages. There the products with the projections' few columns are row sums and outer products: tensor
+cores would pad them to 16 columns, and every tile for them takes a trip through shared memory.
+Small tiles also leave registers for sums over the tokens that are reduced only once, at the end.
 
 In the backward pass of wider groups a thread owns a channel and all tokens of a chunk (see
-``_with_channels``); sums over channels, which are dear then, are products with ones, or taken over
-from the forward pass.
+``_relayout_channel_per_thread``); sums over channels, which are expensive in this layout, are
+products with ones, or are kept by the forward pass.
 
 Without a norm only the projection to low rank, B and C and its gradient couple the channels of a
-group. Wide groups are split there: TILES programs walk a sequence, each with BD of its channels.
+group. Wide groups are split there: NUM_CHANNEL_BLOCKS programs walk a sequence, each with BD of its
+channels.
 ``project_kernel`` goes before them, ``project_backward_kernel`` behind the backward pass.
 
 Names: d channels of a group, dp the same padded for aligned rows, N = ``d_state``, R = ``dt_rank``,
@@ -84,7 +85,7 @@ def _later(a, b):
 
 
 @triton.jit
-def _with_channels(tile):
+def _relayout_channel_per_thread(tile):
     """The tile itself, behind a scan that does nothing but keep out the layout of a product.
 
     The compiler spreads the layout of a product's result over all that is computed from it. There a
@@ -102,21 +103,21 @@ def _row(tile, index, wanted):
 
 
 @triton.jit
-def _column(tile, index, n, FIRST: tl.constexpr, FEW: tl.constexpr):
-    """The column FIRST + n of a tile, or, if FEW, of a tuple of columns, where n is 0."""
-    if FEW:
+def _column(tile, index, n, FIRST: tl.constexpr, NARROW_LOW_RANK: tl.constexpr):
+    """The column FIRST + n of a tile; if NARROW_LOW_RANK, of a tuple of columns, where n is 0."""
+    if NARROW_LOW_RANK:
         return tile[FIRST]
     else:
         return tl.sum(tl.where(index[None, :] == FIRST + n, tile, 0.), 1)
 
 
 @triton.jit
-def _project(x_tile, x, to_low, P: tl.constexpr, FEW: tl.constexpr, DOT: tl.constexpr,
-             RELOAD: tl.constexpr):
-    """The low rank, B and C of each token: a tile, or, if FEW, a tuple of columns."""
-    if FEW:
+def _project(x_tile, x, to_low, P: tl.constexpr, NARROW_LOW_RANK: tl.constexpr, DOT: tl.constexpr,
+             RELOAD_WEIGHTS: tl.constexpr):
+    """The low rank, B and C of each token: a tile, or, if NARROW_LOW_RANK, a tuple of columns."""
+    if NARROW_LOW_RANK:
         low = _row_sums(x, to_low, P)
-    elif DOT == 0 and not RELOAD:  # bf16 tokens and fp32 weights, in two parts of bf16
+    elif DOT == 0 and not RELOAD_WEIGHTS:  # bf16 tokens and fp32 weights, in two parts of bf16
         coarse = to_low.to(tl.bfloat16)
         rest = (to_low - coarse.to(tl.float32)).to(tl.bfloat16)
         low = tl.dot(x_tile, coarse, tl.dot(x_tile, rest))
@@ -126,13 +127,13 @@ def _project(x_tile, x, to_low, P: tl.constexpr, FEW: tl.constexpr, DOT: tl.cons
 
 
 @triton.jit
-def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, FEW: tl.constexpr,
+def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, NARROW_LOW_RANK: tl.constexpr,
                DOT: tl.constexpr, OWN_CHANNELS: tl.constexpr):
     """The step sizes before softplus, a tile of the shape of ``shape_of``.
 
     With OWN_CHANNELS a thread has a channel's tokens, in them and in all that is made of them.
     """
-    if FEW:
+    if NARROW_LOW_RANK:
         dt_raw = tl.broadcast_to(dt_bias[None, :], shape_of.shape)
         for k in tl.static_range(R):
             dt_raw += low[k][:, None] * to_dt[k][None, :]
@@ -141,16 +142,16 @@ def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, FEW: tl.constexpr
         # low is fp32: bf16 is too coarse for what dt is made of
         dt_raw = _dot(low, to_dt, FINE_DOT)
         if OWN_CHANNELS:
-            dt_raw = _with_channels(dt_raw)
+            dt_raw = _relayout_channel_per_thread(dt_raw)
         dt_raw += dt_bias[None, :]
     return dt_raw
 
 
 @triton.jit
-def _over_tokens(tile, FEW: tl.constexpr):
+def _over_tokens(tile, NARROW_LOW_RANK: tl.constexpr):
     """The part of a sum over the tokens that is taken in every chunk: none in small tiles, which
     are added up as they are, with one sum at the end."""
-    if FEW:
+    if NARROW_LOW_RANK:
         return tile
     else:
         return tl.sum(tile, 0)[None, :]
@@ -261,15 +262,15 @@ def _kept_column(kept, k, ot, CHUNK: tl.constexpr):
 
 @triton.jit
 def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
-                     IN_THREADS: tl.constexpr):
+                     CHANNEL_PER_THREAD: tl.constexpr):
     """State n of each token, (CHUNK, BD), with decay and update, from h at the chunk's start.
 
-    IN_THREADS: a thread has all tokens of its channels. Then h had better go into the first update:
-    the prefixes, products of the decays, are not needed, and the compiler leaves them out.
+    CHANNEL_PER_THREAD: a thread has all tokens of its channels. Then h had better go into the first
+    update: the prefixes, products of the decays, are not needed, and the compiler leaves them out.
     """
     decay = exp(dt * _row(A, on, n)[None, :])
     update = dt_x * B_n[:, None]
-    if IN_THREADS:
+    if CHANNEL_PER_THREAD:
         started = tl.where(ot[:, None] == 0, update + decay * _row(h, on, n)[None, :], update)
         _, state = tl.associative_scan((decay, started), 0, _combine)
     else:
@@ -279,13 +280,14 @@ def _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, REVERSE: tl.constexpr,
 
 
 @triton.jit
-def _place(TILES: tl.constexpr):
+def _place(NUM_CHANNEL_BLOCKS: tl.constexpr):
     """Group of an image, tile of its channels, and segment of this program.
 
     Tiles run side by side: where one ends and the next begins, both read and write parts of the
     same sector of memory, which has to be in the cache still.
     """
-    return tl.program_id(0) // TILES, tl.program_id(0) % TILES, tl.program_id(1)
+    program = tl.program_id(0)
+    return program // NUM_CHANNEL_BLOCKS, program % NUM_CHANNEL_BLOCKS, tl.program_id(1)
 
 
 @triton.jit(do_not_specialize=_INTEGERS)
@@ -296,23 +298,24 @@ def scan_forward_kernel(
         X_TOKEN: tl.constexpr, Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
-        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, KEEP: tl.constexpr, KEPT_ROW: tl.constexpr,
-        ENDS_ONLY: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, RELOAD: tl.constexpr,
-        TILES: tl.constexpr):
-    """One segment of one group of one image; with ENDS_ONLY what the segment does to a state."""
+        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, KEEP: tl.constexpr,
+        SAVED_STRIDE: tl.constexpr, SUMMARY_PASS: tl.constexpr, STAGES: tl.constexpr,
+        DOT: tl.constexpr, RELOAD_WEIGHTS: tl.constexpr,
+        NUM_CHANNEL_BLOCKS: tl.constexpr):
+    """One segment of one group of one image; with SUMMARY_PASS what the segment does to a state."""
     P: tl.constexpr = R + 2 * N
-    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
-    IN_THREADS: tl.constexpr = TILES > 1
-    program, tile, segment = _place(TILES)
+    NARROW_LOW_RANK: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and NUM_CHANNEL_BLOCKS == 1
+    CHANNEL_PER_THREAD: tl.constexpr = NUM_CHANNEL_BLOCKS > 1
+    program, tile, segment = _place(NUM_CHANNEL_BLOCKS)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
-    if TILES > 1:
+    if NUM_CHANNEL_BLOCKS > 1:
         oc += tile * BD
     is_channel, is_stored = oc < D_IN, oc < DP
-    if FEW:
+    if NARROW_LOW_RANK:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
-    elif not RELOAD:
-        if TILES == 1:
+    elif not RELOAD_WEIGHTS:
+        if NUM_CHANNEL_BLOCKS == 1:
             to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
         to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
@@ -325,11 +328,11 @@ def scan_forward_kernel(
     in_state = on[:, None] * D_IN + oc[None, :]
     # in what is kept of a chunk: the states' first element and the length of their rows
     FIRST_STATE: tl.constexpr = (P + 2 * HAS_NORM) * CHUNK
-    STATE_ROW: tl.constexpr = (KEPT_ROW - FIRST_STATE) // N
+    STATE_ROW: tl.constexpr = (SAVED_STRIDE - FIRST_STATE) // N
 
     h = tl.zeros([BN, BD], tl.float32)
     dt_sum = tl.zeros([BD], tl.float32)
-    if not ENDS_ONLY:
+    if not SUMMARY_PASS:
         for before in range(0, segment):
             at = (program * segments + before).to(tl.int64)
             total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
@@ -340,7 +343,7 @@ def scan_forward_kernel(
     in_group = g * DP + oc[None, :]
     behind = tl.minimum(first + chunks_of_segment, chunks)
     for chunk in tl.range(first, behind, num_stages=STAGES):
-        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * KEPT_ROW
+        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * SAVED_STRIDE
         if KEEP:
             tl.store(kept + FIRST_STATE + on[:, None] * STATE_ROW + oc[None, :], h,
                      mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :])
@@ -348,44 +351,45 @@ def scan_forward_kernel(
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
         valid = is_token[:, None] & is_stored[None, :]
-        if RELOAD:  # in shared memory for one product at a time, not all the while
-            if TILES == 1:
-                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, ENDS_ONLY)
-            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, ENDS_ONLY)
-        x_tile = tl.load(x_ptr + b * L * X_TOKEN + position[:, None] * X_TOKEN + in_group, mask=valid,
-                         other=0.)
+        if RELOAD_WEIGHTS:  # in shared memory for one product at a time, not all the while
+            if NUM_CHANNEL_BLOCKS == 1:
+                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, SUMMARY_PASS)
+            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, SUMMARY_PASS)
+        x_tile = tl.load(x_ptr + b * L * X_TOKEN + position[:, None] * X_TOKEN + in_group,
+                         mask=valid, other=0.)
         x = x_tile.to(tl.float32)
-        if TILES > 1:
+        if NUM_CHANNEL_BLOCKS > 1:
             low = _kept_low(kept, op, ot, CHUNK, P)
             B_n, C_n = _kept_column(kept, R, ot, CHUNK), _kept_column(kept, R + N, ot, CHUNK)
         else:
-            low = _project(x_tile, x, to_low, P, FEW, DOT, RELOAD)
+            low = _project(x_tile, x, to_low, P, NARROW_LOW_RANK, DOT, RELOAD_WEIGHTS)
             if KEEP:
-                if FEW:
+                if NARROW_LOW_RANK:
                     for k in tl.static_range(P):
                         tl.store(kept + k * CHUNK + ot, low[k])
                 else:
                     tl.store(kept + op[None, :] * CHUNK + ot[:, None], low, mask=(op < P)[None, :])
         # the norm's sums over channels cost more there than the scan gains
-        dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT, not HAS_NORM))
+        dt = _softplus(_step_size(low, to_dt, dt_bias, x, R, NARROW_LOW_RANK, DOT, not HAS_NORM))
         dt_x = dt * x
-        if ENDS_ONLY:
+        if SUMMARY_PASS:
             dt_sum += tl.sum(dt, 0)
         else:
             y = skip[None, :] * x
         for n in range(N):  # not unrolled: 16 states would take minutes to compile
-            if TILES == 1:
-                B_n = _column(low, op, n, R, FEW)
+            if NUM_CHANNEL_BLOCKS == 1:
+                B_n = _column(low, op, n, R, NARROW_LOW_RANK)
             elif N > 1:
                 B_n = _kept_column(kept, R + n, ot, CHUNK)
                 C_n = _kept_column(kept, R + N + n, ot, CHUNK)
-            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, False, IN_THREADS)
+            _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, False,
+                                           CHANNEL_PER_THREAD)
             h = tl.where(on[:, None] == n, _row(state, ot, CHUNK - 1)[None, :], h)
-            if not ENDS_ONLY:
-                if TILES == 1:
-                    C_n = _column(low, op, n, R + N, FEW)
+            if not SUMMARY_PASS:
+                if NUM_CHANNEL_BLOCKS == 1:
+                    C_n = _column(low, op, n, R + N, NARROW_LOW_RANK)
                 y += state * C_n[:, None]
-        if not ENDS_ONLY:
+        if not SUMMARY_PASS:
             if HAS_NORM:
                 mean = tl.sum(y, 1) * (1. / D_IN)
                 centred = tl.where(is_channel[None, :], y - mean[:, None], 0.)
@@ -400,7 +404,7 @@ def scan_forward_kernel(
                 y = y * z * reciprocal(1. + exp(-z))
             tl.store(y_ptr + b * L * (G * DP) + position[:, None] * (G * DP) + in_group,
                      y.to(y_ptr.dtype.element_ty), mask=valid)
-    if ENDS_ONLY:
+    if SUMMARY_PASS:
         at = (program * segments + segment).to(tl.int64)
         tl.store(sums_ptr + at * D_IN + oc, dt_sum, mask=is_channel)
         tl.store(ends_ptr + at * N * D_IN + in_state, h, mask=is_state)
@@ -416,38 +420,38 @@ def scan_backward_kernel(
         GRAD_X_TOKEN: tl.constexpr, GRAD_Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
-        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, ENDS_ONLY: tl.constexpr,
-        KEPT_ROW: tl.constexpr, ROW: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
-        RELOAD: tl.constexpr, TILES: tl.constexpr):
+        HAS_NORM: tl.constexpr, HAS_GATE: tl.constexpr, SUMMARY_PASS: tl.constexpr,
+        SAVED_STRIDE: tl.constexpr, ROW: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
+        RELOAD_WEIGHTS: tl.constexpr, NUM_CHANNEL_BLOCKS: tl.constexpr):
     """The gradients of one segment, its chunks from the last to the first.
 
     The states are computed again from those that the forward pass kept at the chunks' starts; what
     it kept of each token (low rank, B, C, statistics of the norm) saves sums over channels. The
     gradient g of the state obeys g_t = C_t dy_t + a_{t+1} g_{t+1}, a recurrence from the end;
-    q = a g of a chunk's first token is what is carried to the chunk before. With ENDS_ONLY: what
+    q = a g of a chunk's first token is what is carried to the chunk before. With SUMMARY_PASS: what
     leaves the segment on its left if nothing enters on its right. A tile of a split group leaves
     its part of the gradient of low rank, B and C to ``project_backward_kernel``.
     """
     P: tl.constexpr = R + 2 * N
     FINE_DOT: tl.constexpr = DOT if DOT > 1 else 1
-    NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not ENDS_ONLY)
-    FEW: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and TILES == 1
-    IN_THREADS: tl.constexpr = TILES > 1 or BD >= 64  # see Scan.tile
-    SUM_ROWS: tl.constexpr = CHUNK if FEW else 1
-    program, tile, segment = _place(TILES)
+    NEEDS_Y: tl.constexpr = HAS_NORM or (HAS_GATE and not SUMMARY_PASS)
+    NARROW_LOW_RANK: tl.constexpr = N == 1 and R <= 2 and BD <= 32 and NUM_CHANNEL_BLOCKS == 1
+    CHANNEL_PER_THREAD: tl.constexpr = NUM_CHANNEL_BLOCKS > 1 or BD >= 64  # see Scan.tile
+    SUM_ROWS: tl.constexpr = CHUNK if NARROW_LOW_RANK else 1
+    program, tile, segment = _place(NUM_CHANNEL_BLOCKS)
     b, g = (program // G).to(tl.int64), program % G
     oc, op, on, ot = tl.arange(0, BD), tl.arange(0, BP), tl.arange(0, BN), tl.arange(0, CHUNK)
-    if FEW:
+    if NARROW_LOW_RANK:
         # here a chunk's tokens lie in its tiles from the last to the first: a reverse scan is the
         # dearer one, as it moves all its operands across the lanes, and the states' has fewer
         ot = CHUNK - 1 - ot
-    if TILES > 1:
+    if NUM_CHANNEL_BLOCKS > 1:
         oc += tile * BD
     is_channel, is_stored = oc < D_IN, oc < DP
-    if FEW:
+    if NARROW_LOW_RANK:
         to_low, to_dt = _load_columns(x_proj_ptr, dt_proj_ptr, g, oc, D_IN, R, P)
-    elif not RELOAD:
-        if TILES == 1:
+    elif not RELOAD_WEIGHTS:
+        if NUM_CHANNEL_BLOCKS == 1:
             to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
         to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, False)
     dt_bias = _vector(dt_bias_ptr, g, oc, D_IN)
@@ -459,9 +463,9 @@ def scan_backward_kernel(
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
     FIRST_STATE: tl.constexpr = (P + 2 * HAS_NORM) * CHUNK
-    STATE_ROW: tl.constexpr = (KEPT_ROW - FIRST_STATE) // N
+    STATE_ROW: tl.constexpr = (SAVED_STRIDE - FIRST_STATE) // N
     in_group = g * DP + oc[None, :]
-    if FEW:
+    if NARROW_LOW_RANK:
         # at most four channels a thread: with the eight that it could load at once, the vectors of
         # a group and the sums over lanes would take too many registers
         in_group = tl.max_contiguous(in_group, [1, 4])
@@ -474,19 +478,19 @@ def scan_backward_kernel(
     z_ptr += b * L * Z_TOKEN
 
     q = tl.zeros([BN, BD], tl.float32)
-    if not ENDS_ONLY:
+    if not SUMMARY_PASS:
         for i in range(0, segments - 1 - segment):
             at = (program * segments + segments - 1 - i).to(tl.int64)
             total = tl.load(sums_ptr + at * D_IN + oc, mask=is_channel, other=0.)
             end = tl.load(ends_ptr + at * N * D_IN + in_state, mask=is_state, other=0.)
             q = exp(A * total[None, :]) * q + end
     dt_sum = tl.zeros([SUM_ROWS, BD], tl.float32)
-    if FEW:
+    if NARROW_LOW_RANK:
         grad_to_low, grad_to_dt = _zeros(P, CHUNK, BD), _zeros(R, CHUNK, BD)
     else:
         grad_to_low = tl.zeros([BP, BD], tl.float32)
         grad_to_dt = tl.zeros([BP, BD], tl.float32)
-    grad_A = tl.zeros([CHUNK if FEW else BN, BD], tl.float32)
+    grad_A = tl.zeros([CHUNK if NARROW_LOW_RANK else BN, BD], tl.float32)
     grad_bias = tl.zeros([SUM_ROWS, BD], tl.float32)
     grad_skip = tl.zeros([SUM_ROWS, BD], tl.float32)
     grad_norm_w = tl.zeros([SUM_ROWS, BD], tl.float32)
@@ -496,10 +500,10 @@ def scan_backward_kernel(
     behind = tl.minimum(first + chunks_of_segment, chunks)
     for i in tl.range(0, behind - first, num_stages=STAGES):
         chunk = behind - 1 - i
-        if RELOAD:  # in shared memory for one product at a time, not all the while
-            if TILES == 1:
-                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, ENDS_ONLY)
-            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, ENDS_ONLY)
+        if RELOAD_WEIGHTS:  # in shared memory for one product at a time, not all the while
+            if NUM_CHANNEL_BLOCKS == 1:
+                to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, SUMMARY_PASS)
+            to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, SUMMARY_PASS)
         t = chunk * CHUNK + ot
         is_token = t < L
         position = scan_position(t, L, H, W, column, reverse)
@@ -510,10 +514,10 @@ def scan_backward_kernel(
         z_tile = x_tile
         if HAS_GATE:
             z_tile = tl.load(z_ptr + position[:, None] * Z_TOKEN + in_group, mask=valid, other=0.)
-        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * KEPT_ROW
+        kept = kept_ptr + (program * chunks + chunk).to(tl.int64) * SAVED_STRIDE
         h = tl.load(kept + FIRST_STATE + on[:, None] * STATE_ROW + oc[None, :],
                     mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :], other=0.)
-        if FEW:
+        if NARROW_LOW_RANK:
             low = ()
             for k in tl.static_range(R):
                 low = low + (_kept_column(kept, k, ot, CHUNK), )
@@ -525,11 +529,12 @@ def scan_backward_kernel(
             inverse_std = tl.load(kept + (P + 1) * CHUNK + ot)[:, None]
         grad_y = grad_y.to(tl.float32)
         x = x_tile.to(tl.float32)
-        dt, slope = _softplus_and_slope(_step_size(low, to_dt, dt_bias, x, R, FEW, DOT, True))
+        dt, slope = _softplus_and_slope(
+            _step_size(low, to_dt, dt_bias, x, R, NARROW_LOW_RANK, DOT, True))
         dt_x = dt * x
 
-        if ENDS_ONLY:
-            dt_sum += _over_tokens(dt, FEW)
+        if SUMMARY_PASS:
+            dt_sum += _over_tokens(dt, NARROW_LOW_RANK)
         state = tl.zeros([CHUNK, BD], tl.float32)
         if NEEDS_Y:
             y = skip[None, :] * x
@@ -537,7 +542,8 @@ def scan_backward_kernel(
                 if N > 1:
                     B_n = _kept_column(kept, R + n, ot, CHUNK)
                     C_n = _kept_column(kept, R + N + n, ot, CHUNK)
-                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
+                _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, NARROW_LOW_RANK,
+                                               CHANNEL_PER_THREAD)
                 y += state * C_n[:, None]
         # back through gate and norm to the scan's own output
         if HAS_NORM:
@@ -546,13 +552,13 @@ def scan_backward_kernel(
         if HAS_GATE:
             z = z_tile.to(tl.float32)
             sigmoid = reciprocal(1. + exp(-z))
-            if not ENDS_ONLY:
+            if not SUMMARY_PASS:
                 grad_z = grad_y * y * sigmoid * (1. + z * (1. - sigmoid))
                 tl.store(grad_z_ptr + b * L * GRAD_Z_TOKEN + position[:, None] * GRAD_Z_TOKEN
                          + in_group, grad_z.to(grad_z_ptr.dtype.element_ty), mask=valid)
             grad_y = grad_y * z * sigmoid
         if HAS_NORM:
-            if FEW:
+            if NARROW_LOW_RANK:
                 grad_norm_w += grad_y * normed
                 grad_norm_b += grad_y
             else:  # one reduction, so that the compiler leaves both in the scans' layout
@@ -577,9 +583,9 @@ def scan_backward_kernel(
                 C_n = _kept_column(kept, R + N + n, ot, CHUNK)
             decay, update = exp(dt * A_n), dt_x * B_n[:, None]
             flipped, grad_h = decay, grad_y * C_n[:, None]
-            if not FEW:  # in registers, which is for free
+            if not NARROW_LOW_RANK:  # in registers, which is for free
                 flipped, grad_h = tl.flip(decay, 0), tl.flip(grad_h, 0)
-            if IN_THREADS:  # what enters goes into the last token, as the state into the first one
+            if CHANNEL_PER_THREAD:  # what enters goes into the last token, the state into the first
                 grad_h = tl.where(ot[:, None] == 0, grad_h + _row(q, on, n)[None, :], grad_h)
                 ones = tl.full([CHUNK, BD], 1., tl.float32)
                 _, _, grad_h = tl.associative_scan((flipped, ones, grad_h), 0, _combine_backward)
@@ -587,16 +593,17 @@ def scan_backward_kernel(
                 _, passed, grad_h = tl.associative_scan((flipped, flipped * 0. + 1., grad_h), 0,
                                                         _combine_backward)
                 grad_h += passed * _row(q, on, n)[None, :]
-            if not FEW:
+            if not NARROW_LOW_RANK:
                 grad_h = tl.flip(grad_h, 0)
             q = tl.where(on[:, None] == n, _row(decay * grad_h, ot, 0)[None, :], q)
-            if not ENDS_ONLY:
+            if not SUMMARY_PASS:
                 if N > 1 or not NEEDS_Y:  # else the state of above is still at hand
-                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, FEW, IN_THREADS)
+                    _, _, state = _states_of_chunk(n, dt, dt_x, B_n, A, h, on, ot, NARROW_LOW_RANK,
+                                                   CHANNEL_PER_THREAD)
                 grad_log_decay = grad_h * (state - update)
                 grad_dt += grad_log_decay * A_n
                 grad_dt_x += grad_h * B_n[:, None]
-                if FEW:
+                if NARROW_LOW_RANK:
                     grad_B, grad_C = tl.reduce((grad_h * dt_x, grad_y * state), 1, _add_pairs)
                     grad_A += grad_log_decay * dt
                 else:
@@ -604,17 +611,17 @@ def scan_backward_kernel(
                                                     oc, op, DOT, STAGES == 1)
                     grad_A += tl.where(on[:, None] == n, tl.sum(grad_log_decay * dt, 0)[None, :],
                                        0.)
-        if not ENDS_ONLY:
+        if not SUMMARY_PASS:
             grad_raw = (grad_dt + grad_dt_x * x) * slope
-            if IN_THREADS:  # one reduction: see the norm's
+            if CHANNEL_PER_THREAD:  # one reduction: see the norm's
                 of_bias, of_skip = tl.reduce((grad_raw, grad_y * x), 0, _add_pairs)
                 grad_bias += of_bias[None, :]
                 grad_skip += of_skip[None, :]
             else:
-                grad_bias += _over_tokens(grad_raw, FEW)
-                grad_skip += _over_tokens(grad_y * x, FEW)
+                grad_bias += _over_tokens(grad_raw, NARROW_LOW_RANK)
+                grad_skip += _over_tokens(grad_y * x, NARROW_LOW_RANK)
             grad_x = grad_y * skip[None, :] + grad_dt_x * dt
-            if FEW:
+            if NARROW_LOW_RANK:
                 columns_of_grad = _row_sums(grad_raw, to_dt, R) + (grad_B, grad_C)
                 grad_to_dt = _add_products(grad_to_dt, low, grad_raw, R)
                 grad_to_low = _add_products(grad_to_low, columns_of_grad, x, P)
@@ -623,25 +630,25 @@ def scan_backward_kernel(
             else:
                 grad_to_dt += _dot(tl.trans(low), grad_raw, FINE_DOT)
                 grad_low += _dot(grad_raw, tl.trans(to_dt), DOT)
-                if TILES > 1:
-                    of_tile = grad_low_ptr + (program * TILES + tile).to(
+                if NUM_CHANNEL_BLOCKS > 1:
+                    of_tile = grad_low_ptr + (program * NUM_CHANNEL_BLOCKS + tile).to(
                         tl.int64) * P * chunks * CHUNK
                     tl.store(of_tile + op[None, :] * (chunks * CHUNK) + t[:, None], grad_low,
                              mask=(op < P)[None, :])
                 else:
                     grad_to_low += _dot(tl.trans(grad_low), x_tile, DOT)
-                    grad_x += _with_channels(_dot(grad_low, tl.trans(to_low), DOT))
-            tl.store(grad_x_ptr + b * L * GRAD_X_TOKEN + position[:, None] * GRAD_X_TOKEN + in_group,
-                     grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
+                    grad_x += _relayout_channel_per_thread(_dot(grad_low, tl.trans(to_low), DOT))
+            tl.store(grad_x_ptr + b * L * GRAD_X_TOKEN + position[:, None] * GRAD_X_TOKEN
+                     + in_group, grad_x.to(grad_x_ptr.dtype.element_ty), mask=valid)
 
-    if ENDS_ONLY:
+    if SUMMARY_PASS:
         at = (program * segments + segment).to(tl.int64)
         tl.store(sums_ptr + at * D_IN + oc, tl.sum(dt_sum, 0), mask=is_channel)
         tl.store(ends_ptr + at * N * D_IN + in_state, q, mask=is_state)
     else:
         # one row of partial sums: x_proj (P, d), dt_proj (d, R), A_log (d, N), then vectors of d
         row = partial_ptr + ((b * segments + segment) * G + g) * ROW
-        if FEW:
+        if NARROW_LOW_RANK:
             for k in tl.static_range(P):
                 tl.store(row + k * D_IN + oc, tl.sum(grad_to_low[k], 0), mask=is_channel)
             row += P * D_IN
@@ -650,7 +657,7 @@ def scan_backward_kernel(
             row += R * D_IN
             grad_A = tl.sum(grad_A, 0)[None, :]
         else:
-            if TILES == 1:
+            if NUM_CHANNEL_BLOCKS == 1:
                 tl.store(row + op[:, None] * D_IN + oc[None, :], grad_to_low,
                          mask=is_channel[None, :] & (op < P)[:, None])
             row += P * D_IN
@@ -669,7 +676,7 @@ def scan_backward_kernel(
 def project_kernel(
         x_ptr, x_proj_ptr, kept_ptr, L, H, W, columns, reverses, chunks, X_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
-        BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, KEPT_ROW: tl.constexpr,
+        BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, SAVED_STRIDE: tl.constexpr,
         DOT: tl.constexpr, TOKENS: tl.constexpr):
     """Low rank, B and C of TOKENS tokens of one group, where the scans of its tiles read them."""
     P: tl.constexpr = R + 2 * N
@@ -685,7 +692,7 @@ def project_kernel(
         x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + oc[None, :],
                          mask=(t < L)[:, None] & (oc < DP)[None, :], other=0.)
         low += _project(x_tile, x_tile, to_low, P, False, DOT, False)
-    kept = kept_ptr + (program * chunks + t // CHUNK).to(tl.int64) * KEPT_ROW + t % CHUNK
+    kept = kept_ptr + (program * chunks + t // CHUNK).to(tl.int64) * SAVED_STRIDE + t % CHUNK
     tl.store(kept[:, None] + op[None, :] * CHUNK, low,
              mask=(t < chunks * CHUNK)[:, None] & (op < P)[None, :])
 

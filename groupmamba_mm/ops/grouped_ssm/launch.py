@@ -93,7 +93,7 @@ class Scan:
 
         Measured on an H100 (docs/speed.md) for groups of 16, 32, 48, 87, 112 and 184 channels.
 
-        The chunk is the same in both passes of a training step: the backward pass takes up the
+        The chunk is the same in both passes of a training step: the backward pass reuses the
         states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
         the shapes alone, so that results repeat bit by bit.
         """
@@ -107,7 +107,7 @@ class Scan:
         if block <= 32:
             return (16, 2 if backward else 4) if training else (32, 2)
         if backward:
-            # a thread has all tokens of a chunk: see _with_channels
+            # a thread has all tokens of a chunk: see _relayout_channel_per_thread
             return 16, min(32, block // 32)
         if block <= 64:
             return (16, 2) if training else (32, 2)
@@ -158,8 +158,8 @@ class Scan:
         constants = dict(
             G=self.groups, D_IN=self.channels, DP=self.stored, R=self.dt_rank, N=self.d_state,
             BD=block, BP=columns, BN=next_power_of_2(self.d_state), CHUNK=chunk,
-            HAS_NORM=self.has_norm, KEPT_ROW=self.kept_row(training), STAGES=stages, DOT=dot,
-            RELOAD=is_large, TILES=self.tiles(backward), num_warps=warps)
+            HAS_NORM=self.has_norm, SAVED_STRIDE=self.kept_row(training), STAGES=stages, DOT=dot,
+            RELOAD_WEIGHTS=is_large, NUM_CHANNEL_BLOCKS=self.tiles(backward), num_warps=warps)
         if backward:
             constants['ROW'] = self.row
         if warps == 4 and block <= 128 and self.d_state == 1 and not backward:
@@ -298,22 +298,22 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     gate, gate_token = (x, x_token) if z is None else rows_of(z)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
     buffer = _nothing(x.device) if kept is None else kept
+    programs = batch * scan.groups * constants['NUM_CHANNEL_BLOCKS']
 
-    def run(ends_only: bool) -> None:
-        launch(kernels.scan_forward_kernel, (batch * scan.groups * constants['TILES'], segments),
-               x, gate, y, x_proj, dt_proj, dt_bias, A_log, D, *norm, buffer, sums, ends, length,
-               scan.height, scan.width, scan.columns, scan.reverses, chunks, chunks_of_segment,
-               segments, scan.eps, X_TOKEN=x_token, Z_TOKEN=gate_token, HAS_GATE=z is not None,
-               KEEP=keep and not ends_only, ENDS_ONLY=ends_only, **constants)
+    def run(summary_pass: bool) -> None:
+        launch(kernels.scan_forward_kernel, (programs, segments), x, gate, y, x_proj, dt_proj,
+               dt_bias, A_log, D, *norm, buffer, sums, ends, length, scan.height, scan.width,
+               scan.columns, scan.reverses, chunks, chunks_of_segment, segments, scan.eps, X_TOKEN=x_token, Z_TOKEN=gate_token, HAS_GATE=z is not None,
+               KEEP=keep and not summary_pass, SUMMARY_PASS=summary_pass, **constants)
 
     if scan.is_split(backward=False):
         tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
         launch(kernels.project_kernel, (batch * scan.groups, tiles), x, x_proj, kept, length,
                scan.height, scan.width, scan.columns, scan.reverses, chunks, X_TOKEN=x_token,
-               **_of_projection(constants, 'KEPT_ROW'), **PROJECT_TILE)
+               **_of_projection(constants, 'SAVED_STRIDE'), **PROJECT_TILE)
     if segments > 1:
-        run(ends_only=True)
-    run(ends_only=False)
+        run(summary_pass=True)
+    run(summary_pass=False)
     return y, kept if keep else None
 
 
@@ -346,18 +346,20 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Option
     gate, grad_gate = (x, grad_x) if z is None else (z, grad_z)
     (gate, gate_token), (_, grad_x_token) = rows_of(gate), rows_of(grad_x)
     norm = (D, D) if norm_weight is None else (norm_weight, norm_bias)
+    programs = batch * scan.groups * constants['NUM_CHANNEL_BLOCKS']
 
-    def run(ends_only: bool) -> None:
-        launch(kernels.scan_backward_kernel, (batch * scan.groups * constants['TILES'], segments),
-               x, gate, grad_y, grad_x, grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums,
-               ends, partial, grad_low, length, scan.height, scan.width, scan.columns,
-               scan.reverses, chunks, chunks_of_segment, segments, scan.eps, X_TOKEN=x_token,
+    def run(summary_pass: bool) -> None:
+        launch(kernels.scan_backward_kernel, (programs, segments), x, gate, grad_y, grad_x,
+               grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends, partial,
+               grad_low, length, scan.height, scan.width, scan.columns, scan.reverses, chunks,
+               chunks_of_segment, segments, scan.eps, X_TOKEN=x_token,
                Z_TOKEN=gate_token, GRAD_Y_TOKEN=grad_y_token, GRAD_X_TOKEN=grad_x_token,
-               GRAD_Z_TOKEN=rows_of(grad_gate)[1], HAS_GATE=z is not None, ENDS_ONLY=ends_only, **constants)
+               GRAD_Z_TOKEN=rows_of(grad_gate)[1], HAS_GATE=z is not None,
+               SUMMARY_PASS=summary_pass, **constants)
 
     if segments > 1:
-        run(ends_only=True)
-    run(ends_only=False)
+        run(summary_pass=True)
+    run(summary_pass=False)
     if scan.is_split(backward=True):
         tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
         launch(kernels.project_backward_kernel, (batch * scan.groups * tiles, segments), x, grad_x,

@@ -58,7 +58,8 @@ def _run_backward(
     return [tensor for tensor in grads if tensor is not None]
 
 
-grouped_ssm_backward_op = torch.library.custom_op('groupmamba_mm::grouped_ssm_backward', _run_backward, mutates_args=())
+grouped_ssm_backward_op = torch.library.custom_op('groupmamba_mm::grouped_ssm_backward',
+                                                  _run_backward, mutates_args=())
 grouped_ssm_backward_op.register_fake(_run_backward)
 
 

@@ -1,0 +1,129 @@
+"""Checks of a config and its data: what the model will really be given, against the files."""
+from dataclasses import replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from mmengine.config import Config
+
+from groupmamba_mm.engine.cli import cause_of
+from groupmamba_mm.engine.config_checks import type_name
+from groupmamba_mm.errors import DataError, UserError
+from . import files, labels
+from .config import check_config, metrics_of
+from .findings import Finding, Report
+from .parts import Part, build, parts_of
+from .samples import batches, given, load
+
+__all__ = ['Finding', 'Report', 'check', 'check_quickly']
+
+
+def check(cfg: Config, splits: Sequence[str], full: bool = False,
+          trained: Optional[Tuple[str, ...]] = None) -> Tuple[Report, Dict[str, Any]]:
+    """Build the data sets of a config and compare them with the files, the model and each other.
+
+    Args:
+        cfg: The config.
+        splits: Which of 'train', 'val' and 'test'; one without a loader is left out.
+        full: Whether to read every file; else as much as takes seconds.
+        trained: The classes that a checkpoint was trained with, None if none is tested.
+
+    Returns:
+        The report, and the data sets that were built, by split.
+    """
+    report, built = Report(), {}
+    parts = [part for split in splits for part in parts_of(cfg, split)]
+    report.add(check_config(cfg, parts))
+    for part in parts:
+        # a file with gaps would end in an exception of the library that reads it
+        if report.add(files.missing_paths(part)) and part.is_coco and part.is_local:
+            report.add(files.read_coco(part, _needed(cfg, part)))
+    if report.of('error'):
+        return report, built
+    for split in dict.fromkeys(part.split for part in parts):
+        of_split = [part for part in parts if part.split == split]
+        built[split] = _build(cfg, of_split)
+        report.add(batches(cfg, split, len(built[split])))
+    for part in parts:
+        _check_part(cfg, part, full, report)
+    report.add(labels.same_in_splits(parts, trained))
+    for part in [part for part in parts if part.split == 'train'] or parts:
+        report.add(labels.heads(cfg, part))
+    report.add(files.shared_files(parts, full))
+    return report, built
+
+
+def check_quickly(cfg: Config, splits: Sequence[str],
+                  trained: Optional[Tuple[str, ...]] = None) -> Tuple[List[Finding],
+                                                                      Dict[str, Any]]:
+    """Make the checks that take seconds, before a run.
+
+    Args:
+        cfg: The config.
+        splits: Which of 'train', 'val' and 'test'.
+        trained: The classes that a checkpoint was trained with.
+
+    Returns:
+        Warnings, and the data sets that were built, by split.
+
+    Raises:
+        ConfigError: If the config cannot be meant.
+        DataError: If the data do not fit.
+    """
+    report, built = check(cfg, splits, trained=trained)
+    report.require_no_error()
+    return report.of('warning'), built
+
+
+def _needed(cfg: Config, part: Part) -> Tuple[str, ...]:
+    """Keys that a data set's annotations need; () if it is used without annotations."""
+    metrics = metrics_of(cfg, part.split)
+    if part.split != 'train' and metrics and all(metric.get('format_only') for metric in metrics):
+        return ()
+    kinds = [kind for metric in metrics if metric.get('ann_file')
+             for kind in ([metric['metric']] if isinstance(metric.get('metric', 'bbox'), str)
+                          and 'metric' in metric else metric.get('metric', []))]
+    masks = part.split == 'train' and any(step.get('with_mask')
+                                          for step in part.cfg.get('pipeline') or ())
+    needs = ['segmentation'] if masks or 'segm' in kinds else []
+    needs += ['iscrowd'] if part.split != 'train' and any(
+        type_name(metric) == 'CocoMetric' for metric in metrics) else []
+    return tuple(needs) or ('bbox', )
+
+
+def _build(cfg: Config, parts: List[Part]) -> Any:
+    try:
+        return build(cfg, parts)
+    except UserError:
+        raise
+    except Exception as error:
+        # Each library has assertions of its own about what it reads.
+        what = cause_of(error) or f'{type(error).__name__}: {error}'
+        if 'at least one array to concatenate' in what:  # how an empty list of images ends
+            raise DataError(f'{parts[0]} of {parts[0].root} have no image left after all filters; '
+                            'check filter_cfg, indices and img_suffix') from None
+        raise DataError(f'{parts[0].key} cannot be built from {parts[0].root or "its files"}: '
+                        f'{" ".join(what.split())}') from error
+
+
+def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
+    if part.scope == 'mmseg' and part.is_local:
+        if not report.add(files.missing_label_maps(part)):
+            return
+    report.add(labels.names_of_labels(part))
+    report.add(files.passed_over(part, full))
+    loaded, budget = load(part, full), cfg.get('max_bad_images', 0)
+    unreadable = sum(finding.what == '' for finding in loaded.findings)
+    whole = report.add(
+        replace(finding, severity='warning') if finding.what == '' and unreadable <= budget else
+        finding for finding in loaded.findings)
+    if part.scope == 'mmseg':
+        counts, read, unlabelled = loaded.counts, loaded.read, not loaded.labelled
+    else:
+        infos = list(part.infos(*[None] * full))
+        counts, read = labels.Counter(), len(infos)
+        for info in infos:
+            counts.update(labels.labels_of(info))
+        unlabelled = not any({'gt_label', 'instances'} & info.keys() for info in infos)
+    if not unlabelled:
+        report.add(labels.learnable(part, counts, read, loaded.ignored, full))
+    if whole:
+        report.add(given(cfg, part, loaded))

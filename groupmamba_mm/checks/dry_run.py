@@ -1,0 +1,306 @@
+"""A rehearsal of a training: two steps, one batch of validation, one checkpoint."""
+import contextlib
+import copy
+import io
+import logging
+import math
+import resource
+import shutil
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
+
+from groupmamba_mm.checkpoint import load_checkpoint_file
+from groupmamba_mm.engine.cli import cause_of
+from groupmamba_mm.engine.health import NonFiniteError
+from groupmamba_mm.errors import ConfigError, UserError
+from .findings import shown
+from .labels import HEADS
+from .parts import build, parts_of, spread
+
+
+class Excerpt:
+    """Some images of a data set, which otherwise answers as the whole one.
+
+    Args:
+        dataset: The data set.
+        indices: Which images.
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
+        self._dataset, self._indices = dataset, list(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._indices[index]]
+
+    def get_data_info(self, index: int) -> Dict[str, Any]:
+        """The entry of an image."""
+        return self._dataset.get_data_info(self._indices[index])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or name == '_dataset':  # not there yet while it is copied
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+
+@dataclass
+class DryRun:
+    """What a rehearsal measured.
+
+    Args:
+        batches: Images of a process in each of the two steps.
+        seconds: Of the second step, of the batch of validation and of the checkpoint.
+        checkpoint_bytes: Size of the checkpoint.
+        memory: What the memory is of, and its bytes.
+        rates: Numbers of parameters by their learning rates, before any schedule.
+        metrics: Names that validation gives, None without validation.
+        loss: Of the first step.
+        parameters: Number of parameters.
+        first_rate: Learning rate of the first step, of the first group.
+    """
+    batches: List[int]
+    seconds: Dict[str, float]
+    checkpoint_bytes: int
+    memory: tuple
+    rates: Dict[float, int]
+    metrics: Optional[List[str]]
+    loss: float
+    parameters: int
+    first_rate: float
+
+    def line(self) -> str:
+        """The short form."""
+        return '; '.join(text for _, text in self._rows())
+
+    def page(self) -> str:
+        """The long form."""
+        return '\n'.join(f'  {name:<14}{text}' for name, text in self._rows())
+
+    def _rows(self) -> Iterator[tuple]:
+        first, second = self.batches
+        yield 'step', (f'{self.seconds["step"]:.3g} s a step of {second} images '
+                       f'(the first: {first}), loss {self.loss:.4g}')
+        shares = [f'{rate:.3g} for {number / self.parameters:.0%}'
+                  for rate, number in sorted(self.rates.items(), reverse=True)[:4]]
+        size = f'{self.parameters / 1e6:.3g} M parameters'
+        yield 'learning rate', (f'learning rate {", ".join(shares)} of {size}, '
+                                f'{self.first_rate:.3g} in the first step')
+        if self.metrics is not None:
+            yield 'validation', (f'{self.seconds["validation"]:.3g} s a batch of validation, '
+                                 f'metrics {shown(self.metrics)}')
+        yield 'checkpoint', (f'checkpoint of {self.checkpoint_bytes / 2**20:.3g} MiB written and '
+                             f'read in {self.seconds["checkpoint"]:.3g} s')
+        kind, size = self.memory
+        yield 'memory', f'{size / 2**30:.3g} GiB of {kind}'
+
+
+def dry_run(cfg: Config, built: Dict[str, Any], compiled: bool) -> DryRun:
+    """Rehearse a training in a runner of its own, which leaves no trace.
+
+    The second step has as many images as the last batch of an epoch. Validation is of one batch,
+    with the configured metrics; detections of any score count.
+
+    Args:
+        cfg: The config, as training will get it; unchanged.
+        built: Data sets by split, as far as they are built; the others are added.
+        compiled: Whether to compile a backbone that asks for it, which takes minutes.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ConfigError: A step, validation or the checkpoint fails.
+    """
+    for split in ('train', 'val'):
+        parts = parts_of(cfg, split)
+        if parts and split not in built:
+            built[split] = build(cfg, parts)
+    work_dir = Path(cfg.work_dir) / '.dry_run'
+    rehearsal = Rehearsal(cfg, built, work_dir, compiled)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # tables of a single batch
+            return rehearsal.run()
+    except NonFiniteError as error:
+        # without the reproduction that it names, which goes with the rehearsal
+        raise ConfigError(f"dry run: {str(error).partition('; replay it')[0]}; lower the learning "
+                          'rate, or train without --amp') from error
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever fails here would fail in the run, hours later.
+        traceback.print_exc()
+        what = cause_of(error) or f'{type(error).__name__}: {error}'
+        raise ConfigError(f'dry run: {rehearsal.stage} fails ({" ".join(what.split())})'
+                          f'{rehearsal.remedy}') from error
+    finally:
+        rehearsal.close()
+
+
+class Rehearsal:
+    """The runner of a dry run, step by step; see :func:`dry_run`."""
+
+    def __init__(self, cfg: Config, built: Dict[str, Any], work_dir: Path, compiled: bool) -> None:
+        self.stage, self.remedy = 'building the run', ''
+        self.full_cfg, self.built, self.work_dir = cfg, built, work_dir
+        self.name = f'dry_run_{time.time_ns()}'
+        self.cfg = self._shortened(copy.deepcopy(cfg), compiled)
+        self.runner: Optional[Runner] = None
+
+    def _shortened(self, cfg: Config, compiled: bool) -> Config:
+        cfg.work_dir, cfg.experiment_name = str(self.work_dir), self.name
+        cfg.log_level = logging.ERROR
+        cfg.load_from = None if cfg.get('resume') else cfg.get('load_from')
+        cfg.resume = False
+        visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+        cfg.visualizer = ConfigDict(visualizer, vis_backends=None, name=self.name)
+        hooks = cfg.get('default_hooks') or {}
+        cfg.default_hooks = ConfigDict({name: hook for name, hook in hooks.items()
+                                        if name != 'visualization'}, checkpoint=None)
+        loop = cfg.train_cfg
+        loop.pop('dynamic_intervals', None)
+        self.by_epoch = 'max_epochs' in loop
+        loop.update(dict(max_epochs=1) if self.by_epoch else dict(max_iters=2))
+        loop.val_begin = 2**31  # validation comes after the steps, once
+        for split in ('train', 'val'):
+            loader = cfg.get(f'{split}_dataloader')
+            if loader is None:
+                continue
+            loader.update(num_workers=0, persistent_workers=False)
+            loader.pop('prefetch_factor', None)
+            loader.sampler = dict(type='DefaultSampler' if self.by_epoch or split == 'val' else
+                                  'InfiniteSampler', shuffle=False)
+        if not compiled and (cfg.model.get('backbone') or {}).get('compile_mode'):
+            cfg.model.backbone.compile_mode = None
+        _accept_all_scores(cfg.model.get('test_cfg'))
+        return cfg
+
+    def run(self) -> DryRun:
+        """Rehearse."""
+        self.runner = runner = RUNNERS.build(self.cfg)
+        self._require_heads()
+        world, size = get_world_size(), runner._train_dataloader.get('batch_size', 1)
+        here = math.ceil(len(self.built['train']) / world)
+        dropped = runner._train_dataloader.get('drop_last') or not self.by_epoch
+        last = size if dropped or here % size == 0 else here % size
+        if here < size:
+            size = last = here if not dropped else size
+            runner._train_dataloader['drop_last'] = False
+        self._give('train', world * (size + last))
+        if runner._val_dataloader is not None:
+            self._give('val', world * runner._val_dataloader.get('batch_size', 1))
+        self.stage = f'a step of {size} images'
+        if last != size:
+            self.remedy = (f'; the last batch of an epoch has {last} of {size} images: if that is '
+                           'the reason, set train_dataloader.drop_last=True or another batch_size')
+        runner.train()
+        hub = runner.message_hub
+        losses = hub.get_scalar('train/loss').data[0]
+        seconds, metrics, self.remedy = dict(step=hub.get_scalar('train/time').current()), None, ''
+        if runner.val_loop is not None:
+            metrics = self._validate(seconds)
+        size_on_disk = self._checkpoint(seconds)
+        rates: Dict[float, int] = {}
+        for group in runner.optim_wrapper.optimizer.param_groups:
+            rate = group.get('initial_lr', group['lr'])
+            rates[rate] = rates.get(rate, 0) + sum(p.numel() for p in group['params'])
+        first_rate = float(hub.get_scalar('train/lr').data[0][0])
+        memory = (('GPU memory at most', torch.cuda.max_memory_allocated())
+                  if torch.cuda.is_available() else ('memory of the process at most',
+                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        return DryRun([size, last], seconds, size_on_disk, memory, rates, metrics,
+                      float(losses[0]), sum(rates.values()), first_rate)
+
+    def _give(self, split: str, number: int) -> None:
+        dataset = self.built[split]
+        indices = [index for index, _ in zip(spread(len(dataset)), range(number))]
+        # fewer images than one batch of each process are taken again
+        indices = (indices * math.ceil(number / len(indices)))[:number]
+        getattr(self.runner, f'_{split}_dataloader')['dataset'] = Excerpt(dataset, indices)
+
+    def _require_heads(self) -> None:
+        """Compare the classes with the heads as they were built, defaults included."""
+        classes = self.built['train'].metainfo.get('classes')
+        for name, module in self.runner.model.named_modules() if classes else ():
+            number, parts = getattr(module, 'num_classes', None), name.split('.')
+            if isinstance(number, int) and number != len(classes) and 'teacher' not in parts and (
+                    set(parts) & set(HEADS)) and 'loss' not in parts[-1]:
+                raise ConfigError(f'model.{name}.num_classes is {number} (the default, if the '
+                                  f'config does not say), and the train data have {len(classes)} '
+                                  'classes; set it to that number')
+
+    def _validate(self, seconds: Dict[str, float]) -> List[str]:
+        self.stage = 'validation of one batch'
+        start = time.perf_counter()
+        metrics = sorted(self.runner.val_loop.run() or {})
+        seconds['validation'] = time.perf_counter() - start
+        hook = (self.full_cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        wanted = hook.get('save_best') or []
+        for name in [wanted] if isinstance(wanted, str) else wanted:
+            if metrics and name not in ('auto', *metrics):
+                raise ConfigError(f'default_hooks.checkpoint.save_best is {name!r}, and validation '
+                                  f'gives {", ".join(metrics)}; set it to one of these, to '
+                                  "'auto', or mend val_evaluator")
+        return metrics
+
+    def _checkpoint(self, seconds: Dict[str, float]) -> int:
+        self.stage = f'writing and reading a checkpoint in {self.full_cfg.work_dir}'
+        start = time.perf_counter()
+        self.runner.save_checkpoint(str(self.work_dir), 'dry_run.pth', by_epoch=self.by_epoch)
+        barrier()
+        file = self.work_dir / 'dry_run.pth'
+        if is_main_process():
+            saved = load_checkpoint_file(file)['state_dict']
+            model = getattr(self.runner.model, 'module', self.runner.model)
+            if saved.keys() - model.state_dict().keys():
+                raise RuntimeError('the checkpoint holds tensors that the model does not have')
+        seconds['checkpoint'] = time.perf_counter() - start
+        return file.stat().st_size if file.is_file() else 0
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        for handler in self.runner.logger.handlers if self.runner is not None else ():
+            if isinstance(handler, logging.FileHandler):
+                handler.close()
+        self.runner = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        if is_main_process():
+            shutil.rmtree(self.work_dir, ignore_errors=True)
+
+
+def _accept_all_scores(part: Any) -> None:
+    """Let a new model detect something, or its metrics would have nothing to count."""
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if key == 'score_thr' and isinstance(value, (int, float)):
+                part[key] = 0.
+            else:
+                _accept_all_scores(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            _accept_all_scores(value)
+
+
+def hand_over(runner: Runner, built: Dict[str, Any]) -> None:
+    """Give a runner the data sets that the checks have built.
+
+    Args:
+        runner: A runner whose loaders are not built yet.
+        built: Data sets by split.
+    """
+    for split, dataset in built.items():
+        loader = getattr(runner, f'_{split}_dataloader')
+        if isinstance(loader, Mapping):
+            loader['dataset'] = dataset

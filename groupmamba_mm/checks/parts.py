@@ -1,0 +1,164 @@
+"""The data sets of a config, as its loaders are given them."""
+import gc
+import importlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, DefaultScope
+
+from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
+
+#: Entries of a data set that the quick form of the checks looks at, spread over all of it.
+MAX_ENTRIES = 20_000
+
+
+@dataclass
+class Part:
+    """A data set that has files; a split has several if its config joins some.
+
+    Args:
+        split: 'train', 'val' or 'test'.
+        key: Its place in the config.
+        cfg: Its config.
+        scope: The library that runs it.
+        dataset: What was built from the config, None before.
+        content: What its annotation file of COCO holds, None for other data.
+    """
+    split: str
+    key: str
+    cfg: Dict[str, Any]
+    scope: str
+    dataset: Optional[BaseDataset] = None
+    content: Optional[Dict[str, Any]] = None
+
+    def __str__(self) -> str:
+        return f'the {self.split} data'
+
+    @property
+    def root(self) -> str:
+        """Its ``data_root``, '' without one."""
+        return self.cfg.get('data_root') or ''
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its files are on this machine."""
+        return not self.cfg.get('backend_args') and '://' not in self.root
+
+    @cached_property
+    def owner(self) -> Optional[type]:
+        """Its class, None if there is none of its name."""
+        kind = self.cfg.get('type')
+        if not isinstance(kind, str):
+            return kind
+        importlib.import_module(f'{self.scope}.datasets')
+        return DATASETS.get(kind if '.' in kind else f'{self.scope}.{kind}') or DATASETS.get(kind)
+
+    def reads_as(self, library: str, name: str) -> bool:
+        """Whether it reads its files as a class of a library does, or is derived from it."""
+        if self.scope != library or not isinstance(self.owner, type):
+            return False
+        base = getattr(importlib.import_module(f'{library}.datasets'), name)
+        return issubclass(self.owner, base) and self.owner.load_data_list is base.load_data_list
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether its annotations are a file of COCO instances."""
+        return self.reads_as('mmdet', 'CocoDataset')
+
+    @cached_property
+    def classes(self) -> Optional[Tuple[str, ...]]:
+        """The class names that the model is told, None if there are none."""
+        names = self.dataset.metainfo.get('classes')
+        return None if names is None else tuple(map(str, names))
+
+    @property
+    def folders(self) -> Dict[str, int]:
+        """Label of each class folder, where folders are the classes."""
+        return getattr(self.dataset, 'folder_to_idx', None) or {}
+
+    @cached_property
+    def names(self) -> Dict[int, str]:
+        """What the files call each label, as far as they name it: categories or class folders."""
+        if self.content is not None:
+            named = {c['id']: str(c['name']) for c in self.content['categories']}
+            return {label: named[key] for key, label in self.dataset.cat2label.items()}
+        return {label: folder for folder, label in self.folders.items()}
+
+    def infos(self, most: Optional[int] = MAX_ENTRIES) -> Iterator[Dict[str, Any]]:
+        """Read entries, spread over the data set."""
+        total = len(self.dataset)
+        step = 1 if most is None else max(1, -(-total // most))
+        return map(self.dataset.get_data_info, range(0, total, step))
+
+    def loading_steps(self) -> List[Any]:
+        """The pipeline's first steps, which read files, with whole images asked for."""
+        steps = [step for step in getattr(self.dataset.pipeline, 'transforms', [])
+                 if 'Load' in type(step).__name__]
+        return [CheckedLoadImageFromFile(step.to_float32, step.color_type, step.imdecode_backend,
+                                         backend_args=step.backend_args)
+                if type(step).__name__ == 'LoadImageFromFile' else step for step in steps]
+
+
+def parts_of(cfg: Config, split: str) -> List[Part]:
+    """Look into RepeatDataset, ConcatDataset and their like."""
+    loader = cfg.get(f'{split}_dataloader')
+    if loader is None:
+        return []
+    return [Part(split, key, part, cfg.default_scope) for key, part in
+            _leaves(loader['dataset'], f'{split}_dataloader.dataset')]
+
+
+def _leaves(part: Any, key: str) -> Iterator[Tuple[str, Dict]]:
+    if 'datasets' in part:
+        for index, inner in enumerate(part['datasets']):
+            yield from _leaves(inner, f'{key}.datasets.{index}')
+    elif 'dataset' in part:
+        yield from _leaves(part['dataset'], f'{key}.dataset')
+    else:
+        yield key, part
+
+
+def build(cfg: Config, parts: List[Part]) -> Any:
+    """Build what a loader is given."""
+    gc.disable()  # it would look through millions of entries again and again
+    try:
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            whole = DATASETS.build(cfg[f'{parts[0].split}_dataloader']['dataset'])
+        if hasattr(whole, 'full_init'):
+            whole.full_init()
+    finally:
+        gc.enable()
+    for part, dataset in zip(parts, _built_leaves(whole), strict=True):
+        part.dataset = dataset
+    return whole
+
+
+def _built_leaves(whole: Any) -> Iterator[Any]:
+    if hasattr(whole, 'datasets'):
+        for inner in whole.datasets:
+            yield from _built_leaves(inner)
+    elif hasattr(whole, 'dataset'):
+        yield from _built_leaves(whole.dataset)
+    else:
+        yield whole
+
+
+def spread(total: int) -> Iterator[int]:
+    """All of 0 to ``total`` - 1, each once, such that any first few lie all over the range."""
+    step = next((k for k in range(round(0.618 * total), total) if _coprime(k, total)), 1)
+    return ((index * step) % total for index in range(total))
+
+
+def _coprime(first: int, second: int) -> bool:
+    while second:
+        first, second = second, first % second
+    return first == 1
+
+
+def processes() -> int:
+    """Number of processes of this launch."""
+    return int(os.environ.get('WORLD_SIZE') or os.environ.get('SLURM_NTASKS') or 1)

@@ -1,0 +1,196 @@
+"""What do images, labels and batches look like when a pipeline has loaded them?"""
+import copy
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Set, Tuple
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from tqdm import tqdm
+
+from groupmamba_mm.engine.config_checks import type_name
+from groupmamba_mm.errors import DataError
+from .findings import Finding, config_error, shown
+from .parts import Part, processes, spread
+
+#: The quick form reads images of a data set for so many seconds, and this many at least.
+SECONDS, LEAST = 2., 8
+#: Images that go through the whole pipeline.
+WHOLE = 8
+
+
+@dataclass
+class Loaded:
+    """What was seen of images and label maps, read as the pipeline reads them.
+
+    Args:
+        part: The data set.
+        findings: What is wrong with single files.
+        counts: Number of pixels of each label in label maps.
+        ignored: Number of pixels without a label.
+        read: Number of images that were looked at.
+        labelled: Whether there were label maps.
+        sizes: An image of each size.
+    """
+    part: Part
+    findings: List[Finding] = field(default_factory=list)
+    counts: Counter = field(default_factory=Counter)
+    ignored: int = 0
+    read: int = 0
+    labelled: bool = False
+    sizes: Dict[Tuple[int, ...], int] = field(default_factory=dict)
+
+    def add(self, *finding: str) -> None:
+        """Take a finding in."""
+        self.findings.append(Finding(*finding))
+
+    def look_at(self, index: int, steps: List[Any]) -> None:
+        """Load an image with its labels."""
+        info = self.part.dataset.get_data_info(index)
+        self.read += 1
+        results = dict(info)
+        try:
+            for step in steps:
+                results = step(results)
+                if 'img' in results and self._has_another_size(info, results['img'], index):
+                    return  # masks of a wrong size cannot be read
+        except DataError as error:
+            self.add(str(error), '')
+            return
+        except Exception as error:
+            # Whatever a library raises while it reads a file is the file's fault, told with it.
+            what = ' '.join(str(error).split()) or type(error).__name__
+            self.add(f"{info.get('seg_map_path') or info.get('img_path')} of {self.part}",
+                     f'cannot be read ({what})', "cut it into tiles, or read it with dict(type="
+                     "'LoadAnnotations', imdecode_backend='cv2')" if 'decompression bomb' in what
+                     else 'replace it, or remove it from the data')
+            return
+        labels = results.get('gt_seg_map')
+        if labels is not None:
+            self.labelled = True
+            self._look_at_labels(labels, results['img'], info)
+
+    def _has_another_size(self, info: Dict[str, Any], image: np.ndarray, index: int) -> bool:
+        self.sizes.setdefault(image.shape, index)
+        said = (info.get('height'), info.get('width'))
+        differs = 'height' in info and said != image.shape[:2]
+        if differs:
+            self._differs(info['img_path'], image, said, 'the annotation file says')
+        return differs
+
+    def _differs(self, path: str, image: np.ndarray, other: Tuple[int, ...], says: str) -> None:
+        turned = other[::-1] == image.shape[:2]
+        why = ' (turned by its EXIF orientation, or labelled before that)' if turned else ''
+        self.add(f'image {path} of {self.part}', f'is loaded as {_size(image.shape)} (H x W), and '
+                 f'{says} {_size(other)}{why}', 'label the image as it is loaded, or save it '
+                 'without the orientation tag' if turned else 'mend the one that is wrong')
+
+    def _look_at_labels(self, labels: np.ndarray, image: np.ndarray, info: Dict[str, Any]) -> None:
+        where, dataset = f"label map {info['seg_map_path']} of {self.part}", self.part.dataset
+        if labels.ndim != 2:
+            self.add(where, f'has {labels.shape[2]} channels (colours)', 'write one channel with '
+                     'the number of the class')
+            return
+        if labels.shape != image.shape[:2]:
+            self._differs(info['img_path'], image, labels.shape, 'its label map is')
+        found = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True))))
+        self.ignored += found.pop(dataset.ignore_index, 0)
+        self.counts.update(found)
+        number, reduced = len(self.part.classes or ()), bool(dataset.reduce_zero_label)
+        wrong = [value + reduced for value in found if value >= number > 0]
+        if wrong:
+            ignored = 255 if reduced else dataset.ignore_index
+            remedy = (f"if 0 stands for 'other' and 1 to {number} for the classes, set "
+                      'reduce_zero_label=True in the data sets' if not reduced and wrong == [number]
+                      else 'correct the label maps, metainfo or reduce_zero_label')
+            self.add(where, f'has the value {shown(wrong)}', f'with {number} classes and '
+                     f'reduce_zero_label={reduced}, 0 to {number - 1 + reduced} and {ignored} '
+                     f'(ignored) are right; {remedy}')
+
+
+def load(part: Part, full: bool) -> Loaded:
+    """Read all images of a data set, or for some seconds images spread over it."""
+    loaded, steps = Loaded(part), part.loading_steps()
+    end = math.inf if full else time.monotonic() + SECONDS
+    order = range(len(part.dataset)) if full else spread(len(part.dataset))
+    for index in tqdm(order, desc=f'{part.split} images', mininterval=1, disable=not full):
+        if loaded.read >= LEAST and time.monotonic() > end:
+            break
+        loaded.look_at(index, steps)
+    return loaded
+
+
+def _size(shape: Tuple[int, ...]) -> str:
+    return 'x'.join(map(str, shape[:2]))
+
+
+def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
+    """Put images through the whole pipeline, one of each size first, and compare what comes out."""
+    # a copy: random transforms may keep something of the images they saw
+    pipeline = Compose(copy.deepcopy(part.dataset.pipeline.transforms))
+    sizes = sorted(loaded.sizes, key=lambda size: (math.prod(size[:2]), size))
+    chosen = [loaded.sizes[size] for size in (sizes[:1] + sizes[-1:] + sizes)[:WHOLE]]
+    chosen += [index for index, _ in zip(spread(len(part.dataset)), range(WHOLE))]
+    shapes: Dict[Tuple[int, ...], str] = {}
+    for index in dict.fromkeys(chosen):
+        info = part.dataset.get_data_info(index)
+        path = info.get('img_path')
+        try:
+            results = pipeline(info)
+        except DataError as error:
+            if not cfg.get('max_bad_images', 0):
+                yield Finding(str(error), '')
+            continue
+        except Exception as error:
+            # A transform may raise anything; training would end with it, without the image's name.
+            what = f'{type(error).__name__}: {" ".join(str(error).split())}'
+            yield config_error(f'{part.key}.pipeline', f'fails with image {path} ({what})',
+                               'mend the pipeline or the image')
+            return
+        inputs = results.get('inputs') if isinstance(results, dict) else None
+        if hasattr(inputs, 'shape'):
+            shapes.setdefault(tuple(inputs.shape), path)
+    channels = sorted({shape[0] for shape in shapes})
+    if len(channels) > 1:
+        yield Finding(str(part), f'have images of {shown(channels)} channels after loading',
+                      "load all alike, for example with color_type='color'")
+    # Images that are stacked to a batch must have one size.
+    loader = cfg[f'{part.split}_dataloader']
+    collate = loader.get('collate_fn') or {}
+    collate = type_name(collate.get('collate', collate), 'default_collate'
+                        if part.scope == 'mmpretrain' else 'pseudo_collate')
+    pads = collate == 'pseudo_collate' and (part.scope != 'mmseg' or part.split == 'train')
+    if len(shapes) > 1 and not pads and loader.get('batch_size', 1) > 1:
+        listed = [f'{"x".join(map(str, shape[1:]))} ({path})' for shape, path in shapes.items()]
+        yield config_error(f'{part.key}.pipeline', f'gives images of several sizes (H x W), '
+                           f'{shown(listed, 3)}, and {part.split}_dataloader.batch_size='
+                           f'{loader["batch_size"]} stacks them', 'add a transform that gives '
+                           'them one size (Resize, CenterCrop), or set batch_size=1')
+
+
+def batches(cfg: Config, split: str, total: int) -> Iterator[Finding]:
+    """Compare the batch size with the number of images and with BatchNorm."""
+    loader = cfg[f'{split}_dataloader']
+    size, here = loader.get('batch_size', 1), math.ceil(total / processes())
+    if split != 'train' or 'Infinite' in type_name(loader.get('sampler') or {}):
+        return
+    key = f'{split}_dataloader.batch_size'
+    if here < size and loader.get('drop_last'):
+        yield config_error(key, f'is {size}, each process has {here} images, and drop_last=True '
+                           'leaves no batch', 'lower it, or set drop_last=False')
+    elif here % size == 1 < size and not loader.get('drop_last') and any(
+            'BN' in kind or 'BatchNorm' in kind for kind in _types(cfg.get('model'))):
+        yield Finding(key, f'is {size}, and each process has {here} images: the last batch has one '
+                      'image, of which BatchNorm can take no statistics', 'set '
+                      f'{split}_dataloader.drop_last=True, or another batch size',
+                      severity='warning')
+
+
+def _types(part: Any) -> Set[str]:
+    """All types that a config names."""
+    own = {type_name(part)} if isinstance(part, dict) else set()
+    values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return own.union(*map(_types, values))

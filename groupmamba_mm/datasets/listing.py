@@ -1,0 +1,52 @@
+"""Listing the files of a large data set in a fraction of the time."""
+import os
+from typing import Iterator, Optional, Tuple, Union
+
+from mmengine.fileio import LocalBackend, register_backend
+
+
+@register_backend('local', force=True, prefixes='')
+class QuickLocalBackend(LocalBackend):
+    """mmengine's backend of local files, which works out each file's relative path anew.
+
+    For ImageNet's 1.28 million files that takes longer than all else that its data set does.
+    """
+
+    def list_dir_or_file(self,
+                         dir_path: Union[str, os.PathLike],
+                         list_dir: bool = True,
+                         list_file: bool = True,
+                         suffix: Optional[Union[str, Tuple[str, ...]]] = None,
+                         recursive: bool = False) -> Iterator[str]:
+        """List a folder, as :meth:`mmengine.fileio.LocalBackend.list_dir_or_file` does.
+
+        Args:
+            dir_path (str or os.PathLike): The folder.
+            list_dir (bool): Whether to list folders. Defaults to True.
+            list_file (bool): Whether to list files that are not hidden. Defaults to True.
+            suffix (str or tuple[str], optional): What the files end in. Defaults to None.
+            recursive (bool): Whether to list the folders in it too. Defaults to False.
+
+        Yields:
+            str: A path below the folder.
+
+        Raises:
+            TypeError: If folders are asked for with a suffix, or the suffix is none.
+        """
+        if list_dir and suffix is not None:
+            raise TypeError('`suffix` should be None when `list_dir` is True')
+        if suffix is not None and not isinstance(suffix, (str, tuple)):
+            raise TypeError('`suffix` must be a string or tuple of strings')
+        folders = ['']
+        while folders:
+            below = folders.pop()
+            for entry in os.scandir(os.path.join(dir_path, below)):
+                path = below + entry.name
+                if not entry.name.startswith('.') and entry.is_file():
+                    if list_file and (suffix is None or path.endswith(suffix)):
+                        yield path
+                elif entry.is_dir():
+                    if list_dir:
+                        yield path
+                    if recursive:
+                        folders.append(f'{path}/')

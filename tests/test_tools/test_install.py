@@ -1,0 +1,92 @@
+"""The installer and the commands without what they need: one line that says what is missing."""
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO
+
+PROGRAMS = ('bash env cat sed grep sort paste mkdir rm dirname basename sha256sum cut nproc tail '
+            'head tr mv cp sleep uname setsid mktemp flock').split()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what the installer reads, and a PATH with a Python that is too old."""
+    for name in ('tools', 'requirements'):
+        shutil.copytree(REPO / name, tmp_path / 'gm' / name)
+    (tmp_path / 'gm/groupmamba_mm').mkdir()
+    shutil.copy(REPO / 'groupmamba_mm/version.py', tmp_path / 'gm/groupmamba_mm')
+    shutil.copy(REPO / 'setup.py', tmp_path / 'gm')
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+    for name in PROGRAMS:
+        (programs / name).symlink_to(shutil.which(name))
+    (programs / 'python3').write_text('#!/bin/sh\nexit 1\n')
+    (programs / 'python3').chmod(0o755)
+    return tmp_path
+
+
+def run(checkout, *arguments, script='install.sh', **variables):
+    environment = dict(HOME=str(checkout / 'home'), PATH=str(checkout / 'bin'),
+                       GROUPMAMBA_CACHE=str(checkout / 'cache'), **variables)
+    done = subprocess.run(['bash', str(checkout / 'gm/tools' / script), *arguments], text=True,
+                          env=environment, timeout=60, capture_output=True)
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+@pytest.mark.parametrize('absent', [['flock'], ['setsid'],
+                                    ['flock', 'setsid', 'sha256sum', 'nproc']])
+def test_missing_programs_are_named_together(checkout, absent):
+    for name in absent:
+        (checkout / 'bin' / name).unlink()
+    code, output = run(checkout)
+    assert code == 1 and f'install.sh: these programs are missing: {" ".join(absent)}.' in output
+    assert 'brew install' in output and 'Another install' not in output
+    assert not (checkout / 'cache').exists()
+
+
+def test_an_old_python_is_told(checkout):
+    code, output = run(checkout)
+    assert code == 1 and 'the tested set is for Python 3.11 and 3.12' in output
+
+
+def test_a_cache_that_cannot_be_written_is_told(checkout):
+    (checkout / 'cache').touch()  # no folder can be made there, whoever asks
+    code, output = run(checkout)
+    assert code == 1 and output.endswith('GROUPMAMBA_CACHE=/path/to/folder bash tools/install.sh')
+    assert f'install.sh: the cache {checkout}/cache cannot be written' in output
+
+
+def test_nothing_is_written_where_nothing_is_to_be_done(checkout):
+    venv = checkout / 'gm/.venv/bin'
+    venv.mkdir(parents=True)
+    (venv / 'python').write_text('#!/bin/sh\nexit 0\n')
+    (venv / 'python').chmod(0o755)
+    # the key, made by the script's own function
+    script = (checkout / 'gm/tools/install.sh').read_text()
+    (checkout / 'gm/tools/key.sh').write_text(script[:script.index('leave_if_done()')]
+                                              + '\ninstall_key\n')
+    _, key = run(checkout, script='key.sh')
+    (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(f'{key} runtime mminstall')
+    (checkout / 'cache').touch()
+    code, output = run(checkout)
+    assert code == 0 and 'nothing to do' in output, output
+
+
+def test_help_of_the_tests_installs_nothing(checkout):
+    code, output = run(checkout, '--help', script='run_tests.sh')
+    assert code == 0 and 'Arguments go to pytest' in output and 'took' not in output
+    assert not (checkout / 'cache').exists()
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'analysis_tools/check_data.py',
+                                  'dataset_converters/make_demo_data.py'])
+def test_commands_without_the_environment_say_so(tool):
+    done = subprocess.run([sys.executable, '-S', '-E', str(REPO / 'tools' / tool), '--help'],
+                          env=dict(os.environ, PYTHONPATH=''), text=True, capture_output=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and last.startswith('error: ') and 'tools/install.sh' in last
+    assert 'Traceback' not in done.stderr
