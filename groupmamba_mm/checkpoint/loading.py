@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from groupmamba_mm.errors import CheckpointError
+from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.log import write_log
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
@@ -221,12 +222,9 @@ def _is_safetensors(file: Path, size: int) -> bool:
 
 
 def _read_safetensors(file: Path, size: int) -> dict:
-    try:
+    with explain_missing(f'checkpoint {file}'):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(f'checkpoint {file} is of safetensors; pip install safetensors to '
-                              'read it') from None
     try:
         return load_file(file)
     except SafetensorError as error:

@@ -2,16 +2,18 @@
 from dataclasses import replace
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from mmengine.config import Config
-
 from groupmamba_mm.engine.cli import cause_of
 from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError, UserError
+from groupmamba_mm.extras import explain_missing
 from . import files, labels
 from .config import check_config, metrics_of
 from .findings import Finding, Report
 from .parts import Part, build, parts_of
 from .samples import batches, given, load
+
+with explain_missing('groupmamba_mm.checks'):
+    from mmengine.config import Config
 
 __all__ = ['Finding', 'Report', 'check', 'check_quickly']
 

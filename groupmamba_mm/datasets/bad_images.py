@@ -6,11 +6,13 @@ pipeline drops, and say nothing.
 """
 from typing import Any, Callable, Dict, List, Optional, Sequence, Set
 
-from mmengine.hooks import Hook
-from mmengine.registry import DATASETS, FUNCTIONS, HOOKS
-from mmengine.runner import Runner
-
 from groupmamba_mm.errors import DataError
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.datasets.bad_images'):
+    from mmengine.hooks import Hook
+    from mmengine.registry import DATASETS, FUNCTIONS, HOOKS
+    from mmengine.runner import Runner
 
 #: Where a batch says which images it lost on the way to the process that trains.
 KEY = 'bad_images'

@@ -10,8 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
-import cv2
 import numpy as np
+
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('the data of the benchmark'):
+    import cv2
 
 #: (width, height) of pictures, in pixels. ImageNet's mean is 500 x 375.
 IMAGENET_SIZES = ((500, 375), (375, 500), (500, 333), (400, 400))

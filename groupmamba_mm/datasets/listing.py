@@ -2,7 +2,10 @@
 import os
 from typing import Iterator, Optional, Tuple, Union
 
-from mmengine.fileio import LocalBackend, register_backend
+from groupmamba_mm.extras import explain_missing
+
+with explain_missing('groupmamba_mm.datasets.listing'):
+    from mmengine.fileio import LocalBackend, register_backend
 
 
 @register_backend('local', force=True, prefixes='')

@@ -158,7 +158,6 @@ def _dataset_meta(cfg: Config, dataset: Dict, checkpoint: Union[str, Path]) -> D
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         own = dict(getattr(DATASETS.get(dataset.type), 'METAINFO', {}))
     own.update(dataset.get('metainfo') or {})
-    if Path(checkpoint).suffix != '.safetensors':
-        meta = read_tensors(checkpoint).get('meta')
-        own.update((meta if isinstance(meta, dict) else {}).get('dataset_meta') or {})
+    meta = read_tensors(checkpoint).get('meta')
+    own.update((meta if isinstance(meta, dict) else {}).get('dataset_meta') or {})
     return {key.lower(): value for key, value in own.items()}

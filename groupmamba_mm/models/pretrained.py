@@ -10,6 +10,7 @@ from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.checkpoint import (ExpectedKeys, LoadReport, convert_official, load_matching,
                                       read_tensors, state_dict_of)
 from groupmamba_mm.checkpoint.loading import CHECKPOINT_SUFFIXES
+from groupmamba_mm.checkpoint.matching import without_prefix
 from groupmamba_mm.checkpoint.official import pick_official_weights
 from groupmamba_mm.errors import CheckpointError
 from groupmamba_mm.extras import explain_missing
@@ -77,10 +78,7 @@ def read_weights(source: Union[str, Path]) -> Dict[str, Tensor]:
     Raises:
         CheckpointError: It cannot be read, would run code, or is a damaged released file.
     """
-    file = _find(source)
-    is_safe = Path(file).suffix == '.safetensors'
-    checkpoint = _read_safetensors(Path(file)) if is_safe else read_tensors(file)
-    return with_our_names(checkpoint, str(source))
+    return with_our_names(read_tensors(_find(source)), str(source))
 
 
 def with_our_names(checkpoint: Dict[str, Any], source: str) -> Dict[str, Tensor]:
@@ -102,7 +100,7 @@ def with_our_names(checkpoint: Dict[str, Any], source: str) -> Dict[str, Tensor]
             return convert_official(released)
         except ValueError as error:
             raise CheckpointError(f'checkpoint {source}: {error}') from error
-    weights = state_dict_of(checkpoint)
+    weights = without_prefix(state_dict_of(checkpoint), None, source)
     if any(key.startswith('stem.') for key in weights):
         return {f'backbone.{key}': value for key, value in weights.items()}
     return weights
@@ -137,24 +135,13 @@ def _for_channels(weight: Tensor, channels: int) -> Tensor:
     return repeated * (given / channels)
 
 
-def _read_safetensors(file: Path) -> Dict[str, Tensor]:
-    with explain_missing(f'checkpoint {file}'):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f'checkpoint {file} cannot be read ({error}); check the path, or '
-                              'copy or download it again') from error
-
-
 def _find(source: Union[str, Path]) -> Union[str, Path]:
     text = str(source)
     if Path(text).is_dir():
         return Path(text) / HUB_WEIGHTS
     is_named = text.startswith(_HUB_PREFIX) or (
         _REPOSITORY.fullmatch(text) and not Path(text).exists()
-        and Path(text).suffix not in (*CHECKPOINT_SUFFIXES, '.safetensors'))
+        and Path(text).suffix not in CHECKPOINT_SUFFIXES)
     return hub_file(text.removeprefix(_HUB_PREFIX)) if is_named else source
 
 

@@ -102,7 +102,7 @@ def test_what_does_not_fit_or_runs_code_is_refused(tmp_path):
         load_pretrained(model, tmp_path / 'x.pth')
     assert not (tmp_path / 'ran').exists()
     (tmp_path / 'cut.safetensors').write_bytes(b'\x40\x00\x00\x00\x00\x00\x00\x00{')
-    with pytest.raises(CheckpointError, match=r'cut\.safetensors cannot be read'):
+    with pytest.raises(CheckpointError, match=r'cut\.safetensors is truncated or damaged'):
         load_pretrained(model, tmp_path / 'cut.safetensors')
     with pytest.raises(CheckpointError, match='does not exist'):
         load_pretrained(model, tmp_path / 'none.pth')
