@@ -12,5 +12,4 @@ model = dict(
         checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',
         # the released script's teacher is in fp32: --cfg-options model.teacher.precision=fp32
         precision='bf16',
-        channels_last=True,
-        cuda_graph=True))
+        channels_last=True))

@@ -38,7 +38,7 @@ HIDDEN_MULTIPLE = 64
 WIDE_EXPANSION, NARROW = 6, 256
 
 #: From so many channels a group on, its FFN runs by itself, not in products of all groups with
-#: zeros between them: on an H100 faster with 48 channels, slower with 24 (docs/speed.md).
+#: zeros between them: on an H100 faster with 48 channels, slower with 24 (docs/speed_record.md).
 NARROWEST_GROUP = 32
 
 #: The same for the input projection: slower with 48 channels, as fast with 92, then faster; between

@@ -91,7 +91,7 @@ class Scan:
     def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
         """Tokens of a chunk and warps of a program.
 
-        Measured on an H100 (docs/speed.md) for groups of 16, 32, 48, 87, 112 and 184 channels.
+        Measured on an H100 (docs/speed_record.md) for groups of 16, 32, 48, 87, 112 and 184 channels.
 
         The chunk is the same in both passes of a training step: the backward pass reuses the
         states at the chunks' starts. A scan's rounding depends on chunk and warps: they follow from
