@@ -51,6 +51,7 @@ print(json.dumps([specialised_integers(known), len(known), [str(launch) for laun
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['paper', 'official'])
 def test_new_image_sizes_compile_nothing(family):
     """No integer decides on a version, and some sizes stand for all."""
