@@ -272,8 +272,10 @@ class CheckedRunner(Runner):
         load_all_safely()
         if self.distributed:
             require_enough_gpus(self.launcher)
+            dist_cfg = dict(env_cfg.get('dist_cfg', {}))
             if get_device() == 'cpu' and not is_distributed():
-                init_cpu_processes(self.launcher, env_cfg.get('dist_cfg', {}).get('timeout'))
+                init_cpu_processes(self.launcher, dist_cfg.get('timeout'))
+            env_cfg = dict(env_cfg, dist_cfg=dict(dist_cfg, **store_of_restart()))
         super().setup_env(env_cfg)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -546,7 +548,25 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     # Imported later, as DistributedDataParallel does, its functions would have the group for a
     # default argument and keep it, and with it gloo's threads, to the very end.
     importlib.import_module('torch.distributed.nn.functional')
-    torch.distributed.init_process_group('gloo', **options)
+    torch.distributed.init_process_group('gloo', **options, **store_of_restart())
+
+
+def store_of_restart() -> Dict[str, Any]:
+    """Name a place of its own for processes that torchrun has started again to meet at.
+
+    torchrun keeps its store, in which the addresses of the processes that are gone still stand.
+
+    Returns:
+        dict: What ``init_process_group`` needs, nothing at the first start.
+    """
+    attempt = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if attempt == 0 or os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return {}
+    rank, world_size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
+    store = torch.distributed.TCPStore(
+        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world_size, is_master=False)
+    return dict(store=torch.distributed.PrefixStore(f'restart_{attempt}', store), rank=rank,
+                world_size=world_size)
 
 
 def end_workers(loader: DataLoader) -> None:
