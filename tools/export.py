@@ -2,7 +2,7 @@
 
 Of a classifier the whole model is exported, from normalised images to logits; of a detector or a
 segmenter the backbone, from normalised images to its maps. The file takes any number of images of
-any size from 9 x 9 pixels, unless --fixed.
+any size (ONNX from 9 x 9 pixels, torch-export from 33 x 33), unless --fixed.
 """
 import argparse
 import json

@@ -191,7 +191,7 @@ def export_model(module: nn.Module, names: Sequence[str], kind: str, path: Path,
         path: The file; an existing one is refused.
         size: (H, W) of the images.
         fixed: Whether the file is for one image of that size alone, instead of any number of any
-            size from 9 x 9 pixels.
+            size: ONNX from 9 x 9 pixels, torch.export from 33 x 33.
         metadata: Facts about the model that the file is to carry.
 
     Returns:
