@@ -21,6 +21,15 @@ from groupmamba_mm.distillation import FrozenTeacher, Normalization  # noqa: E40
 
 REPO = Path(__file__).resolve().parents[1]
 
+
+def pytest_collection_modifyitems(items):
+    """Tests for a GPU say so where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
+
+
 #: Small models of both families with ragged widths, fast enough for fp64 and loops.
 SMALL = {
     'paper': dict(family='paper', stem_channels=6, embed_dims=(8, 12, 16, 20), depths=(1, 1, 2, 1),
