@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
@@ -28,6 +29,16 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
+
+
+@pytest.fixture(autouse=True)
+def no_scope_or_logger_of_another_test():
+    """mmengine's current scope and logger are global: a test's runner leaves its own behind."""
+    kept = [(kind, dict(kind._instance_dict)) for kind in (DefaultScope, MMLogger)]
+    yield
+    for kind, instances in kept:
+        kind._instance_dict.clear()
+        kind._instance_dict.update(instances)
 
 
 #: Small models of both families with ragged widths, fast enough for fp64 and loops.

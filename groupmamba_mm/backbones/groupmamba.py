@@ -311,7 +311,7 @@ class GroupMamba(nn.Module):
 def _to_stream(x: Tensor, in_fp32: bool) -> Tensor:
     """The precision of the tokens between layers under autocast."""
     kind = x.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind == 'meta' or not torch.is_autocast_enabled(kind):  # tensors without data have none
         return x
     # a GPU's autocast leaves the norm's result in fp32, a CPU's does not
     return x.to(torch.float32 if in_fp32 else torch.get_autocast_dtype(kind))

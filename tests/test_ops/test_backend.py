@@ -402,6 +402,8 @@ def test_case_of_a_block(monkeypatch, family, is_wrong):
     monkeypatch.setattr(kernel_cases, '_GRID', (3, 2))
     case = kernel_cases._case(getattr(kernel_cases, family), 12, 2)
     monkeypatch.setattr(self_test, 'CASES', (case, ))
+    if INTERPRETED:  # which cuts off what bf16 cannot hold, where a GPU rounds to nearest
+        monkeypatch.setattr(self_test, 'TOLERANCE', 7e-2)
     if is_wrong:
         module = importlib.import_module('groupmamba_mm.ops.blocks.' + (
             'official' if family == 'OfficialBlock' else 'paper'))

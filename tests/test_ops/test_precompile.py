@@ -37,7 +37,7 @@ results['first'] = precompile.compile_once('model', note, 90, workers=2)
 results['kernels'] = compiled()
 results['second'] = precompile.compile_once('model', note, 90, workers=2)
 results['calls'] = len(calls)
-results['markers'] = len(list(cache.glob('groupmamba_mm-*.done')))
+results['markers'] = len(list(cache.glob('groupmamba_mm-*.compiled')))
 results['another model'] = precompile.compile_once('another', note, 90, workers=1)
 results['another GPU'] = precompile.compile_once('model', lambda: [], 80)
 
@@ -53,7 +53,7 @@ try:
     precompile.compile_once('wrong', lambda: [wrong], 90, workers=1)
 except RuntimeError as error:
     results['error'] = str(error)
-results['markers in the end'] = len(list(cache.glob('groupmamba_mm-*.done')))
+results['markers in the end'] = len(list(cache.glob('groupmamba_mm-*.compiled')))
 print(json.dumps(results))
 """
 

@@ -19,7 +19,8 @@ def checkout(tmp_path):
         shutil.copytree(REPO / name, tmp_path / 'gm' / name)
     (tmp_path / 'gm/groupmamba_mm').mkdir()
     shutil.copy(REPO / 'groupmamba_mm/version.py', tmp_path / 'gm/groupmamba_mm')
-    shutil.copy(REPO / 'setup.py', tmp_path / 'gm')
+    for name in ('setup.py', 'pyproject.toml'):
+        shutil.copy(REPO / name, tmp_path / 'gm')
     programs = tmp_path / 'bin'
     programs.mkdir()
     for name in PROGRAMS:

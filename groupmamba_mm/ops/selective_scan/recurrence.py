@@ -1,6 +1,5 @@
 """The linear recurrence h_t = a_t * h_{t-1} + b_t by recursive chunks, and its gradients."""
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Iterator, Tuple
 
 import torch
@@ -110,7 +109,7 @@ def recorded_recurrence(log_a: Tensor, b: Tensor) -> Tensor:
     Returns:
         h, (B, L, ...).
     """
-    if _as_one_node.get():
+    if _as_one_node:
         return _recurrence_node(log_a, b)
     length, levels = b.shape[1], RECORDED_LEVELS
     if isinstance(length, int):
@@ -119,7 +118,7 @@ def recorded_recurrence(log_a: Tensor, b: Tensor) -> Tensor:
     return _record_chunks(log_a.flatten(2), b.flatten(2), levels).view(b.shape)
 
 
-_as_one_node = ContextVar('as_one_node', default=False)
+_as_one_node = False  # a plain global, which torch.compile can read
 
 
 @contextmanager
@@ -128,11 +127,12 @@ def as_one_node() -> Iterator[None]:
 
     For exporters that know how to write it; see :mod:`groupmamba_mm.export`.
     """
-    token = _as_one_node.set(True)
+    global _as_one_node
+    before, _as_one_node = _as_one_node, True
     try:
         yield
     finally:
-        _as_one_node.reset(token)
+        _as_one_node = before
 
 
 @torch.library.custom_op('groupmamba_mm::recurrence', mutates_args=())
