@@ -34,6 +34,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def no_scope_or_logger_of_another_test():
     """mmengine's current scope and logger are global: a test's runner leaves its own behind."""
+    for name, scope in list(DefaultScope._instance_dict.items()):
+        if scope.scope_name == 'mmengine':  # a runner's without a library, of an earlier module
+            DefaultScope._instance_dict.pop(name)
     kept = [(kind, dict(kind._instance_dict)) for kind in (DefaultScope, MMLogger)]
     yield
     for kind, instances in kept:

@@ -71,7 +71,7 @@ def test_nothing_is_written_where_nothing_is_to_be_done(checkout):
     (checkout / 'gm/tools/key.sh').write_text(script[:script.index('leave_if_done()')]
                                               + '\ninstall_key\n')
     _, key = run(checkout, script='key.sh')
-    (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(f'{key} runtime mminstall')
+    (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(f'{key} runtime mminstall demo hub')
     (checkout / 'cache').touch()
     code, output = run(checkout)
     assert code == 0 and 'nothing to do' in output, output
