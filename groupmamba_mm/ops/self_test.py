@@ -75,7 +75,7 @@ def check_kernels(device: torch.device) -> Optional[str]:
 
 
 def _passed_before(device: torch.device) -> Optional[Path]:
-    """The file that says that the same compiled kernels passed on such a GPU with its driver."""
+    """The file that says that the same compiled kernels passed on such a GPU; None without one."""
     if device.type != 'cuda':
         return None
     from .cache import marker
