@@ -16,8 +16,8 @@ trap report_time EXIT
 
 bash tools/install.sh --tests
 activate
-# mmengine's yapf writes a cache at its first import; processes that do so at once read halves of it.
-python -c "import mmengine"
+# yapf writes a cache at its first import; processes that do so at once read halves of it.
+python -c "import yapf"
 # Two processes at once; -n in the arguments comes later and counts.
 # Without paths: all of tests/ (pytest.ini).
 python -m pytest -n 2 --durations=10 "$@"

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, Dict
 
 import mmengine.logging
+import platformdirs
 import torch
+from filelock import FileLock
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
@@ -53,6 +55,21 @@ def quiet_debug_prints() -> None:
             original(msg, logger, level)
 
     mmengine.logging.print_log = print_log
+
+
+def import_formatter() -> None:
+    """Import what mmengine formats configs with, one process of this user at a time.
+
+    yapf writes its grammar to the user's cache at its first import. Processes that import it at
+    once, as the first launch on a machine does, would read halves of that file.
+    """
+    folder = Path(platformdirs.user_cache_dir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / 'groupmamba_mm_formatter.lock'):
+            import yapf  # noqa: F401
+    except OSError:  # read-only: yapf writes nothing either
+        import yapf  # noqa: F401
 
 
 @master_only

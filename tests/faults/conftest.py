@@ -17,5 +17,6 @@ def whole(tmp_path_factory):
     """The checkpoint of two processes that were left alone."""
     from .launching import Launch, last_checkpoint
     folder = tmp_path_factory.mktemp('whole')
-    assert Launch(folder).wait() == [0, 0]
+    launch = Launch(folder)
+    assert launch.wait() == [0, 0], launch.log(0)[-3000:]
     return last_checkpoint(folder)

@@ -1,5 +1,8 @@
 """What a user reads when something is wrong."""
 import argparse
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +160,14 @@ def test_an_option_without_a_value_is_a_usage_error(capsys):
 
 def test_numpy_values_in_messages_stay_on_one_line():
     assert '\n' not in explain(ValueError(str(np.zeros((3, 3)))))
+
+
+def test_the_formatter_is_imported_by_many_processes_at_once(tmp_path):
+    """yapf alone reads halves of its cache here: some of the processes end in EOFError."""
+    command = 'from groupmamba_mm.engine.run_log import import_formatter; import_formatter()'
+    environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
+    processes = [subprocess.Popen([sys.executable, '-c', command], env=environment,
+                                  stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ends = [(process.communicate()[1], process.returncode) for process in processes]
+    assert all(code == 0 for _, code in ends), ends
+    assert list(tmp_path.glob('YAPF/*/*.pickle'))
