@@ -1,4 +1,5 @@
 """GroupMamba. Importing this package registers it with the libraries in use, nothing else."""
+
 from .backbones import GroupMamba
 from .model_zoo import config_path, get_config, list_configs
 from .models import GroupMambaClassifier, create_model
@@ -6,8 +7,13 @@ from .registration import register_with_libraries
 from .version import __version__
 
 __all__ = [
-    'GroupMamba', 'GroupMambaClassifier', '__version__', 'config_path', 'create_model',
-    'get_config', 'list_configs'
+    'GroupMamba',
+    'GroupMambaClassifier',
+    '__version__',
+    'config_path',
+    'create_model',
+    'get_config',
+    'list_configs',
 ]
 
 register_with_libraries()

@@ -1,5 +1,7 @@
 """Recording GPU work once and replaying it with one launch."""
-from typing import Any, Callable
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor

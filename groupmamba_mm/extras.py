@@ -1,6 +1,7 @@
 """Which extra of this package brings which library, for errors that name it."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 from groupmamba_mm.errors import MissingExtraError
 
@@ -10,7 +11,7 @@ EXTRAS = {
     'demo': ('cv2', 'gradio', 'matplotlib', 'sklearn'),
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'hub': ('huggingface_hub', 'safetensors', 'timm', 'yaml'),
-    'dev': ('pytest', ),
+    'dev': ('pytest',),
     'mamba': ('causal_conv1d', 'mamba_ssm'),
 }
 
@@ -35,5 +36,7 @@ def explain_missing(user: str) -> Iterator[None]:
             if library in libraries:
                 raise MissingExtraError(
                     f'{user} needs {library}, which is not installed: '
-                    f"pip install 'groupmamba-mm[{extra}]'", name=error.name) from error
+                    f"pip install 'groupmamba-mm[{extra}]'",
+                    name=error.name,
+                ) from error
         raise

@@ -1,11 +1,12 @@
 """Where messages go: to mmengine's logger where mmengine is in use, else to Python's logging."""
+
 import logging
 import sys
-from typing import Optional
 
 
-def write_log(message: str, level: int = logging.INFO,
-              logger: Optional[logging.Logger] = None) -> None:
+def write_log(
+    message: str, level: int = logging.INFO, logger: logging.Logger | None = None
+) -> None:
     """Write a message where the user sees it.
 
     Args:

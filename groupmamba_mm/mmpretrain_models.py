@@ -1,4 +1,5 @@
 """Our classifiers in mmpretrain's model hub: for ``get_model``, ``list_models``, inferencers."""
+
 from mmpretrain.apis.model import ModelHub
 
 from .backbones import ARCHS
@@ -9,4 +10,5 @@ for metafile in ('configs/groupmamba/metafile.yml', 'configs/groupmamba/ablation
 for arch in ARCHS:
     # A size alone stands for its ImageNet config. The hub has no public way to add a second name.
     ModelHub._models_dict[f'groupmamba-{arch}'] = ModelHub._models_dict[
-        f'groupmamba-{arch}_8xb128_in1k']
+        f'groupmamba-{arch}_8xb128_in1k'
+    ]

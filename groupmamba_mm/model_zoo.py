@@ -1,9 +1,10 @@
 """The configs and metafiles that are installed with the package, by name."""
+
 from difflib import get_close_matches
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, List
+from typing import TYPE_CHECKING
 
 from groupmamba_mm.errors import ConfigError
 from groupmamba_mm.extras import explain_missing
@@ -15,14 +16,13 @@ if TYPE_CHECKING:
 MIM_FOLDER = Path(__file__).parent / '.mim'
 
 
-@lru_cache(maxsize=None)
-def _paths() -> Dict[str, Path]:
+@cache
+def _paths() -> dict[str, Path]:
     found = sorted((MIM_FOLDER / 'configs').glob('*/**/*.py'))
-    return {path.stem: path for path in found
-            if '_base_' not in path.relative_to(MIM_FOLDER).parts}
+    return {path.stem: path for path in found if '_base_' not in path.relative_to(MIM_FOLDER).parts}
 
 
-def list_configs(pattern: str = '*') -> List[str]:
+def list_configs(pattern: str = '*') -> list[str]:
     """List the configs by name.
 
     Args:
@@ -48,9 +48,14 @@ def config_path(name: str) -> Path:
     """
     if name not in _paths():
         near = get_close_matches(name, _paths(), cutoff=0.5)
-        raise ConfigError(f'there is no config {name!r}; ' + (
-            f'the nearest are {", ".join(near)}' if near else
-            'groupmamba_mm.list_configs() lists them'))
+        raise ConfigError(
+            f'there is no config {name!r}; '
+            + (
+                f'the nearest are {", ".join(near)}'
+                if near
+                else 'groupmamba_mm.list_configs() lists them'
+            )
+        )
     return _paths()[name]
 
 

@@ -3,12 +3,13 @@
 Importing this package must not import them: mmpretrain and timm take seconds, and most users have
 only one of them. What is imported already is served at once, the rest right after its import.
 """
+
 import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 #: A library's module, and ours which registers when it is imported.
 REGISTRATIONS = {
@@ -35,8 +36,9 @@ class _AfterImport:
     def __init__(self) -> None:
         self.modules = {}
 
-    def find_spec(self, name: str, path: Any = None,
-                  target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
+    def find_spec(
+        self, name: str, path: Any = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """Find a module as the other finders do, once; see :class:`importlib.abc.MetaPathFinder`.
 
         Args:

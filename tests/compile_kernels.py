@@ -7,49 +7,81 @@ assigns without Triton passing it on to the next pass.
 
     python -m tests.compile_kernels      prints each kernel once, and what is wrong
 """
+
 import importlib
 import inspect
 import os
 import pkgutil
 import re
 import sys
-from typing import List
 
 os.environ.pop('TRITON_INTERPRET', None)  # before Triton is imported
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from triton.compiler import code_generator  # noqa: E402
+import torch
+import triton
+from triton.compiler import code_generator
 
-from groupmamba_mm import GroupMamba, ops  # noqa: E402
-from groupmamba_mm.backbones.kernels import Pass, note_backbone  # noqa: E402
-from groupmamba_mm.ops.launch import Launch  # noqa: E402
-from groupmamba_mm.ops.precompile import AbsentGPU, _example  # noqa: E402
+from groupmamba_mm import GroupMamba, ops
+from groupmamba_mm.backbones.kernels import Pass, note_backbone
+from groupmamba_mm.ops.launch import Launch
+from groupmamba_mm.ops.precompile import AbsentGPU, _example
 
 #: An H100's.
 CAPABILITY = 90
 
 #: Narrow and wide stages of both families, whose kernels branch by width, with one state and more.
 MODELS = (
-    dict(arch=dict(family='official', stem_channels=8, embed_dims=(64, 348), depths=(1, 1),
-                   ffn_ratios=(8, 4))),
-    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(48, 96, 368), depths=(1, 1, 2),
-                   ffn_ratios=(2, 8, 2))),
-    dict(arch=dict(family='official', stem_channels=8, embed_dims=(24, ), depths=(1, ),
-                   ffn_ratios=(2, )), d_state=3),
-    dict(arch=dict(family='paper', stem_channels=8, embed_dims=(144, ), depths=(1, ),
-                   ffn_ratios=(2, )), d_state=3),
+    dict(
+        arch=dict(
+            family='official',
+            stem_channels=8,
+            embed_dims=(64, 348),
+            depths=(1, 1),
+            ffn_ratios=(8, 4),
+        )
+    ),
+    dict(
+        arch=dict(
+            family='paper',
+            stem_channels=8,
+            embed_dims=(48, 96, 368),
+            depths=(1, 1, 2),
+            ffn_ratios=(2, 8, 2),
+        )
+    ),
+    dict(
+        arch=dict(
+            family='official', stem_channels=8, embed_dims=(24,), depths=(1,), ffn_ratios=(2,)
+        ),
+        d_state=3,
+    ),
+    dict(
+        arch=dict(family='paper', stem_channels=8, embed_dims=(144,), depths=(1,), ffn_ratios=(2,)),
+        d_state=3,
+    ),
 )
 #: Of images, four at once: maps that strips of seven columns divide, and others; of many tokens, of
 #: which a program takes whole FFNs, and which are cut into segments.
 SIZES = ((224, 224), (320, 608))
-PASSES = tuple(Pass(4, torch.float32, autocast, training, training)
-               for autocast in (None, torch.bfloat16) for training in (False, True))
+PASSES = tuple(
+    Pass(4, torch.float32, autocast, training, training)
+    for autocast in (None, torch.bfloat16)
+    for training in (False, True)
+)
 
 #: Values of constants that must all have been translated.
-BRANCHES = dict(WHOLE=(False, True), BACKWARD=(False, True), SUMMARY_PASS=(False, True),
-                EVEN=(False, True), HAS_NORM=(False, True), TW=(4, 7), KEEP=(False, True),
-                NORM=(False, True), SUM=(False, True), GRAD_ROUNDED_ROW=(0, 368))
+BRANCHES = dict(
+    WHOLE=(False, True),
+    BACKWARD=(False, True),
+    SUMMARY_PASS=(False, True),
+    EVEN=(False, True),
+    HAS_NORM=(False, True),
+    TW=(4, 7),
+    KEEP=(False, True),
+    NORM=(False, True),
+    SUM=(False, True),
+    GRAD_ROUNDED_ROW=(0, 368),
+)
 
 
 class Translated(Exception):
@@ -92,15 +124,18 @@ class Frontend:
         self._dropped = set()
         found = self.problems.setdefault(launch.function.__name__, set())
         try:
-            launch.function.warmup(*map(_example, launch.kinds), grid=(1, ),
-                                   **dict(launch.constants))
+            launch.function.warmup(
+                *map(_example, launch.kinds), grid=(1,), **dict(launch.constants)
+            )
         except Translated:
             pass
         except triton.CompilationError as error:
             found.add(str(error))
         if self._dropped:
-            found.add(f'a loop assigns {sorted(self._dropped)}, which the next pass does not see: '
-                      'let the names begin with values of their own')
+            found.add(
+                f'a loop assigns {sorted(self._dropped)}, which the next pass does not see: '
+                'let the names begin with values of their own'
+            )
 
     def _note(self, generator, name, value):
         for assigned in getattr(generator, 'assigned', ()):
@@ -115,8 +150,7 @@ class Frontend:
         """
         generator.assigned = [*getattr(generator, 'assigned', ()), set()]
         found = self._find_carries(generator, node, liveins, *args, **kwargs)
-        known = {name for name, value in liveins.items()
-                 if code_generator._is_triton_value(value)}
+        known = {name for name, value in liveins.items() if code_generator._is_triton_value(value)}
         ignored = kwargs.get('ignore', args[0] if args else ())
         self._dropped |= (generator.assigned.pop() & known) - set(found[0]) - set(ignored)
         return found
@@ -124,27 +158,46 @@ class Frontend:
 
 def launched_kernels():
     """Names of the kernels that the package launches."""
-    modules = [importlib.import_module(info.name)
-               for info in pkgutil.walk_packages(ops.__path__, ops.__name__ + '.')]
+    modules = [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(ops.__path__, ops.__name__ + '.')
+    ]
     source = ''.join(map(inspect.getsource, modules))
-    return {name for module in modules for name, value in vars(module).items()
-            if isinstance(value, triton.JITFunction)
-            and re.search(rf'\blaunch\((kernels\.)?{name}\b', source)}
+    return {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, triton.JITFunction)
+        and re.search(rf'\blaunch\((kernels\.)?{name}\b', source)
+    }
 
 
-def note_models() -> List[Launch]:
+def note_models() -> list[Launch]:
     """What the models launch, forward, and forward and backward in training."""
-    return list(dict.fromkeys(
-        launch for options in MODELS
-        for launch in note_backbone(GroupMamba(scan_backend='triton', drop_path_rate=.1, **options),
-                                    SIZES, PASSES, CAPABILITY)))
+    return list(
+        dict.fromkeys(
+            launch
+            for options in MODELS
+            for launch in note_backbone(
+                GroupMamba(scan_backend='triton', drop_path_rate=0.1, **options),
+                SIZES,
+                PASSES,
+                CAPABILITY,
+            )
+        )
+    )
 
 
-def specialised_integers(launches: List[Launch]) -> List[str]:
+def specialised_integers(launches: list[Launch]) -> list[str]:
     """Integers on which Triton would compile a version for 1, one for multiples of 16, ..."""
-    return sorted({f'{launch.function.__name__}: {parameter.name}' for launch in launches
-                   for parameter, kind in zip(launch.function.params, launch.kinds)
-                   if kind in ('i32', 'i64') and not parameter.do_not_specialize})
+    return sorted(
+        {
+            f'{launch.function.__name__}: {parameter.name}'
+            for launch in launches
+            for parameter, kind in zip(launch.function.params, launch.kinds)
+            if kind in ('i32', 'i64') and not parameter.do_not_specialize
+        }
+    )
 
 
 def main() -> int:
@@ -154,11 +207,17 @@ def main() -> int:
         frontend.translate(launch)
     problems = dict.fromkeys(launched_kernels(), {'no model here launches it'})
     problems.update(frontend.problems)
-    problems.update({f'{name}={value}': {'no kernel here has it'}
-                     for name, values in BRANCHES.items() for value in values
-                     if (name, value) not in frontend.constants})
-    problems.update({integer: {'its value decides on a version'}
-                     for integer in specialised_integers(launches)})
+    problems.update(
+        {
+            f'{name}={value}': {'no kernel here has it'}
+            for name, values in BRANCHES.items()
+            for value in values
+            if (name, value) not in frontend.constants
+        }
+    )
+    problems.update(
+        {integer: {'its value decides on a version'} for integer in specialised_integers(launches)}
+    )
     for name, found in sorted(problems.items()):
         print(f'{name}:', *(sorted(found) or ['fine']))
     print(f'{len(launches)} versions of {len(frontend.problems)} kernels')

@@ -1,4 +1,5 @@
 """Fixtures of all tests."""
+
 import importlib.util
 import os
 from pathlib import Path
@@ -46,10 +47,20 @@ def no_scope_or_logger_of_another_test():
 
 #: Small models of both families with ragged widths, fast enough for fp64 and loops.
 SMALL = {
-    'paper': dict(family='paper', stem_channels=6, embed_dims=(8, 12, 16, 20), depths=(1, 1, 2, 1),
-                  ffn_ratios=(2, 2, 1, 1)),
-    'official': dict(family='official', stem_channels=6, embed_dims=(8, 12, 20, 28),
-                     depths=(1, 1, 2, 1), ffn_ratios=(2, 2, 1, 1)),
+    'paper': dict(
+        family='paper',
+        stem_channels=6,
+        embed_dims=(8, 12, 16, 20),
+        depths=(1, 1, 2, 1),
+        ffn_ratios=(2, 2, 1, 1),
+    ),
+    'official': dict(
+        family='official',
+        stem_channels=6,
+        embed_dims=(8, 12, 20, 28),
+        depths=(1, 1, 2, 1),
+        ffn_ratios=(2, 2, 1, 1),
+    ),
 }
 
 
@@ -112,7 +123,8 @@ def randomize(module, seed=0):
 @MODELS.register_module()
 class RandomTeacher(FrozenTeacher):
     """A teacher without a file: three channels pooled on a coarse grid, then a linear layer."""
-    normalization = Normalization((100., 110., 120.), (50., 60., 70.), rgb=False)
+
+    normalization = Normalization((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), rgb=False)
 
     def load(self, num_classes):
         """See :class:`FrozenTeacher`."""
@@ -122,8 +134,13 @@ class RandomTeacher(FrozenTeacher):
     def build(self):
         """See :class:`FrozenTeacher`."""
         torch.manual_seed(5)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(2),
-                             nn.Flatten(), nn.Linear(16, self.num_classes))
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, self.num_classes),
+        )
 
     def count_classes(self, network):
         """See :class:`FrozenTeacher`."""
@@ -141,7 +158,7 @@ class RunsCode:
         self.marker = marker
 
     def __reduce__(self):
-        return os.system, (f'touch {self.marker}', )
+        return os.system, (f'touch {self.marker}',)
 
 
 @pytest.fixture

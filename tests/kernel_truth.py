@@ -2,6 +2,7 @@
 
 Without a GPU the kernels run in Triton's interpreter; see conftest.py.
 """
+
 import importlib.util
 import os
 import subprocess
@@ -12,14 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec('triton') is None,
-                                  reason='Triton is not installed')
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec('triton') is None, reason='Triton is not installed'
+)
 INTERPRETED = not torch.cuda.is_available() or os.environ.get('TRITON_INTERPRET') == '1'
-gpu = [pytest.mark.gpu,
-       pytest.mark.skipif(INTERPRETED, reason='needs a CUDA GPU')]
+gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason='needs a CUDA GPU')]
 # the interpreter cuts off what bf16 cannot hold, where a GPU rounds to nearest
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3 if INTERPRETED else 5e-3,
-             torch.float16: 1e-3}
+TOLERANCE = {
+    torch.float32: 1e-5,
+    torch.bfloat16: 8e-3 if INTERPRETED else 5e-3,
+    torch.float16: 1e-3,
+}
 ACTIVATE = {'none': lambda p: p, 'silu': F.silu, 'gelu': F.gelu}
 
 
@@ -72,5 +76,10 @@ def differentiable(forward, backward, *tensors):
 def run_apart(*command, **variables):
     """Python in a process of its own, in which Triton compiles: this one's interprets."""
     environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
-    return subprocess.run([sys.executable, *command], cwd=Path(__file__).resolve().parents[1],
-                          env={**environment, **variables}, text=True, capture_output=True)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**environment, **variables},
+        text=True,
+        capture_output=True,
+    )

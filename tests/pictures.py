@@ -1,4 +1,5 @@
 """Pictures for tests of image operations."""
+
 import cv2
 import numpy as np
 

@@ -3,6 +3,7 @@
 ``official_forward`` reads tensors by the *released* names, ``paper_forward`` by ours; each unit,
 group and token is walked on its own. Images are (B, 3, H, W); tokens here are (B, H, W, C).
 """
+
 import torch
 import torch.nn.functional as F
 
@@ -57,8 +58,14 @@ def linear(x, p, name):
 def conv(x, p, name, stride=1, groups=1):
     """A convolution of (B, H, W, C) tokens, half padded."""
     weight = p[f'{name}.weight']
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, p.get(f'{name}.bias'), stride,
-                 weight.shape[-1] // 2, groups=groups)
+    y = F.conv2d(
+        x.permute(0, 3, 1, 2),
+        weight,
+        p.get(f'{name}.bias'),
+        stride,
+        weight.shape[-1] // 2,
+        groups=groups,
+    )
     return y.permute(0, 2, 3, 1)
 
 
@@ -73,9 +80,14 @@ def official_unit(x, p, unit, direction):
     width = x.shape[-1]
     x, z = linear(x, p, f'{unit}.in_proj').split(width, dim=-1)
     x = F.silu(conv(x, p, f'{unit}.conv2d', groups=width))
-    tokens = s6(sequence_of(x, direction), p[f'{unit}.x_proj_weight'][0],
-                p[f'{unit}.dt_projs_weight'][0], p[f'{unit}.dt_projs_bias'][0],
-                p[f'{unit}.A_logs'], p[f'{unit}.Ds'])
+    tokens = s6(
+        sequence_of(x, direction),
+        p[f'{unit}.x_proj_weight'][0],
+        p[f'{unit}.dt_projs_weight'][0],
+        p[f'{unit}.dt_projs_bias'][0],
+        p[f'{unit}.A_logs'],
+        p[f'{unit}.Ds'],
+    )
     y = norm(grid_of(tokens, x, direction), p, f'{unit}.out_norm', 1e-5) * F.silu(z)
     return linear(y, p, f'{unit}.out_proj')
 
@@ -83,10 +95,13 @@ def official_unit(x, p, unit, direction):
 def official_mixer(x, p, attn):
     u = norm(x, p, f'{attn}.norm', 1e-5)
     s = torch.sigmoid(linear(F.relu(linear(u.mean((1, 2)), p, f'{attn}.fc1')), p, f'{attn}.fc2'))
-    v = torch.cat([
-        official_unit(part, p, f'{attn}.mamba_g{i + 1}', direction)
-        for i, (part, direction) in enumerate(zip(u.chunk(4, -1), OFFICIAL_ORDER))
-    ], -1)
+    v = torch.cat(
+        [
+            official_unit(part, p, f'{attn}.mamba_g{i + 1}', direction)
+            for i, (part, direction) in enumerate(zip(u.chunk(4, -1), OFFICIAL_ORDER))
+        ],
+        -1,
+    )
     v = v * p[f'{attn}.skip_scale'] * u * s[:, None, None]
     return linear(norm(v, p, f'{attn}.norm', 1e-5), p, f'{attn}.proj')
 
@@ -135,8 +150,14 @@ def paper_mamba(x, p, name, group, direction):
                 y = y + taps[:, taps.shape[1] - 1 - back] * tokens[t - back]
         convolved.append(F.silu(y))
     ssm = f'{name}.ssm'
-    y = s6(convolved, p[f'{ssm}.x_proj_weight'][group], p[f'{ssm}.dt_proj_weight'][group],
-           p[f'{ssm}.dt_proj_bias'][group], p[f'{ssm}.A_log'][group], p[f'{ssm}.D'][channels])
+    y = s6(
+        convolved,
+        p[f'{ssm}.x_proj_weight'][group],
+        p[f'{ssm}.dt_proj_weight'][group],
+        p[f'{ssm}.dt_proj_bias'][group],
+        p[f'{ssm}.A_log'][group],
+        p[f'{ssm}.D'][channels],
+    )
     y = grid_of(y, x, direction) * F.silu(z)
     return y @ p[f'{name}.out_proj.weight'][group].T
 
@@ -147,8 +168,9 @@ def paper_vsss(x, p, name, group, direction):
     channels = slice(group * width, (group + 1) * width)
 
     def group_norm(x, layer):
-        return F.layer_norm(x, (width, ), p[f'{layer}.weight'][channels],
-                            p[f'{layer}.bias'][channels], 1e-5)
+        return F.layer_norm(
+            x, (width,), p[f'{layer}.weight'][channels], p[f'{layer}.bias'][channels], 1e-5
+        )
 
     def group_linear(x, layer):
         return x @ p[f'{layer}.weight'][group].T + p[f'{layer}.bias'][group]
@@ -160,10 +182,13 @@ def paper_vsss(x, p, name, group, direction):
 
 def paper_layer(x, p, name):
     """Eq. 3."""
-    x_gm = torch.cat([
-        paper_vsss(part, p, f'{name}.vsss', group, direction)
-        for group, (part, direction) in enumerate(zip(x.chunk(4, -1), PAPER_ORDER))
-    ], -1)
+    x_gm = torch.cat(
+        [
+            paper_vsss(part, p, f'{name}.vsss', group, direction)
+            for group, (part, direction) in enumerate(zip(x.chunk(4, -1), PAPER_ORDER))
+        ],
+        -1,
+    )
     hidden = F.relu(linear(x.mean((1, 2)), p, f'{name}.affinity.fc1'))
     x_cam = x_gm * torch.sigmoid(linear(hidden, p, f'{name}.affinity.fc2'))[:, None, None]
     hidden = F.gelu(linear(norm(x_cam, p, f'{name}.norm', 1e-5), p, f'{name}.ffn.fc1'))

@@ -1,4 +1,5 @@
 """A training that takes a moment, for tests of what surrounds it."""
+
 import os
 from pathlib import Path
 
@@ -16,14 +17,12 @@ from groupmamba_mm.engine import CheckedRunner
 
 
 class Backbone(nn.Linear):
-
     def expected_unused_keys(self):
         return (ExpectedKeys(r'^norm4\.', 'norm of the class token'),)
 
 
 @MODELS.register_module()
 class SmallModel(BaseModel):
-
     def __init__(self, classes=2, width=20, data_preprocessor=None):
         super().__init__(data_preprocessor)
         self.backbone = Backbone(2, width)
@@ -39,13 +38,11 @@ class SmallModel(BaseModel):
 
 @MODELS.register_module()
 class SmallTTA(BaseTTAModel):
-
     def merge_preds(self, data_samples_list):
         return data_samples_list
 
 
 class Points(torch.utils.data.Dataset):
-
     def __len__(self):
         return 8
 
@@ -60,6 +57,7 @@ class Interrupted(Exception):
 @HOOKS.register_module()
 class InterruptHook(Hook):
     """End a training behind an iteration and what is saved at it."""
+
     priority = 'LOWEST'
 
     def __init__(self, after):
@@ -73,6 +71,7 @@ class InterruptHook(Hook):
 @METRICS.register_module()
 class EpochMetric(BaseMetric):
     """The number of the epoch, so that a later one is better."""
+
     default_prefix = None
 
     def process(self, data_batch, data_samples):
@@ -82,28 +81,56 @@ class EpochMetric(BaseMetric):
         return dict(value=float(MessageHub.get_current_instance().get_info('epoch')))
 
 
-def build(work_dir, model=None, epochs=1, ema=None, val=False, scheduler=None, checkpoint=None,
-          batch_size=4, stop_after=None, health=None, dataset=None, workers=0,
-          metric='EpochMetric', val_dataset=None, **options):
-    loader = dict(batch_size=batch_size, num_workers=workers, dataset=dataset or Points(),
-                  persistent_workers=workers > 0,
-                  sampler=dict(type='DefaultSampler', shuffle=dataset is not None))
+def build(
+    work_dir,
+    model=None,
+    epochs=1,
+    ema=None,
+    val=False,
+    scheduler=None,
+    checkpoint=None,
+    batch_size=4,
+    stop_after=None,
+    health=None,
+    dataset=None,
+    workers=0,
+    metric='EpochMetric',
+    val_dataset=None,
+    **options,
+):
+    loader = dict(
+        batch_size=batch_size,
+        num_workers=workers,
+        dataset=dataset or Points(),
+        persistent_workers=workers > 0,
+        sampler=dict(type='DefaultSampler', shuffle=dataset is not None),
+    )
     if val:
-        options.update(val_dataloader=dict(loader, dataset=val_dataset or loader['dataset']),
-                       val_cfg=dict(), val_evaluator=dict(type=metric))
+        options.update(
+            val_dataloader=dict(loader, dataset=val_dataset or loader['dataset']),
+            val_cfg=dict(),
+            val_evaluator=dict(type=metric),
+        )
         checkpoint = dict(dict(save_best='value', rule='greater'), **(checkpoint or {}))
     options['default_hooks'] = dict(
         checkpoint=dict(dict(type='CheckpointHook', interval=1), **(checkpoint or {})),
-        health=health)
+        health=health,
+    )
     options.setdefault('optim_wrapper', dict(optimizer=dict(type='AdamW', lr=0.1)))
     hooks = [dict(type=ema, momentum=0.5)] if ema else []
     hooks += [dict(type='InterruptHook', after=stop_after)] if stop_after else []
     return CheckedRunner(
-        dict(dict(type='SmallModel'), **(model or {})), str(work_dir), train_dataloader=loader,
+        dict(dict(type='SmallModel'), **(model or {})),
+        str(work_dir),
+        train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         param_scheduler=scheduler or dict(type='StepLR', step_size=1, gamma=0.5, end=9),
-        custom_hooks=hooks, randomness=dict(seed=0),
-        experiment_name=f'runner{os.urandom(4).hex()}', log_level='INFO', **options)
+        custom_hooks=hooks,
+        randomness=dict(seed=0),
+        experiment_name=f'runner{os.urandom(4).hex()}',
+        log_level='INFO',
+        **options,
+    )
 
 
 def log_of(runner):

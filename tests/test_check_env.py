@@ -1,4 +1,5 @@
 """The check of the environment: what it finds in broken ones, and that each problem has a remedy."""
+
 import shutil
 from collections import namedtuple
 from importlib import metadata
@@ -7,8 +8,15 @@ import pytest
 import torch
 
 from groupmamba_mm import check_env
-from groupmamba_mm.check_env import (check_communication, check_doubles, check_gpu, check_limits,
-                                     check_operators, check_versions, installed_versions)
+from groupmamba_mm.check_env import (
+    check_communication,
+    check_doubles,
+    check_gpu,
+    check_limits,
+    check_operators,
+    check_versions,
+    installed_versions,
+)
 
 GOOD = {'torch': '2.11.0', 'torchvision': '0.26.0', 'onedl-mmcv': '2.3.6', 'numpy': '2.2.6'}
 
@@ -24,13 +32,20 @@ def test_this_environment_is_well():
         assert problems(check(installed)) == []
 
 
-@pytest.mark.parametrize('needs, text, remedy', [
-    ('numpy<2', 'torchvision needs numpy<2, and 2.2.6 is installed', "pip install 'numpy<2'"),
-    ('pillow>=9', 'torchvision needs pillow>=9, which is not installed', "install 'pillow>=9'"),
-    ('Foo_Bar>1; extra == "all"', None, None), ('numpy>=2', None, None),
-    ('pywin32; sys_platform == "win32"', None, None)])
+@pytest.mark.parametrize(
+    'needs, text, remedy',
+    [
+        ('numpy<2', 'torchvision needs numpy<2, and 2.2.6 is installed', "pip install 'numpy<2'"),
+        ('pillow>=9', 'torchvision needs pillow>=9, which is not installed', "install 'pillow>=9'"),
+        ('Foo_Bar>1; extra == "all"', None, None),
+        ('numpy>=2', None, None),
+        ('pywin32; sys_platform == "win32"', None, None),
+    ],
+)
 def test_versions_are_compared_with_each_other(monkeypatch, needs, text, remedy):
-    monkeypatch.setattr(metadata, 'requires', lambda name: [needs] if name == 'torchvision' else None)
+    monkeypatch.setattr(
+        metadata, 'requires', lambda name: [needs] if name == 'torchvision' else None
+    )
     found = problems(check_versions(GOOD))
     assert [finding.text for finding in found] == ([text] if text else [])
     assert all(remedy in finding.remedy for finding in found)
@@ -43,11 +58,17 @@ def test_transformers_that_break_mmpretrain_are_named(monkeypatch, version, bad)
     assert len(found) == bad
 
 
-@pytest.mark.parametrize('more, text', [
-    ({'mmcv': '2.2.0'}, 'mmcv 2.2.0 and onedl-mmcv 2.3.6 write into the same folder'),
-    ({'opencv-python': '4.12', 'opencv-python-headless': '4.11'},
-     'opencv-python 4.12 and opencv-python-headless 4.11 write'),
-    ({'opencv-python': '4.12', 'opencv-python-headless': '4.12'}, None)])
+@pytest.mark.parametrize(
+    'more, text',
+    [
+        ({'mmcv': '2.2.0'}, 'mmcv 2.2.0 and onedl-mmcv 2.3.6 write into the same folder'),
+        (
+            {'opencv-python': '4.12', 'opencv-python-headless': '4.11'},
+            'opencv-python 4.12 and opencv-python-headless 4.11 write',
+        ),
+        ({'opencv-python': '4.12', 'opencv-python-headless': '4.12'}, None),
+    ],
+)
 def test_doubles_are_named(more, text):
     found = problems(check_doubles({**GOOD, **more}))
     assert [finding.text.startswith(text) for finding in found] == ([True] if text else [])
@@ -65,7 +86,8 @@ def test_operators_that_do_not_load_are_named(monkeypatch):
     monkeypatch.setattr(check_env, '_LIBRARIES', ())
     found = problems(check_operators(GOOD))
     assert [finding.text for finding in found] == [
-        'operators of mmcv: ImportError: libc10.so: undefined symbol: _ZN3c10']
+        'operators of mmcv: ImportError: libc10.so: undefined symbol: _ZN3c10'
+    ]
     assert 'tools/install.sh' in found[0].remedy
 
 
@@ -85,15 +107,30 @@ def test_small_limits_are_named(monkeypatch):
     monkeypatch.setattr(check_env.os, 'access', lambda path, mode: False)
     found = problems(check_limits(GOOD))
     assert [finding.text.split(':')[0] for finding in found] == [
-        'shared memory', 'disk', 'file descriptors', 'cache of torch', 'cache of triton']
+        'shared memory',
+        'disk',
+        'file descriptors',
+        'cache of torch',
+        'cache of triton',
+    ]
     assert found[2].remedy == 'ulimit -n 524288'
 
 
 def test_the_command_counts_problems(monkeypatch, capsys):
-    monkeypatch.setattr(check_env, 'CHECKS', {
-        'One': lambda installed: iter([check_env.Finding('fine')]),
-        'Two': lambda installed: iter([check_env.Finding('broken', 'mend it')])})
+    monkeypatch.setattr(
+        check_env,
+        'CHECKS',
+        {
+            'One': lambda installed: iter([check_env.Finding('fine')]),
+            'Two': lambda installed: iter([check_env.Finding('broken', 'mend it')]),
+        },
+    )
     assert check_env.main() == 1
     assert capsys.readouterr().out.splitlines() == [
-        'One:', '  fine', 'Two:', '  PROBLEM: broken', '    mend with: mend it',
-        '1 problem(s) found.']
+        'One:',
+        '  fine',
+        'Two:',
+        '  PROBLEM: broken',
+        '    mend with: mend it',
+        '1 problem(s) found.',
+    ]

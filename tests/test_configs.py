@@ -2,6 +2,7 @@
 
 The others are in test_dense_configs.py.
 """
+
 import logging
 from pathlib import Path
 
@@ -19,46 +20,65 @@ from groupmamba_mm.layers.channel_affinity import NoChannelAffinity
 from tests.conftest import REPO
 
 CONFIGS = sorted(
-    str(path.relative_to(REPO)) for path in (REPO / 'configs').rglob('*.py')
+    str(path.relative_to(REPO))
+    for path in (REPO / 'configs').rglob('*.py')
     if not {'_base_', 'mask_rcnn', 'upernet'} & set(path.parts)
-    and '_demo-det' not in path.stem and '_demo-seg' not in path.stem)
+    and '_demo-det' not in path.stem
+    and '_demo-seg' not in path.stem
+)
 IN1K = [path for path in CONFIGS if path.endswith('_in1k.py')]
 ABLATIONS = 'configs/groupmamba/ablations'
 BACKBONE = 'model.backbone'
-WIDE = dict(family='paper', stem_channels=32, embed_dims=(96, 192, 392, 1032),
-            depths=(2, 2, 9, 2), ffn_ratios=(8, 8, 2, 2))
+WIDE = dict(
+    family='paper',
+    stem_channels=32,
+    embed_dims=(96, 192, 392, 1032),
+    depths=(2, 2, 9, 2),
+    ffn_ratios=(8, 8, 2, 2),
+)
 #: What each ablation changes, against which config of the folder above.
 CHANGES = {
     'groupmamba-tiny-g1': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 1}),
     'groupmamba-tiny-g2': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 2}),
     'groupmamba-tiny-g8': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 8}),
     'groupmamba-tiny-d1-distill': (
-        'groupmamba-tiny-distill', {f'{BACKBONE}.directions': ('left-right', )}),
+        'groupmamba-tiny-distill',
+        {f'{BACKBONE}.directions': ('left-right',)},
+    ),
     'groupmamba-tiny-d1-d2-distill': (
-        'groupmamba-tiny-distill', {f'{BACKBONE}.directions': ('left-right', 'right-left')}),
+        'groupmamba-tiny-distill',
+        {f'{BACKBONE}.directions': ('left-right', 'right-left')},
+    ),
     'groupmamba-tiny-no-cam': ('groupmamba-tiny', {f'{BACKBONE}.channel_affinity': False}),
     'groupmamba-tiny-4d-no-cam': (
         'groupmamba-tiny',
-        {f'{BACKBONE}.channel_affinity': False, f'{BACKBONE}.share_directions': True}),
+        {f'{BACKBONE}.channel_affinity': False, f'{BACKBONE}.share_directions': True},
+    ),
     'groupmamba-tiny-g1-4d-no-cam': (
         'groupmamba-tiny',
-        {f'{BACKBONE}.channel_affinity': False, f'{BACKBONE}.share_directions': True,
-         f'{BACKBONE}.num_groups': 1}),
+        {
+            f'{BACKBONE}.channel_affinity': False,
+            f'{BACKBONE}.share_directions': True,
+            f'{BACKBONE}.num_groups': 1,
+        },
+    ),
     'groupmamba-tiny-wide': (
-        'groupmamba-tiny', {f'{BACKBONE}.arch': WIDE, 'model.head.in_channels': 1032}),
+        'groupmamba-tiny',
+        {f'{BACKBONE}.arch': WIDE, 'model.head.in_channels': 1032},
+    ),
 }
 #: The directions of each scan's groups that come of it, in the first layer.
 ROW, BACK, COLUMN, UP = 'left-right', 'right-left', 'top-bottom', 'bottom-top'
 PLANS = {
-    'groupmamba-tiny-g1': ((ROW, ), ),
-    'groupmamba-tiny-g2': ((ROW, BACK), ),
-    'groupmamba-tiny-g8': ((ROW, BACK, COLUMN, UP) * 2, ),
-    'groupmamba-tiny-d1-distill': ((ROW, ) * 4, ),
-    'groupmamba-tiny-d1-d2-distill': ((ROW, BACK) * 2, ),
-    'groupmamba-tiny-no-cam': ((ROW, BACK, COLUMN, UP), ),
-    'groupmamba-tiny-4d-no-cam': ((ROW, ) * 4, (BACK, ) * 4, (COLUMN, ) * 4, (UP, ) * 4),
-    'groupmamba-tiny-g1-4d-no-cam': ((ROW, ), (BACK, ), (COLUMN, ), (UP, )),
-    'groupmamba-tiny-wide': ((ROW, BACK, COLUMN, UP), ),
+    'groupmamba-tiny-g1': ((ROW,),),
+    'groupmamba-tiny-g2': ((ROW, BACK),),
+    'groupmamba-tiny-g8': ((ROW, BACK, COLUMN, UP) * 2,),
+    'groupmamba-tiny-d1-distill': ((ROW,) * 4,),
+    'groupmamba-tiny-d1-d2-distill': ((ROW, BACK) * 2,),
+    'groupmamba-tiny-no-cam': ((ROW, BACK, COLUMN, UP),),
+    'groupmamba-tiny-4d-no-cam': ((ROW,) * 4, (BACK,) * 4, (COLUMN,) * 4, (UP,) * 4),
+    'groupmamba-tiny-g1-4d-no-cam': ((ROW,), (BACK,), (COLUMN,), (UP,)),
+    'groupmamba-tiny-wide': ((ROW, BACK, COLUMN, UP),),
 }
 
 
@@ -71,14 +91,23 @@ def load(path):
 def test_all_promised_configs_are_there():
     names = {Path(path).name for path in CONFIGS}
     for size in ('tiny', 'small', 'base'):
-        assert {f'groupmamba-{size}_8xb128_in1k.py',
-                f'groupmamba-official-{size}_8xb128_in1k.py'} <= names
-        assert {f'groupmamba-{size}-distill_8xb128_in1k.py',
-                f'groupmamba-official-{size}-distill_8xb128_in1k.py'} <= names
-    assert {'groupmamba-pico_demo-cls.py', 'groupmamba-official-pico_demo-cls.py',
-            'groupmamba-pico-distill_demo-cls.py', 'regnety-002_demo-cls.py'} <= names
-    assert {str(Path(path).relative_to(ABLATIONS)) for path in CONFIGS
-            if path.startswith(ABLATIONS)} == {f'{name}_8xb128_in1k.py' for name in CHANGES}
+        assert {
+            f'groupmamba-{size}_8xb128_in1k.py',
+            f'groupmamba-official-{size}_8xb128_in1k.py',
+        } <= names
+        assert {
+            f'groupmamba-{size}-distill_8xb128_in1k.py',
+            f'groupmamba-official-{size}-distill_8xb128_in1k.py',
+        } <= names
+    assert {
+        'groupmamba-pico_demo-cls.py',
+        'groupmamba-official-pico_demo-cls.py',
+        'groupmamba-pico-distill_demo-cls.py',
+        'regnety-002_demo-cls.py',
+    } <= names
+    assert {
+        str(Path(path).relative_to(ABLATIONS)) for path in CONFIGS if path.startswith(ABLATIONS)
+    } == {f'{name}_8xb128_in1k.py' for name in CHANGES}
 
 
 @pytest.mark.parametrize('path', CONFIGS)
@@ -110,6 +139,7 @@ def test_builds_and_trains_a_step(path):
 def test_data_sets_have_pipelines_that_build(path):
     cfg = load(path)
     from mmengine.registry import TRANSFORMS
+
     for split in ('train', 'val', 'test'):
         for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
             TRANSFORMS.build(transform)
@@ -145,8 +175,9 @@ RECIPE = {
     'model.head.loss.label_smooth_val': 0.1,  # paper
     'model.head.loss.mode': 'original',
     # half of the batches each, none unmixed
-    'model.train_cfg': dict(augments=[
-        dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+    'model.train_cfg': dict(
+        augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+    ),
     'train.AntialiasedRandomResizedCrop.scale': 224,  # paper
     'train.AntialiasedRandomResizedCrop.interpolation': 'bicubic',
     'augments.BatchRandomFlip.prob': 0.5,
@@ -184,16 +215,27 @@ DISTILLATION = {
 #: Names of the released model's parameters with the decay of the released rule: two or more
 #: dimensions, and a name that does not end in '.bias'.
 DECAYED = {
-    'patch_embed1.conv.0.weight': True, 'patch_embed1.conv.1.weight': False,
-    'patch_embed1.conv.1.bias': False, 'patch_embed1.proj.weight': True,
-    'patch_embed1.proj.bias': False, 'block1.0.norm2.weight': False,
-    'block1.0.attn.mamba_g1.in_proj.weight': True, 'block1.0.attn.mamba_g2.conv2d.weight': True,
-    'block1.0.attn.mamba_g2.conv2d.bias': False, 'block1.0.attn.mamba_g3.x_proj_weight': True,
-    'block1.0.attn.mamba_g3.dt_projs_weight': True, 'block1.0.attn.mamba_g3.dt_projs_bias': True,
-    'block1.0.attn.mamba_g4.A_logs': True, 'block1.0.attn.mamba_g4.Ds': False,
-    'block1.0.attn.mamba_g4.out_norm.weight': False, 'block1.0.attn.skip_scale': False,
-    'block1.0.attn.fc1.weight': True, 'block1.0.attn.fc1.bias': False,
-    'block1.0.mlp.dwconv.dwconv.weight': True, 'head.weight': True, 'head.bias': False,
+    'patch_embed1.conv.0.weight': True,
+    'patch_embed1.conv.1.weight': False,
+    'patch_embed1.conv.1.bias': False,
+    'patch_embed1.proj.weight': True,
+    'patch_embed1.proj.bias': False,
+    'block1.0.norm2.weight': False,
+    'block1.0.attn.mamba_g1.in_proj.weight': True,
+    'block1.0.attn.mamba_g2.conv2d.weight': True,
+    'block1.0.attn.mamba_g2.conv2d.bias': False,
+    'block1.0.attn.mamba_g3.x_proj_weight': True,
+    'block1.0.attn.mamba_g3.dt_projs_weight': True,
+    'block1.0.attn.mamba_g3.dt_projs_bias': True,
+    'block1.0.attn.mamba_g4.A_logs': True,
+    'block1.0.attn.mamba_g4.Ds': False,
+    'block1.0.attn.mamba_g4.out_norm.weight': False,
+    'block1.0.attn.skip_scale': False,
+    'block1.0.attn.fc1.weight': True,
+    'block1.0.attn.fc1.bias': False,
+    'block1.0.mlp.dwconv.dwconv.weight': True,
+    'head.weight': True,
+    'head.bias': False,
     'dist_head.weight': True,
 }
 
@@ -222,7 +264,7 @@ def test_recipe(path):
         assert found == (pytest.approx(value) if isinstance(value, float) else value), key
     if '-distill_' in path:
         two_heads = cfg.model.backbone.arch.startswith('official')
-        assert cfg.model.head.type == f"Distilled{'TwoHead' if two_heads else 'Linear'}ClsHead"
+        assert cfg.model.head.type == f'Distilled{"TwoHead" if two_heads else "Linear"}ClsHead'
         assert cfg.model.head.get('distill_loss', dict(kind='hard')) == dict(kind='hard')
         assert cfg.model.teacher.checkpoint.endswith('/regnety_160-a5fe301d.pth')
     else:
@@ -234,8 +276,11 @@ def weight_decays(path):
     cfg = load(path)
     model = build_model(cfg)
     optim_wrapper = build_optim_wrapper(model, without_amp(cfg.optim_wrapper, logging.getLogger()))
-    decay = {id(p): group['weight_decay'] for group in optim_wrapper.param_groups
-             for p in group['params']}
+    decay = {
+        id(p): group['weight_decay']
+        for group in optim_wrapper.param_groups
+        for p in group['params']
+    }
     return {name: (parameter, decay[id(parameter)]) for name, parameter in model.named_parameters()}
 
 
@@ -243,14 +288,15 @@ def weight_decays(path):
 def test_weight_decay_by_the_released_names(name):
     decays = {}
     for ours, (parameter, decay) in weight_decays(
-            f'configs/groupmamba/groupmamba-{name}_8xb128_in1k.py').items():
+        f'configs/groupmamba/groupmamba-{name}_8xb128_in1k.py'
+    ).items():
         for released, tensor in revert_to_official({ours: parameter.detach()}).items():
             decays[released] = decay
             decayed = tensor.dim() >= 2 and not released.endswith('.bias')
-            assert decay == (0.05 if decayed else 0.), released
+            assert decay == (0.05 if decayed else 0.0), released
     assert len(decays) > 500
     for released, decayed in DECAYED.items():
-        assert decays[released] == (0.05 if decayed else 0.), released
+        assert decays[released] == (0.05 if decayed else 0.0), released
 
 
 @pytest.mark.parametrize('name', ['tiny', 'tiny-distill'])
@@ -259,10 +305,12 @@ def test_weight_decay_of_the_papers_family_follows_the_released_rule(name):
     for ours, (parameter, decay) in decays.items():
         # our GroupedLinear joins the groups' biases to two dimensions; they stay biases
         decayed = parameter.dim() >= 2 and not ours.endswith('.bias')
-        assert decay == (0.05 if decayed else 0.), ours
-    assert {ours.rsplit('.', 1)[1] for ours, (_, decay) in decays.items()
-            if '.ssm.' in ours and decay > 0} == {
-                'x_proj_weight', 'dt_proj_weight', 'dt_proj_bias', 'A_log'}
+        assert decay == (0.05 if decayed else 0.0), ours
+    assert {
+        ours.rsplit('.', 1)[1]
+        for ours, (_, decay) in decays.items()
+        if '.ssm.' in ours and decay > 0
+    } == {'x_proj_weight', 'dt_proj_weight', 'dt_proj_bias', 'A_log'}
 
 
 def flat(cfg, prefix=''):
@@ -283,8 +331,9 @@ def test_an_ablation_differs_in_what_its_name_says(name):
     cfg = load(f'{ABLATIONS}/{name}_8xb128_in1k.py')
     after = flat(cfg)
     assert set(before) <= set(after)
-    assert {key: value for key, value in after.items()
-            if key not in before or value != before[key]} == changes
+    assert {
+        key: value for key, value in after.items() if key not in before or value != before[key]
+    } == changes
     layer = build_model(cfg).backbone.stages[0][0]
     assert layer.vsss.mamba.plan == PLANS[name]
     assert isinstance(layer.affinity, NoChannelAffinity) == ('no-cam' in name)

@@ -1,4 +1,5 @@
 """Every detection and segmentation config: it builds, trains a step, and says what it should."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,16 @@ from groupmamba_mm.engine.config_checks import load_config
 from tests.conftest import REPO, SMALL
 
 CONFIGS = sorted(
-    str(path.relative_to(REPO)) for path in (REPO / 'configs').rglob('*.py')
+    str(path.relative_to(REPO))
+    for path in (REPO / 'configs').rglob('*.py')
     if {'mask_rcnn', 'upernet'} & set(path.parts)
-    or '_demo-det' in path.stem or '_demo-seg' in path.stem)
+    or '_demo-det' in path.stem
+    or '_demo-seg' in path.stem
+)
 COCO_1X = {size: f'configs/mask_rcnn/mask-rcnn_groupmamba-{size}_fpn_1x_coco.py' for size in ARCHS}
-ADE = {size: f'configs/upernet/groupmamba-{size}_upernet_8xb2-160k_ade20k-512x512.py'
-       for size in ARCHS}
+ADE = {
+    size: f'configs/upernet/groupmamba-{size}_upernet_8xb2-160k_ade20k-512x512.py' for size in ARCHS
+}
 COCO_3X = [path for path in CONFIGS if 'ms-crop-3x' in path]
 
 #: The same model, trained on fewer of its boxes: what a test can wait for.
@@ -48,8 +53,13 @@ def small(path, size):
     if 'mask-rcnn' in path:
         cfg = load(path, {'model.neck.in_channels': list(dims), **FEW_BOXES})
     else:
-        cfg = load(path, {'model.decode_head.in_channels': list(dims),
-                          'model.auxiliary_head.in_channels': dims[2]})
+        cfg = load(
+            path,
+            {
+                'model.decode_head.in_channels': list(dims),
+                'model.auxiliary_head.in_channels': dims[2],
+            },
+        )
     cfg.model.backbone.arch = arch
     return cfg
 
@@ -58,16 +68,31 @@ def detection_batch(sizes, num_classes):
     """Noise images with one box each, its mask the whole of it."""
     inputs, samples = [], []
     for number, (height, width) in enumerate(sizes):
-        inputs.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8,
-                                    generator=torch.Generator().manual_seed(number)))
+        inputs.append(
+            torch.randint(
+                0,
+                256,
+                (3, height, width),
+                dtype=torch.uint8,
+                generator=torch.Generator().manual_seed(number),
+            )
+        )
         mask = np.zeros((1, height, width), np.uint8)
-        mask[:, 4:height - 8, 8:width - 4] = 1
-        sample = DetDataSample(metainfo=dict(
-            img_shape=(height, width), ori_shape=(height, width), scale_factor=(1., 1.),
-            img_id=number, pad_shape=(height, width)))
+        mask[:, 4 : height - 8, 8 : width - 4] = 1
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+                img_id=number,
+                pad_shape=(height, width),
+            )
+        )
         sample.gt_instances = InstanceData(
-            bboxes=torch.tensor([[8., 4., width - 4., height - 8.]]),
-            labels=torch.tensor([number % num_classes]), masks=BitmapMasks(mask, height, width))
+            bboxes=torch.tensor([[8.0, 4.0, width - 4.0, height - 8.0]]),
+            labels=torch.tensor([number % num_classes]),
+            masks=BitmapMasks(mask, height, width),
+        )
         sample.ignored_instances = InstanceData(bboxes=torch.zeros(0, 4))
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)
@@ -78,8 +103,9 @@ def segmentation_batch(sizes, num_classes):
     inputs, samples = [], []
     for number, (height, width) in enumerate(sizes):
         generator = torch.Generator().manual_seed(number)
-        inputs.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8,
-                                    generator=generator))
+        inputs.append(
+            torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        )
         labels = torch.randint(0, num_classes, (1, height, width), generator=generator)
         labels[:, :3] = 255
         sample = SegDataSample(metainfo=dict(img_shape=(height, width), ori_shape=(height, width)))
@@ -135,8 +161,11 @@ def test_3x_is_the_model_of_1x(path):
     steps = cfg.train_dataloader.dataset.pipeline
     resize, crop = steps[3].transforms
     assert [scale[0] for scale in resize[0].scales] == list(range(480, 801, 32))
-    assert [step.type for step in crop] == ['RandomChoiceResize', 'RandomCrop',
-                                            'RandomChoiceResize']
+    assert [step.type for step in crop] == [
+        'RandomChoiceResize',
+        'RandomCrop',
+        'RandomChoiceResize',
+    ]
 
 
 @pytest.mark.parametrize('path', CONFIGS)
@@ -156,7 +185,8 @@ def test_backbone_settings(size):
         backbone = cfg.model.backbone
         assert (backbone.arch, backbone.drop_path_rate) == (size, drop_path)
         assert backbone.init_cfg == dict(
-            type='Pretrained', checkpoint=f'checkpoints/{size}.pth', prefix='backbone.')
+            type='Pretrained', checkpoint=f'checkpoints/{size}.pth', prefix='backbone.'
+        )
         dims = list(ARCHS[size].embed_dims)
         if 'mask_rcnn' in path:
             assert cfg.model.neck.in_channels == dims
@@ -184,7 +214,7 @@ def test_coco_recipe(path):
     assert (steps.milestones, steps.gamma, steps.end) == ([9, 11], 0.1, 12)
     assert cfg.train_cfg.max_epochs == 12
     assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 16
-    resize, = (t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize')
+    (resize,) = (t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'Resize')
     assert resize.scale == (1333, 800) and resize.keep_ratio
     assert cfg.test_evaluator.metric == ['bbox', 'segm']
 
@@ -196,40 +226,51 @@ def test_ade20k_recipe(path):
     check_optimizer(cfg, 6e-5, 0.01)
     warmup, poly = cfg.param_scheduler
     assert (warmup.end, warmup.by_epoch) == (1500, False)
-    assert (poly.power, poly.begin, poly.end, poly.by_epoch) == (1., 1500, 160000, False)
+    assert (poly.power, poly.begin, poly.end, poly.by_epoch) == (1.0, 1500, 160000, False)
     assert cfg.train_cfg.max_iters == 160000
     assert cfg.auto_scale_lr.base_batch_size == 8 * cfg.train_dataloader.batch_size == 16
-    crop, = (t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop')
+    (crop,) = (t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop')
     assert crop.crop_size == cfg.model.data_preprocessor.size == (512, 512)
     scales, flips, _, _ = cfg.tta_pipeline[1].transforms
     assert [step.scale for step in scales] == [
-        (1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768), (3584, 896)]
-    assert [flip.prob for flip in flips] == [0., 1.]
+        (1024, 256),
+        (1536, 384),
+        (2048, 512),
+        (2560, 640),
+        (3072, 768),
+        (3584, 896),
+    ]
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
     for split in ('train', 'val', 'test'):
         assert cfg[f'{split}_dataloader'].dataset.reduce_zero_label
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         assert head.num_classes == 150 and head.norm_cfg.type == 'SyncBN'
 
 
-@pytest.mark.parametrize('path, size', [(COCO_1X['tiny'], 'tiny'),
-                                        (ADE['official-tiny'], 'official-tiny')])
+@pytest.mark.parametrize(
+    'path, size', [(COCO_1X['tiny'], 'tiny'), (ADE['official-tiny'], 'official-tiny')]
+)
 def test_weight_decay_is_the_classification_rule(path, size):
     cfg = small(path, size)
     model = build_model(cfg)
     cfg.optim_wrapper = dict(
-        type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer,
-        paramwise_cfg=cfg.optim_wrapper.paramwise_cfg)
+        type='OptimWrapper',
+        optimizer=cfg.optim_wrapper.optimizer,
+        paramwise_cfg=cfg.optim_wrapper.paramwise_cfg,
+    )
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     wanted = cfg.optim_wrapper.optimizer.weight_decay
-    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
-             for p in group['params']}
+    decay = {
+        id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
+    }
     for name, parameter in model.named_parameters():
         decayed = parameter.dim() >= 2 and not name.endswith('.bias')
-        assert decay[id(parameter)] == (wanted if decayed else 0.), name
+        assert decay[id(parameter)] == (wanted if decayed else 0.0), name
 
 
-@pytest.mark.parametrize('path, size', [(COCO_1X['tiny'], 'tiny'),
-                                        (ADE['official-tiny'], 'official-tiny')])
+@pytest.mark.parametrize(
+    'path, size', [(COCO_1X['tiny'], 'tiny'), (ADE['official-tiny'], 'official-tiny')]
+)
 def test_trains_and_tests_in_bf16(path, size, one_thread):
     cfg = small(path, size)
     if cfg.default_scope == 'mmseg':

@@ -1,4 +1,5 @@
 """Detectors and segmenters on GroupMamba: odd and mixed sizes, DDP, frozen stages, inferencers."""
+
 import cv2
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from tests.conftest import REPO, SMALL
 from tests.test_dense_configs import ADE, COCO_1X, batch_for, load, loss_of, small
 from tests.test_tools.test_train_test_cli import free_port
 
-DEMO = ('configs/demo/mask-rcnn_groupmamba-pico_demo-det.py',
-        'configs/demo/groupmamba-pico_upernet_demo-seg.py')
+DEMO = (
+    'configs/demo/mask-rcnn_groupmamba-pico_demo-det.py',
+    'configs/demo/groupmamba-pico_upernet_demo-seg.py',
+)
 #: One detector and one segmenter, of different families.
 SMALL_CASES = [(COCO_1X['official-tiny'], 'official-tiny'), (ADE['tiny'], 'tiny')]
 
@@ -31,7 +34,8 @@ def build(path, size, **options):
 def one_process():
     """A process group of this process alone."""
     torch.distributed.init_process_group(
-        'gloo', init_method=f'tcp://127.0.0.1:{free_port()}', rank=0, world_size=1)
+        'gloo', init_method=f'tcp://127.0.0.1:{free_port()}', rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -57,8 +61,9 @@ def test_frozen_stages_stay_as_they_are(path, size, one_thread):
     loss.backward()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     parts = ('stem', 'stages.0', 'stages.1', 'downsamples.0')
-    assert frozen and all(name.startswith(tuple(f'backbone.{part}' for part in parts))
-                          for name in frozen)
+    assert frozen and all(
+        name.startswith(tuple(f'backbone.{part}' for part in parts)) for name in frozen
+    )
     # the frozen stages' maps are used, so that their output norms still learn
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == (name in frozen), name
@@ -77,8 +82,11 @@ def test_an_image_does_not_see_the_others_of_its_batch(one_thread):
 
     first = batch_for(cfg, [(40, 90), (64, 70), (20, 96)])
     second = batch_for(cfg, [(40, 90), (50, 96), (64, 20)])
-    for together, other, alone in zip(maps(first), maps(second), maps(
-            dict(first, inputs=[first['inputs'][0], torch.zeros(3, 64, 96, dtype=torch.uint8)]))):
+    for together, other, alone in zip(
+        maps(first),
+        maps(second),
+        maps(dict(first, inputs=[first['inputs'][0], torch.zeros(3, 64, 96, dtype=torch.uint8)])),
+    ):
         torch.testing.assert_close(together[0], other[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(together[0], alone[0], atol=1e-5, rtol=1e-5)
 
@@ -92,7 +100,7 @@ def test_mixed_sizes_train_and_odd_sizes_are_tested(path, size, one_thread):
     model.eval()
     for height, width in ((33, 95), (70, 37)):
         with torch.no_grad():
-            result, = model.test_step(batch_for(cfg, [(height, width)]))
+            (result,) = model.test_step(batch_for(cfg, [(height, width)]))
         if cfg.default_scope == 'mmdet':
             found = result.pred_instances
             assert found.masks.shape[1:] == (height, width)
@@ -106,12 +114,14 @@ def test_mixed_sizes_train_and_odd_sizes_are_tested(path, size, one_thread):
 def test_maps_are_not_filled_up_inside(family, size):
     """A larger image that is cut is not the smaller one, but no row or column is made up."""
     from groupmamba_mm import GroupMamba
+
     backbone = GroupMamba(SMALL[family], out_indices=(0, 1, 2, 3)).eval()
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
     for features in backbone(image):
         # the last row and column depend on the last pixels, so they are of the image
-        corner, = torch.autograd.grad(features[..., -1, -1].square().sum(), image,
-                                      retain_graph=True)
+        (corner,) = torch.autograd.grad(
+            features[..., -1, -1].square().sum(), image, retain_graph=True
+        )
         assert corner[..., -4:, -4:].abs().sum() > 0
 
 
@@ -128,8 +138,10 @@ def test_mmdets_inferencer(tmp_path, one_thread):
     torch.manual_seed(0)
     weights, file, image = save(cfg, build_model(cfg), tmp_path)
     inferencer = DetInferencer(str(REPO / DEMO[0]), weights, device='cpu', show_progress=False)
-    results = [inferencer(source, pred_score_thr=0., return_datasamples=True)['predictions'][0]
-               for source in (file, image)]
+    results = [
+        inferencer(source, pred_score_thr=0.0, return_datasamples=True)['predictions'][0]
+        for source in (file, image)
+    ]
     for result in results:
         assert result.pred_instances.masks.shape[1:] == (96, 128)
         assert torch.equal(result.pred_instances.scores, results[0].pred_instances.scores)

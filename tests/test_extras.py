@@ -1,4 +1,5 @@
 """What the package needs: torch for the backbone, an extra for the rest, which the error names."""
+
 import subprocess
 import sys
 import textwrap
@@ -20,14 +21,19 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 
 
 def run(code, folder):
-    done = subprocess.run([sys.executable, '-c', WITHOUT_EXTRAS + textwrap.dedent(code)],
-                          capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_EXTRAS + textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_backbone_runs_and_loads_with_torch_alone(tmp_path):
-    out = run("""
+    out = run(
+        """
         import torch
         import groupmamba_mm
         from groupmamba_mm import GroupMamba
@@ -46,25 +52,34 @@ def test_backbone_runs_and_loads_with_torch_alone(tmp_path):
         except groupmamba_mm.errors.MissingExtraError as error:
             assert "'groupmamba-mm[hub]'" in str(error)
             print(classifier(torch.rand(1, 3, 32, 48)).shape[1])
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     assert out == '[(1, 8, 8, 12), (1, 12, 4, 6)]\n3\n'
 
 
 def test_checkpoints_of_a_runner_are_read_without_mmengine(tmp_path):
     import torch
     from mmengine.logging import HistoryBuffer
+
     history = HistoryBuffer([0.5, 0.25], [1, 1])
-    torch.save(dict(state_dict=dict(weight=torch.ones(2)), message_hub=dict(loss=history)),
-               tmp_path / 'epoch_1.pth')
-    out = run("""
+    torch.save(
+        dict(state_dict=dict(weight=torch.ones(2)), message_hub=dict(loss=history)),
+        tmp_path / 'epoch_1.pth',
+    )
+    out = run(
+        """
         from groupmamba_mm.checkpoint import load_checkpoint_file
         print(load_checkpoint_file('epoch_1.pth')['state_dict'])
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     assert 'tensor([1., 1.])' in out
 
 
 def test_each_module_imports_or_names_its_extra(tmp_path):
-    out = run("""
+    out = run(
+        """
         import importlib, pkgutil
         import groupmamba_mm
         from groupmamba_mm.errors import MissingExtraError
@@ -95,6 +110,9 @@ def test_each_module_imports_or_names_its_extra(tmp_path):
             groupmamba_mm.get_config('groupmamba-tiny_8xb128_in1k')
         except MissingExtraError as error:
             print(error)
-    """, tmp_path)
-    assert out == ("get_config needs mmengine, which is not installed: "
-                   "pip install 'groupmamba-mm[mm]'\n")
+    """,
+        tmp_path,
+    )
+    assert out == (
+        "get_config needs mmengine, which is not installed: pip install 'groupmamba-mm[mm]'\n"
+    )

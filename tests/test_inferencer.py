@@ -1,4 +1,5 @@
 """The model from mmpretrain's own entry point, which knows of no plugin."""
+
 import cv2
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ def test_classifies_files_and_arrays(name, tmp_path, one_thread):
     cv2.imwrite(str(tmp_path / 'image.png'), image)
 
     inferencer = ImageClassificationInferencer(
-        config, pretrained=str(tmp_path / 'model.pth'), device='cpu')
-    from_file, = inferencer(str(tmp_path / 'image.png'))
-    from_array, = inferencer(image)
+        config, pretrained=str(tmp_path / 'model.pth'), device='cpu'
+    )
+    (from_file,) = inferencer(str(tmp_path / 'image.png'))
+    (from_array,) = inferencer(image)
 
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None]
     data = model.data_preprocessor(dict(inputs=tensor))

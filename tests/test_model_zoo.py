@@ -1,4 +1,5 @@
 """Configs by name, and the registries of other libraries, from a folder that holds nothing."""
+
 import subprocess
 import sys
 
@@ -11,11 +12,15 @@ from tests.conftest import REPO
 
 
 def test_every_config_has_a_name_of_its_own():
-    files = [path for path in (REPO / 'configs').rglob('*.py')
-             if '_base_' not in path.relative_to(REPO).parts]
+    files = [
+        path
+        for path in (REPO / 'configs').rglob('*.py')
+        if '_base_' not in path.relative_to(REPO).parts
+    ]
     assert groupmamba_mm.list_configs() == sorted(path.stem for path in files)
     assert groupmamba_mm.list_configs('mask-rcnn_*official-tiny*1x*') == [
-        'mask-rcnn_groupmamba-official-tiny_fpn_1x_coco']
+        'mask-rcnn_groupmamba-official-tiny_fpn_1x_coco'
+    ]
 
 
 def test_config_by_name(tmp_path, monkeypatch):
@@ -35,16 +40,19 @@ def run(code, folder):
 
 
 def test_importing_the_package_imports_no_library(tmp_path):
-    out = run('import groupmamba_mm, sys; '
-              "print({'mmengine', 'mmpretrain', 'timm'} & set(sys.modules))",
-              tmp_path)
+    out = run(
+        "import groupmamba_mm, sys; print({'mmengine', 'mmpretrain', 'timm'} & set(sys.modules))",
+        tmp_path,
+    )
     assert out == 'set()\n'
 
 
-@pytest.mark.parametrize('order', ['import groupmamba_mm, mmpretrain',
-                                   'import mmpretrain, groupmamba_mm'])
+@pytest.mark.parametrize(
+    'order', ['import groupmamba_mm, mmpretrain', 'import mmpretrain, groupmamba_mm']
+)
 def test_mmpretrain_knows_our_models_by_name(order, tmp_path):
-    out = run(f"""
+    out = run(
+        f"""
 {order}
 names = mmpretrain.list_models('groupmamba')
 for arch in {tuple(ARCHS)}:
@@ -53,6 +61,9 @@ assert 'groupmamba-tiny-g8_8xb128_in1k' in names
 assert 'resnet50_8xb32_in1k' in mmpretrain.list_models()
 model = mmpretrain.get_model('groupmamba-official-tiny')
 print(type(model.backbone).__name__, type(model.head).__name__, model._metainfo.name)
-""", tmp_path)
+""",
+        tmp_path,
+    )
     assert out.splitlines()[-1] == (
-        'GroupMamba TwoHeadClsHead groupmamba-official-tiny_8xb128_in1k')
+        'GroupMamba TwoHeadClsHead groupmamba-official-tiny_8xb128_in1k'
+    )

@@ -1,4 +1,5 @@
 """The notebook runs from top to bottom in an empty folder, and its model has learnt something."""
+
 import json
 
 import matplotlib

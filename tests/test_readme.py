@@ -1,7 +1,8 @@
 """The documents against the tree: examples run, and what they name is there."""
+
 import inspect
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,20 +16,32 @@ from groupmamba_mm.engine.config_checks import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
-DOCUMENTS = ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md', 'configs/groupmamba/README.md',
-             'configs/groupmamba/ablations/README.md', 'configs/demo/README.md',
-             'configs/mask_rcnn/README.md', 'configs/upernet/README.md', 'docs/distillation.md',
-             'docs/export.md')
+DOCUMENTS = (
+    'README.md',
+    'CONTRIBUTING.md',
+    'CHANGELOG.md',
+    'configs/groupmamba/README.md',
+    'configs/groupmamba/ablations/README.md',
+    'configs/demo/README.md',
+    'configs/mask_rcnn/README.md',
+    'configs/upernet/README.md',
+    'docs/distillation.md',
+    'docs/export.md',
+)
 EXAMPLES = dict(
-    re.findall(r'<!-- example: (\S+) -->\n```python\n(.*?)```', README, flags=re.DOTALL))
+    re.findall(r'<!-- example: (\S+) -->\n```python\n(.*?)```', README, flags=re.DOTALL)
+)
 #: Where the README says to put an example, which is therefore not there.
 EXPERIMENT = 'configs/demo/my_experiment.py'
 
 PATH = re.compile(r'(?<![\w/.-])(?:configs|tools|groupmamba_mm|tests|requirements)/[\w./*-]*')
 OPTION = re.compile(r'(?<![\w-])--[a-z][\w-]*')
 FENCE = re.compile(r'^```\w*\n(.*?)^```', flags=re.DOTALL | re.MULTILINE)
-SCRIPTS = sorted(path for path in (ROOT / 'tools').rglob('*')
-                 if path.suffix in ('.py', '.sh') and not path.name.startswith('_'))
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / 'tools').rglob('*')
+    if path.suffix in ('.py', '.sh') and not path.name.startswith('_')
+)
 
 
 def text_of(document):
@@ -41,7 +54,7 @@ def commands_of(text):
     return re.findall(r'^[^#\n]*?(tools/[\w/]+\.(?:py|sh))([^#\n]*)', blocks, flags=re.MULTILINE)
 
 
-@lru_cache(maxsize=None)
+@cache
 def options_of(script):
     """The options that a script takes, those of the script it calls included."""
     text = script.read_text(encoding='utf-8')
@@ -79,7 +92,7 @@ def test_experiment_changes_what_it_says(tmp_path):
     for stage in model.backbone.stages:
         for layer in stage:
             assert layer.vsss.num_groups == 2
-            assert layer.vsss.mamba.plan == (('left-right', 'top-bottom'), )
+            assert layer.vsss.mamba.plan == (('left-right', 'top-bottom'),)
             assert layer.vsss.mamba.ssm.d_state == 4
     assert model(torch.zeros(1, 3, 64, 64), mode='tensor').shape == (1, 10)
 
@@ -88,7 +101,11 @@ def test_plain_example_gives_the_maps_it_promises():
     names = {}
     exec(EXAMPLES['plain'], names)
     assert [tuple(m.shape) for m in names['maps']] == [
-        (1, 96, 16, 24), (1, 192, 8, 12), (1, 368, 4, 6), (1, 760, 2, 3)]
+        (1, 96, 16, 24),
+        (1, 192, 8, 12),
+        (1, 368, 4, 6),
+        (1, 760, 2, 3),
+    ]
 
 
 def test_models_in_one_line(tmp_path, monkeypatch):
@@ -120,15 +137,19 @@ def test_detector_builds(tmp_path):
 def test_options_table_is_the_signature():
     rows = re.findall(r'^\| `(\w+)` \| `([^`]+)` \|', README, flags=re.MULTILINE)
     parameters = inspect.signature(GroupMamba.__init__).parameters
-    expected = [(name, repr(parameter.default)) for name, parameter in parameters.items()
-                if name != 'self']
+    expected = [
+        (name, repr(parameter.default)) for name, parameter in parameters.items() if name != 'self'
+    ]
     assert rows == expected
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_paths_exist(document):
-    missing = [path for path in PATH.findall(text_of(document))
-               if path != EXPERIMENT and not list(ROOT.glob(path.rstrip('./')))]
+    missing = [
+        path
+        for path in PATH.findall(text_of(document))
+        if path != EXPERIMENT and not list(ROOT.glob(path.rstrip('./')))
+    ]
     assert not missing
 
 
@@ -159,8 +180,12 @@ def test_options_exist(document):
 
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_environment_variables_exist(document):
-    sources = [path for folder in ('tools', 'tests', 'groupmamba_mm')
-               for path in (ROOT / folder).rglob('*') if path.suffix in ('.py', '.sh')]
+    sources = [
+        path
+        for folder in ('tools', 'tests', 'groupmamba_mm')
+        for path in (ROOT / folder).rglob('*')
+        if path.suffix in ('.py', '.sh')
+    ]
     sources.remove(Path(__file__).resolve())
     known = '\n'.join(path.read_text(encoding='utf-8') for path in sources)
     for name in re.findall(r'\b([A-Z][A-Z_]+)=', text_of(document)):

@@ -1,4 +1,5 @@
 """Imported by a config of the tests: hooks that write down what cannot be seen from outside."""
+
 import atexit
 import hashlib
 from pathlib import Path
@@ -45,5 +46,6 @@ class ThreadWitness(Hook):
     @staticmethod
     def names():
         """Names of this process's threads, in a line."""
-        return ' '.join(sorted(file.read_text().strip()
-                               for file in Path('/proc/self/task').glob('*/comm')))
+        return ' '.join(
+            sorted(file.read_text().strip() for file in Path('/proc/self/task').glob('*/comm'))
+        )

@@ -7,6 +7,7 @@
 REQUIREMENTS are names of files in requirements/. ``quick`` imports nothing, because
 torch alone takes seconds.
 """
+
 import importlib
 import sys
 import zipfile
@@ -16,11 +17,26 @@ from pathlib import Path
 REQUIREMENTS = Path(__file__).resolve().parents[1] / 'requirements'
 
 # They install the same modules as the onedl packages: whichever came last would win, file by file.
-CLASHING = ('mmcv', 'mmcv-full', 'mmcv-lite', 'mmdet', 'mmengine', 'mmengine-lite', 'mmpretrain',
-            'mmsegmentation')
+CLASHING = (
+    'mmcv',
+    'mmcv-full',
+    'mmcv-lite',
+    'mmdet',
+    'mmengine',
+    'mmengine-lite',
+    'mmpretrain',
+    'mmsegmentation',
+)
 
-HEAVY_IMPORTS = ('mmengine', 'mmpretrain.models', 'mmdet.models', 'mmseg.models', 'timm', 'sklearn',
-                 'groupmamba_mm')
+HEAVY_IMPORTS = (
+    'mmengine',
+    'mmpretrain.models',
+    'mmdet.models',
+    'mmseg.models',
+    'timm',
+    'sklearn',
+    'groupmamba_mm',
+)
 
 
 def installed_version(name):
@@ -32,6 +48,7 @@ def installed_version(name):
 
 def read_requirements(name):
     from packaging.requirements import Requirement
+
     lines = (REQUIREMENTS / f'{name}.txt').read_text().splitlines()
     lines = [line.split('#', 1)[0].strip() for line in lines]
     return [Requirement(line) for line in lines if line]
@@ -40,9 +57,11 @@ def read_requirements(name):
 def check_clashes():
     clashing = [name for name in CLASHING if installed_version(name)]
     if clashing:
-        sys.exit(f'{", ".join(clashing)} would be overwritten in part by the onedl packages, which '
-                 'install the same modules. Remove them first: '
-                 f'{sys.executable} -m pip uninstall {" ".join(clashing)}')
+        sys.exit(
+            f'{", ".join(clashing)} would be overwritten in part by the onedl packages, which '
+            'install the same modules. Remove them first: '
+            f'{sys.executable} -m pip uninstall {" ".join(clashing)}'
+        )
 
 
 def check_wheel(path):
@@ -86,26 +105,31 @@ def check_operators_are_there():
 def check_operators():
     """Run one compiled operator of torchvision and two of mmcv on the CPU."""
     import torch
+
     try:
         import torchvision
     except RuntimeError as error:
-        sys.exit(f'torchvision {version("torchvision")} does not load with torch '
-                 f'{torch.__version__} ({error}): the two come from different indexes. Remedy: '
-                 'uninstall both and run tools/install.sh again')
+        sys.exit(
+            f'torchvision {version("torchvision")} does not load with torch '
+            f'{torch.__version__} ({error}): the two come from different indexes. Remedy: '
+            'uninstall both and run tools/install.sh again'
+        )
     try:
         from mmcv.ops import nms, roi_align
     except ImportError as error:
-        sys.exit(f'the operators of mmcv {version("onedl-mmcv")} do not load ({error}). Remedy: '
-                 'remove the mmcv-* folders from the cache of tools/install.sh and run it again, '
-                 'which compiles them anew')
+        sys.exit(
+            f'the operators of mmcv {version("onedl-mmcv")} do not load ({error}). Remedy: '
+            'remove the mmcv-* folders from the cache of tools/install.sh and run it again, '
+            'which compiles them anew'
+        )
 
-    boxes = torch.tensor([[0., 0., 4., 4.], [0., 0., 4., 3.9], [8., 8., 12., 12.]])
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [8.0, 8.0, 12.0, 12.0]])
     scores = torch.tensor([0.9, 0.8, 0.7])
     kept = torchvision.ops.nms(boxes, scores, 0.5)
     assert kept.tolist() == [0, 2], f'torchvision.ops.nms kept {kept.tolist()} instead of [0, 2]'
     kept = nms(boxes, scores, iou_threshold=0.5)[1]
     assert kept.tolist() == [0, 2], f'mmcv.ops.nms kept {kept.tolist()} instead of [0, 2]'
-    pooled = roi_align(torch.ones(1, 1, 16, 16), torch.tensor([[0., 2., 2., 10., 10.]]), 2)
+    pooled = roi_align(torch.ones(1, 1, 16, 16), torch.tensor([[0.0, 2.0, 2.0, 10.0, 10.0]]), 2)
     assert torch.equal(pooled, torch.ones(1, 1, 2, 2)), f'mmcv.ops.roi_align made {pooled} of ones'
 
 
@@ -117,9 +141,12 @@ def check_imports():
 def describe():
     import torch
     from mmcv.ops import get_compiling_cuda_version
-    return (f'Python {sys.version.split()[0]}, torch {torch.__version__}, '
-            f'GPU {torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}, '
-            f'mmcv {version("onedl-mmcv")} with operators for CUDA: {get_compiling_cuda_version()}')
+
+    return (
+        f'Python {sys.version.split()[0]}, torch {torch.__version__}, '
+        f'GPU {torch.cuda.get_device_name() if torch.cuda.is_available() else "none"}, '
+        f'mmcv {version("onedl-mmcv")} with operators for CUDA: {get_compiling_cuda_version()}'
+    )
 
 
 def main(mode, *arguments):

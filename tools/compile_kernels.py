@@ -5,14 +5,13 @@ whose Triton cache (TRITON_CACHE_DIR, by default ~/.triton/cache) the GPU nodes 
 
     python tools/compile_kernels.py configs/groupmamba/groupmamba-official-tiny_8xb128_in1k.py
 """
+
 import argparse
 import logging
 import sys
 import time
-from typing import Optional, Tuple
 
 import torch
-
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -24,18 +23,31 @@ from groupmamba_mm.errors import ConfigError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='configs that will be run')
-    parser.add_argument('--capability', type=float, metavar='X.Y', default=None,
-                        help="of the GPUs: 8.0 A100, 9.0 H100 (default: this machine's)")
-    parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), default=(224, 224),
-                        help="of a classifier's images (default: 224 224)")
+    parser.add_argument(
+        '--capability',
+        type=float,
+        metavar='X.Y',
+        default=None,
+        help="of the GPUs: 8.0 A100, 9.0 H100 (default: this machine's)",
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        default=(224, 224),
+        help="of a classifier's images (default: 224 224)",
+    )
     parser.add_argument('--workers', type=int, metavar='N', help='processes (default: the cores)')
     return parser.parse_args()
 
 
-def compile_config(cfg: Config, path: str, size: Tuple[int, int], capability: int,
-                   workers: Optional[int]) -> int:
+def compile_config(
+    cfg: Config, path: str, size: tuple[int, int], capability: int, workers: int | None
+) -> int:
     """Compile the kernels of a config's training and validation; returns how many there are."""
     if cfg.get('model') is None or cfg.model.get('backbone', {}).get('type') != 'GroupMamba':
         raise ConfigError(f'config {path} has no GroupMamba as model.backbone')
@@ -53,8 +65,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)
     if args.capability is None:
         if not torch.cuda.is_available():
-            raise ConfigError('there is no GPU here to ask for its compute capability; give '
-                              "--capability, such as '--capability 9.0' for an H100")
+            raise ConfigError(
+                'there is no GPU here to ask for its compute capability; give '
+                "--capability, such as '--capability 9.0' for an H100"
+            )
         major, minor = torch.cuda.get_device_capability()
         capability = 10 * major + minor
     else:

@@ -4,13 +4,15 @@ INPUT is an image, a folder, a pattern in quotes, a video, or - for an image on 
 Each image gives a line of JSON on standard output, which is also in predictions.jsonl of --out,
 and a painted copy there. Files that are broken are named on standard error and left out.
 """
+
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, List, Optional, TextIO
+from typing import TextIO
 
 import cv2
 from mmengine.utils import ProgressBar
@@ -20,12 +22,18 @@ from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import DataError
 from groupmamba_mm.inference import Predictor
-from groupmamba_mm.inference.sources import (Source, find_files, frames_per_second, is_video,
-                                             read_frames, read_stdin)
+from groupmamba_mm.inference.sources import (
+    Source,
+    find_files,
+    frames_per_second,
+    is_video,
+    read_frames,
+    read_stdin,
+)
 from groupmamba_mm.model_zoo import config_path
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -38,18 +46,37 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('input', metavar='INPUT', help='image, folder, "pattern", video, or -')
     parser.add_argument('--config', required=True, help='config file, or the name of one of ours')
     parser.add_argument('--checkpoint', required=True, help='checkpoint file or address')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/infer'),
-                        help='folder to write (default: %(default)s)')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/infer'),
+        help='folder to write (default: %(default)s)',
+    )
     parser.add_argument('--no-paint', action='store_true', help='write no pictures')
-    parser.add_argument('--batch-size', type=positive_int, default=1,
-                        help='images at once (default: %(default)s)')
+    parser.add_argument(
+        '--batch-size', type=positive_int, default=1, help='images at once (default: %(default)s)'
+    )
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
-    parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='detections below this score are left out (default: %(default)s)')
-    parser.add_argument('--top', type=positive_int, default=5,
-                        help='classes that a classifier names (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the config, as in tools/test.py')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='detections below this score are left out (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--top',
+        type=positive_int,
+        default=5,
+        help='classes that a classifier names (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, as in tools/test.py',
+    )
     return parser.parse_args(argv)
 
 
@@ -63,8 +90,9 @@ class Writer:
         batch_size: Images at once.
     """
 
-    def __init__(self, predictor: Predictor, folder: Optional[Path], lines: TextIO,
-                 batch_size: int) -> None:
+    def __init__(
+        self, predictor: Predictor, folder: Path | None, lines: TextIO, batch_size: int
+    ) -> None:
         self.predictor = predictor
         self.folder = folder
         self.lines = lines
@@ -95,7 +123,7 @@ class Writer:
                     yield source
 
 
-def readable(predictor: Predictor, files: List[Path]) -> Iterator[Source]:
+def readable(predictor: Predictor, files: list[Path]) -> Iterator[Source]:
     """Read files, and report those that cannot be read.
 
     Args:
@@ -129,14 +157,18 @@ def paint_video(writer: Writer, path: Path, target: Path) -> None:
             continue
         if video is None:
             height, width = painted.image.shape[:2]
-            video = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'),
-                                    frames_per_second(path), (width, height))
+            video = cv2.VideoWriter(
+                str(target),
+                cv2.VideoWriter_fourcc(*'mp4v'),
+                frames_per_second(path),
+                (width, height),
+            )
         video.write(painted.image)
     if video is not None:
         video.release()
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Find the images, predict and write.
 
     Args:
@@ -149,8 +181,9 @@ def main(argv: Optional[List[str]] = None) -> None:
     files = [] if args.input == '-' else find_files(args.input)
     is_name = not Path(args.config).suffix and not Path(args.config).exists()
     with redirect_stdout(sys.stderr):  # what libraries say is no result
-        cfg = load_config(str(config_path(args.config) if is_name else args.config),
-                          args.cfg_options)
+        cfg = load_config(
+            str(config_path(args.config) if is_name else args.config), args.cfg_options
+        )
         predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr, args.top)
     folder = None if args.no_paint else args.out / 'painted'
     args.out.mkdir(parents=True, exist_ok=True)
@@ -167,7 +200,9 @@ def main(argv: Optional[List[str]] = None) -> None:
             if folder is not None:
                 name = Path(painted.name)
                 inside = name.relative_to(root) if root else Path(name.name)
-                target = folder / (inside if args.input != '-' else Path('stdin')).with_suffix('.png')
+                target = folder / (inside if args.input != '-' else Path('stdin')).with_suffix(
+                    '.png'
+                )
                 target.parent.mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(target), painted.image)
     if writer.count == 0:

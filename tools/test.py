@@ -1,14 +1,17 @@
 """Test a checkpoint of a config: classification, detection or segmentation."""
+
 import argparse
 import sys
 
 try:
     import mmengine  # noqa: F401
 
-    import groupmamba_mm  # noqa: F401
+    import groupmamba_mm
 except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
-             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
+    sys.exit(
+        f'error: {sys.executable} has no {error.name}; activate the environment that '
+        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
+    )
 
 from mmengine.registry import RUNNERS
 
@@ -30,12 +33,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out', help='write the predictions: a .pkl file for classification '
-                        'and detection, a folder of label images for segmentation')
+    parser.add_argument(
+        '--out',
+        help='write the predictions: a .pkl file for classification '
+        'and detection, a folder of label images for segmentation',
+    )
     parser.add_argument('--show-dir', help='write painted images into this folder')
-    parser.add_argument('--tta', action='store_true',
-                        help="average over the mirrored image too, or as the config's tta_model "
-                        'and tta_pipeline say')
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="average over the mirrored image too, or as the config's tta_model "
+        'and tta_pipeline say',
+    )
     add_shared_arguments(parser)
     return parser.parse_args()
 
@@ -46,8 +55,11 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     apply_test_options(cfg, args.checkpoint, args.out, args.show_dir, args.tta, args.amp)
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
-    warnings, built = check_quickly(cfg, ('test', ), trained_classes(args.checkpoint)
-                                    ) if is_first_here() else ([], {})
+    warnings, built = (
+        check_quickly(cfg, ('test',), trained_classes(args.checkpoint))
+        if is_first_here()
+        else ([], {})
+    )
     runner = RUNNERS.build(cfg)
     for warning in warnings:
         runner.logger.warning(str(warning))

@@ -1,4 +1,5 @@
 """Train a model of a config: classification, detection or segmentation."""
+
 import argparse
 import sys
 import time
@@ -6,10 +7,12 @@ import time
 try:
     import mmengine  # noqa: F401
 
-    import groupmamba_mm  # noqa: F401
+    import groupmamba_mm
 except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
-             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
+    sys.exit(
+        f'error: {sys.executable} has no {error.name}; activate the environment that '
+        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
+    )
 
 from mmengine.registry import RUNNERS
 
@@ -31,20 +34,40 @@ def parse_args() -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='continue from a checkpoint, without a value from the newest whole '
-                        'one in the work directory')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help="scale the learning rate from the config's base batch size to "
-                        'the real one, accumulated steps counted')
-    parser.add_argument('--checkpoint-minutes', type=float, metavar='MINUTES',
-                        help='save also whenever so many minutes have passed')
-    parser.add_argument('--track', nargs='+', choices=list(TRACKERS), default=[],
-                        help='report scalars, learning rates and example predictions to these')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint, without a value from the newest whole '
+        'one in the work directory',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate from the config's base batch size to "
+        'the real one, accumulated steps counted',
+    )
+    parser.add_argument(
+        '--checkpoint-minutes',
+        type=float,
+        metavar='MINUTES',
+        help='save also whenever so many minutes have passed',
+    )
+    parser.add_argument(
+        '--track',
+        nargs='+',
+        choices=list(TRACKERS),
+        default=[],
+        help='report scalars, learning rates and example predictions to these',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not validate on the way')
-    parser.add_argument('--dry-run', action='store_true',
-                        help='build all, take two steps, validate one batch, write and read a '
-                        'checkpoint, report time, memory and learning rate, and exit')
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='build all, take two steps, validate one batch, write and read a '
+        'checkpoint, report time, memory and learning rate, and exit',
+    )
     add_shared_arguments(parser)
     return parser.parse_args()
 
@@ -54,8 +77,15 @@ def main() -> None:
     args = parse_args()
     start = time.monotonic()
     cfg = load_config(args.config, args.cfg_options)
-    apply_train_options(cfg, args.resume, args.amp, args.auto_scale_lr, args.no_validate,
-                        args.checkpoint_minutes, args.track)
+    apply_train_options(
+        cfg,
+        args.resume,
+        args.amp,
+        args.auto_scale_lr,
+        args.no_validate,
+        args.checkpoint_minutes,
+        args.track,
+    )
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
     if cfg.get('resume') and cfg.load_from:
         load_checkpoint_file(cfg.load_from)  # or say now why not
@@ -66,8 +96,10 @@ def main() -> None:
     if args.dry_run:
         for warning in warnings:
             print(f'warning: {warning}')
-        print(f'Dry run of {args.config}: all is built, runs and validates.\n{rehearsal.page()}\n'
-              f'  checks        {checked:.3g} s, {len(warnings)} warnings')
+        print(
+            f'Dry run of {args.config}: all is built, runs and validates.\n{rehearsal.page()}\n'
+            f'  checks        {checked:.3g} s, {len(warnings)} warnings'
+        )
         return
     runner = RUNNERS.build(cfg)
     for warning in warnings:

@@ -7,4 +7,6 @@ model = dict(
         type='ConfigTeacher',
         config='{{ fileDirname }}/regnety-002_demo-cls.py',
         # written by tools/train.py with that config
-        checkpoint='work_dirs/regnety-002_demo-cls/epoch_6.pth'))
+        checkpoint='work_dirs/regnety-002_demo-cls/epoch_6.pth',
+    ),
+)

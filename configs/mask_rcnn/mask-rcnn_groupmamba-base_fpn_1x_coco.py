@@ -8,6 +8,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='base',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/base.pth', prefix='backbone.')),
-    neck=dict(in_channels=[128, 256, 496, 1012]))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/base.pth', prefix='backbone.'),
+    ),
+    neck=dict(in_channels=[128, 256, 496, 1012]),
+)

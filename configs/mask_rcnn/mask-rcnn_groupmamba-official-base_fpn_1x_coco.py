@@ -9,5 +9,8 @@ model = dict(
     backbone=dict(
         arch='official-base',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-base.pth', prefix='backbone.')),
-    neck=dict(in_channels=[96, 192, 424, 512]))
+            type='Pretrained', checkpoint='checkpoints/official-base.pth', prefix='backbone.'
+        ),
+    ),
+    neck=dict(in_channels=[96, 192, 424, 512]),
+)

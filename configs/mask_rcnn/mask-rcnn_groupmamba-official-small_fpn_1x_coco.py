@@ -9,5 +9,8 @@ model = dict(
     backbone=dict(
         arch='official-small',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-small.pth', prefix='backbone.')),
-    neck=dict(in_channels=[64, 128, 348, 512]))
+            type='Pretrained', checkpoint='checkpoints/official-small.pth', prefix='backbone.'
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 348, 512]),
+)

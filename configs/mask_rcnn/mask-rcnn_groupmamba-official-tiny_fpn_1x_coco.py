@@ -9,5 +9,8 @@ model = dict(
     backbone=dict(
         arch='official-tiny',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.')),
-    neck=dict(in_channels=[64, 128, 348, 448]))
+            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.'
+        ),
+    ),
+    neck=dict(in_channels=[64, 128, 348, 448]),
+)

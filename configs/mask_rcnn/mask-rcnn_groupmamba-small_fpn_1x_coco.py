@@ -8,6 +8,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='small',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/small.pth', prefix='backbone.')),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/small.pth', prefix='backbone.'),
+    ),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

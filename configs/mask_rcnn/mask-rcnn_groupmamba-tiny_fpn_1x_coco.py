@@ -8,6 +8,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='tiny',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/tiny.pth', prefix='backbone.')),
-    neck=dict(in_channels=[96, 192, 368, 760]))
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/tiny.pth', prefix='backbone.'),
+    ),
+    neck=dict(in_channels=[96, 192, 368, 760]),
+)

@@ -8,7 +8,8 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='base',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/base.pth', prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/base.pth', prefix='backbone.'),
+    ),
     decode_head=dict(in_channels=[128, 256, 496, 1012]),
-    auxiliary_head=dict(in_channels=496))
+    auxiliary_head=dict(in_channels=496),
+)

@@ -9,6 +9,9 @@ model = dict(
     backbone=dict(
         arch='official-base',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-base.pth', prefix='backbone.')),
+            type='Pretrained', checkpoint='checkpoints/official-base.pth', prefix='backbone.'
+        ),
+    ),
     decode_head=dict(in_channels=[96, 192, 424, 512]),
-    auxiliary_head=dict(in_channels=424))
+    auxiliary_head=dict(in_channels=424),
+)

@@ -9,6 +9,9 @@ model = dict(
     backbone=dict(
         arch='official-small',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-small.pth', prefix='backbone.')),
+            type='Pretrained', checkpoint='checkpoints/official-small.pth', prefix='backbone.'
+        ),
+    ),
     decode_head=dict(in_channels=[64, 128, 348, 512]),
-    auxiliary_head=dict(in_channels=348))
+    auxiliary_head=dict(in_channels=348),
+)

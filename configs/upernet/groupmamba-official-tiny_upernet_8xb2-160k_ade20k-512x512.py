@@ -9,6 +9,9 @@ model = dict(
     backbone=dict(
         arch='official-tiny',
         init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.')),
+            type='Pretrained', checkpoint='checkpoints/official-tiny.pth', prefix='backbone.'
+        ),
+    ),
     decode_head=dict(in_channels=[64, 128, 348, 448]),
-    auxiliary_head=dict(in_channels=348))
+    auxiliary_head=dict(in_channels=348),
+)

@@ -8,7 +8,8 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='small',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/small.pth', prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/small.pth', prefix='backbone.'),
+    ),
     decode_head=dict(in_channels=[96, 192, 384, 768]),
-    auxiliary_head=dict(in_channels=384))
+    auxiliary_head=dict(in_channels=384),
+)

@@ -8,7 +8,8 @@ _base_ = [
 model = dict(
     backbone=dict(
         arch='tiny',
-        init_cfg=dict(
-            type='Pretrained', checkpoint='checkpoints/tiny.pth', prefix='backbone.')),
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/tiny.pth', prefix='backbone.'),
+    ),
     decode_head=dict(in_channels=[96, 192, 368, 760]),
-    auxiliary_head=dict(in_channels=368))
+    auxiliary_head=dict(in_channels=368),
+)

@@ -1,4 +1,5 @@
 """Counting and building models for the tools of ``tools/analysis_tools``."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.analysis'):

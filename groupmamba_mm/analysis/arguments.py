@@ -1,8 +1,8 @@
 """Values of command line options that several tools check alike."""
+
 import argparse
 import re
 from pathlib import Path
-from typing import Tuple
 
 
 def positive_int(text: str) -> int:
@@ -22,7 +22,7 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def image_size(text: str) -> Tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """Read the size of an image.
 
     Args:
@@ -36,8 +36,10 @@ def image_size(text: str) -> Tuple[int, int]:
     """
     found = re.fullmatch(r'([1-9]\d*)(?:x([1-9]\d*))?', text)
     if found is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is no image size; give a side such as 224, or '
-                                         'height x width such as 800x1344')
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no image size; give a side such as 224, or '
+            'height x width such as 800x1344'
+        )
     return int(found[1]), int(found[2] or found[1])
 
 

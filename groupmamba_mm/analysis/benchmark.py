@@ -1,11 +1,14 @@
 """Throughput, latency and memory of one model under one setting."""
+
 import contextlib
 import copy
 import gc
+import itertools
 import statistics
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +25,33 @@ CONTIGUOUS, CHANNELS_LAST = 'contiguous', 'channels-last'
 EAGER, CUDA_GRAPH = 'eager', 'cuda-graph'
 
 #: What a row holds: the model, its setting, what was measured, why something was not.
-COLUMNS = ('model', 'kind', 'params', 'macs', 'height', 'width', 'batch', 'precision', 'layout',
-           'mode', 'backend', 'inference_img_s', 'inference_ms', 'inference_ms_q1',
-           'inference_ms_q3', 'inference_peak_gb', 'latency_ms', 'latency_ms_q1', 'latency_ms_q3',
-           'training_img_s', 'training_ms', 'training_ms_q1', 'training_ms_q3', 'training_peak_gb',
-           'note')
+COLUMNS = (
+    'model',
+    'kind',
+    'params',
+    'macs',
+    'height',
+    'width',
+    'batch',
+    'precision',
+    'layout',
+    'mode',
+    'backend',
+    'inference_img_s',
+    'inference_ms',
+    'inference_ms_q1',
+    'inference_ms_q3',
+    'inference_peak_gb',
+    'latency_ms',
+    'latency_ms_q1',
+    'latency_ms_q3',
+    'training_img_s',
+    'training_ms',
+    'training_ms_q1',
+    'training_ms_q3',
+    'training_peak_gb',
+    'note',
+)
 
 # Batches that take turns as input, so that none stays in a cache: as many as fit in so many bytes.
 _MAX_INPUTS, _INPUT_BYTES = 4, 2**30
@@ -50,23 +75,26 @@ class Setting:
             :data:`COMPILE_MODES`.
         backend: The ``scan_backend`` of a GroupMamba, None for another model.
     """
-    size: Tuple[int, int]
+
+    size: tuple[int, int]
     batch: int
     precision: str
     layout: str = CONTIGUOUS
     mode: str = EAGER
-    backend: Optional[str] = None
+    backend: str | None = None
 
     def __str__(self) -> str:
         backend = '' if self.backend is None else f', scan {self.backend}'
-        return (f'{self.size[0]}x{self.size[1]}, batch {self.batch}, {self.precision}, '
-                f'{self.layout}, {self.mode}{backend}')
+        return (
+            f'{self.size[0]}x{self.size[1]}, batch {self.batch}, {self.precision}, '
+            f'{self.layout}, {self.mode}{backend}'
+        )
 
     @property
-    def compile_mode(self) -> Optional[str]:
+    def compile_mode(self) -> str | None:
         """The mode for ``torch.compile``, None without."""
         prefix = 'compile-'
-        return self.mode[len(prefix):] if self.mode.startswith(prefix) else None
+        return self.mode[len(prefix) :] if self.mode.startswith(prefix) else None
 
     @property
     def replays_graphs(self) -> bool:
@@ -83,6 +111,7 @@ class Effort:
         warmup: Steps before the measured ones; on a GPU more if they take less than half a second.
         repeats: Measured steps, at least 1.
     """
+
     device: torch.device
     warmup: int
     repeats: int
@@ -91,6 +120,7 @@ class Effort:
 @dataclass(frozen=True)
 class Timing:
     """Quartiles of a step's duration in milliseconds."""
+
     lower: float
     median: float
     upper: float
@@ -103,8 +133,9 @@ class Timing:
         return cls(*statistics.quantiles(samples, n=4, method='inclusive'))
 
 
-def measure(model: nn.Module, setting: Setting, effort: Effort,
-            measures: Sequence[str] = MEASURES) -> Dict[str, Any]:
+def measure(
+    model: nn.Module, setting: Setting, effort: Effort, measures: Sequence[str] = MEASURES
+) -> dict[str, Any]:
     """Measure a model under one setting.
 
     Args:
@@ -131,11 +162,15 @@ def measure(model: nn.Module, setting: Setting, effort: Effort,
         except torch.OutOfMemoryError as error:
             notes.append(f'{name}: out of memory ({str(error).partition(". ")[0]})')
         else:
-            row.update({f'{name}_ms': timing.median, f'{name}_ms_q1': timing.lower,
-                        f'{name}_ms_q3': timing.upper})
+            row.update(
+                {
+                    f'{name}_ms': timing.median,
+                    f'{name}_ms_q1': timing.lower,
+                    f'{name}_ms_q3': timing.upper,
+                }
+            )
             if name != 'latency':
-                row.update({f'{name}_img_s': 1000 * batch / timing.median,
-                            f'{name}_peak_gb': peak})
+                row.update({f'{name}_img_s': 1000 * batch / timing.median, f'{name}_peak_gb': peak})
         finally:
             # behind the except clause, which keeps the failed step's tensors alive
             _clean_up(setting)
@@ -169,8 +204,9 @@ def numerics(precision: str) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
-def _measure_one(name: str, model: nn.Module, setting: Setting, batch: int,
-                 effort: Effort) -> Tuple[Timing, Optional[float]]:
+def _measure_one(
+    name: str, model: nn.Module, setting: Setting, batch: int, effort: Effort
+) -> tuple[Timing, float | None]:
     """Time one kind of step and find its peak memory in GB, None on a CPU."""
     device, on_gpu = effort.device, effort.device.type == 'cuda'
     with numerics(setting.precision):
@@ -206,11 +242,13 @@ def _placed(model: nn.Module, setting: Setting, device: torch.device) -> nn.Modu
     return network
 
 
-def _make_images(sets: int, setting: Setting, batch: int, device: torch.device) -> List[Tensor]:
+def _make_images(sets: int, setting: Setting, batch: int, device: torch.device) -> list[Tensor]:
     """Random images as a preprocessor leaves them: fp32, mean 0, deviation 1."""
     layout = torch.channels_last if setting.layout == CHANNELS_LAST else torch.contiguous_format
-    return [torch.randn(batch, 3, *setting.size, device=device).to(memory_format=layout)
-            for _ in range(sets)]
+    return [
+        torch.randn(batch, 3, *setting.size, device=device).to(memory_format=layout)
+        for _ in range(sets)
+    ]
 
 
 def _forward(network: nn.Module, setting: Setting) -> Step:
@@ -240,7 +278,8 @@ def _training_step(network: nn.Module, setting: Setting, images: Tensor) -> Step
     """A classifier's step with loss and optimizer, or a dense backbone's forward and backward."""
     with torch.no_grad():
         outputs = _forward(network.eval(), Setting(setting.size, len(images), setting.precision))(
-            images)
+            images
+        )
     network.train()
     forward = _forward(network, setting)
     if not isinstance(outputs, Tensor):
@@ -253,10 +292,10 @@ def _training_step(network: nn.Module, setting: Setting, images: Tensor) -> Step
 
         return dense_step
 
-    labels = torch.randint(outputs.shape[1], (len(images), ), device=images.device)
+    labels = torch.randint(outputs.shape[1], (len(images),), device=images.device)
     optimizer = torch.optim.AdamW(
-        [p for p in network.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.05,
-        fused=True)
+        [p for p in network.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.05, fused=True
+    )
     scaler = torch.amp.GradScaler(images.device.type, enabled=setting.precision == 'fp16')
 
     def step(images: Tensor) -> None:
@@ -269,7 +308,7 @@ def _training_step(network: nn.Module, setting: Setting, images: Tensor) -> Step
     return step
 
 
-def _warm_up(step: Step, images: List[Tensor], effort: Effort) -> None:
+def _warm_up(step: Step, images: list[Tensor], effort: Effort) -> None:
     on_gpu = effort.device.type == 'cuda'
     start, done = time.perf_counter(), 0
     while done < effort.warmup or (on_gpu and time.perf_counter() - start < _WARMUP_SECONDS):
@@ -281,7 +320,7 @@ def _warm_up(step: Step, images: List[Tensor], effort: Effort) -> None:
                 start = time.perf_counter()  # compiling is no warm-up for the clocks
 
 
-def _time_queue(step: Step, images: List[Tensor], effort: Effort) -> List[float]:
+def _time_queue(step: Step, images: list[Tensor], effort: Effort) -> list[float]:
     """Milliseconds of steps that are queued without waiting, as a loop over a data set does."""
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(effort.repeats + 1)]
     torch.cuda.synchronize()
@@ -290,10 +329,10 @@ def _time_queue(step: Step, images: List[Tensor], effort: Effort) -> List[float]
         step(images[index % len(images)])
         mark.record()
     torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in zip(marks, marks[1:])]
+    return [start.elapsed_time(end) for start, end in itertools.pairwise(marks)]
 
 
-def _time_each(step: Step, images: List[Tensor], effort: Effort) -> List[float]:
+def _time_each(step: Step, images: list[Tensor], effort: Effort) -> list[float]:
     """Milliseconds of steps that start when the one before is done."""
     samples = []
     if effort.device.type != 'cuda':

@@ -1,4 +1,5 @@
 """A model from its config, as a runner would build it, but without data and weights."""
+
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn

@@ -1,7 +1,9 @@
 """Parameters and multiply-adds of a model, counted in one forward pass."""
+
 import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,9 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 #: What :func:`count_complexity` counts, for the tools to print beside their figures.
-CONVENTION = ('MACs: one for each multiply-add of convolutions, linear layers and matrix products, '
-              'plus 9*B*L*C*N + B*L*C for each selective scan; norms, activations and other '
-              'element-wise work are not counted')
+CONVENTION = (
+    'MACs: one for each multiply-add of convolutions, linear layers and matrix products, '
+    'plus 9*B*L*C*N + B*L*C for each selective scan; norms, activations and other '
+    'element-wise work are not counted'
+)
 
 PRODUCTS = 'convolutions, linears, matmuls'
 SCAN = 'scan'
@@ -26,16 +30,19 @@ class Complexity:
         macs: Multiply-adds of one forward pass of the whole batch.
         macs_by_kind: The same divided into :data:`PRODUCTS` and :data:`SCAN`.
     """
+
     params: int
     macs: int
-    macs_by_kind: Dict[str, int]
+    macs_by_kind: dict[str, int]
 
 
-def count_complexity(model: nn.Module,
-                     image_size: Union[int, Tuple[int, int]],
-                     batch: int = 1,
-                     in_channels: int = 3,
-                     run: Optional[Callable[[nn.Module, torch.Tensor], Any]] = None) -> Complexity:
+def count_complexity(
+    model: nn.Module,
+    image_size: int | tuple[int, int],
+    batch: int = 1,
+    in_channels: int = 3,
+    run: Callable[[nn.Module, torch.Tensor], Any] | None = None,
+) -> Complexity:
     """Count the parameters and multiply-adds of a model that takes one batch of images.
 
     The products are counted where PyTorch executes them. Scans, which PyTorch does not know, are
@@ -59,8 +66,13 @@ def count_complexity(model: nn.Module,
     device = next(model.parameters()).device
     image = torch.zeros(batch, in_channels, height, width, device=device)
     # PyTorch's counter does not know the fused attention of the CPU, only the products in it
-    with _eval_mode(model), _scan_macs(model) as scans, torch.no_grad(), \
-            sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with (
+        _eval_mode(model),
+        _scan_macs(model) as scans,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(image) if run is None else run(model, image)
     macs = {PRODUCTS: counter.get_total_flops() // 2, SCAN: sum(scans)}
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -80,15 +92,16 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _scan_macs(model: nn.Module) -> Iterator[List[int]]:
+def _scan_macs(model: nn.Module) -> Iterator[list[int]]:
     """Collect what the modules with a ``count_macs`` report, call by call."""
     macs = []
 
-    def add(module: nn.Module, args: Tuple[Any, ...], kwargs: Dict[str, Any], output: Any) -> None:
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         macs.append(module.count_macs(*args, **kwargs))
 
     hooks = [
-        module.register_forward_hook(add, with_kwargs=True) for module in model.modules()
+        module.register_forward_hook(add, with_kwargs=True)
+        for module in model.modules()
         if hasattr(module, 'count_macs')
     ]
     try:

@@ -1,26 +1,35 @@
 """What figures were measured on and with, for the tools to print above them."""
+
 import os
 import platform
 import shutil
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Dict, Optional
 
 import torch
 
 import groupmamba_mm
 
 #: Distributions that can change a figure, in the order of the list.
-PACKAGES = ('torch', 'triton', 'timm', 'mamba-ssm', 'causal-conv1d', 'onedl-mmengine',
-            'onedl-mmpretrain', 'onedl-mmdetection', 'onedl-mmsegmentation')
+PACKAGES = (
+    'torch',
+    'triton',
+    'timm',
+    'mamba-ssm',
+    'causal-conv1d',
+    'onedl-mmengine',
+    'onedl-mmpretrain',
+    'onedl-mmdetection',
+    'onedl-mmsegmentation',
+)
 
 #: Beginnings of environment variables that can change a figure.
 VARIABLES = ('GROUPMAMBA_', 'TRITON_', 'TORCH', 'PYTORCH_', 'OMP_NUM_THREADS')
 
 
-def describe_environment(device: torch.device) -> Dict[str, str]:
+def describe_environment(device: torch.device) -> dict[str, str]:
     """Say what a measurement runs on.
 
     Args:
@@ -29,22 +38,33 @@ def describe_environment(device: torch.device) -> Dict[str, str]:
     Returns:
         Date, device, versions and environment variables, by headings.
     """
-    found = {'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC')}
+    found = {'date': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')}
     if device.type == 'cuda':
         properties = torch.cuda.get_device_properties(device)
-        found['GPU'] = (f'{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute '
-                        f'capability {properties.major}.{properties.minor}')
-        found['CUDA'] = (f'{torch.version.cuda}, driver {driver_version()}, cuDNN '
-                         f'{torch.backends.cudnn.version()}')
-    found['CPU'] = (f'{cpu_name()}, {os.cpu_count()} logical cores, load average '
-                    f'{os.getloadavg()[0]:.2f}, {torch.get_num_threads()} thread(s) used')
+        found['GPU'] = (
+            f'{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute '
+            f'capability {properties.major}.{properties.minor}'
+        )
+        found['CUDA'] = (
+            f'{torch.version.cuda}, driver {driver_version()}, cuDNN '
+            f'{torch.backends.cudnn.version()}'
+        )
+    found['CPU'] = (
+        f'{cpu_name()}, {os.cpu_count()} logical cores, load average '
+        f'{os.getloadavg()[0]:.2f}, {torch.get_num_threads()} thread(s) used'
+    )
     found['versions'] = f'Python {platform.python_version()}, ' + ', '.join(
-        f'{name} {package_version(name)}' for name in PACKAGES)
-    found['groupmamba-mm'] = (f'{groupmamba_mm.__version__}, '
-                              f'{commit() or "no commit known (not run in a checkout)"}')
+        f'{name} {package_version(name)}' for name in PACKAGES
+    )
+    found['groupmamba-mm'] = (
+        f'{groupmamba_mm.__version__}, {commit() or "no commit known (not run in a checkout)"}'
+    )
     # a path says nothing about speed, but something about its owner
-    variables = [f'{name}={value}' for name, value in sorted(os.environ.items())
-                 if name.startswith(VARIABLES) and os.sep not in value]
+    variables = [
+        f'{name}={value}'
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES) and os.sep not in value
+    ]
     found['environment'] = ' '.join(variables) or 'nothing set'
     return found
 
@@ -73,7 +93,7 @@ def driver_version() -> str:
     return answer.splitlines()[0] if answer else 'unknown'
 
 
-def commit() -> Optional[str]:
+def commit() -> str | None:
     """The commit of the checkout that this package is run from, None if there is none."""
     here = Path(groupmamba_mm.__file__).parent
     # site-packages can lie in another project's checkout, which does not track this file
@@ -86,7 +106,7 @@ def commit() -> Optional[str]:
     return f'commit {sha}{" with changes" if changed else ""}'
 
 
-def _ask(*command: str) -> Optional[str]:
+def _ask(*command: str) -> str | None:
     """What a program prints, None if it is not there or fails."""
     if shutil.which(command[0]) is None:
         return None

@@ -1,4 +1,5 @@
 """A forward pass of a detector whose work does not depend on what it finds."""
+
 import torch
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -7,9 +8,11 @@ from torch import Tensor, nn
 NUM_PROPOSALS = 1000
 
 #: What is counted of a two-stage detector, for the tools to print beside their figures.
-CONVENTION = (f'two-stage detector: backbone, neck, RPN head, box head on {NUM_PROPOSALS} dummy '
-              "boxes and mask head on the first 100 of them, which is mmdet's convention; choosing "
-              'boxes and cutting out their features are not counted')
+CONVENTION = (
+    f'two-stage detector: backbone, neck, RPN head, box head on {NUM_PROPOSALS} dummy '
+    "boxes and mask head on the first 100 of them, which is mmdet's convention; choosing "
+    'boxes and cutting out their features are not counted'
+)
 
 
 def is_two_stage(model: nn.Module) -> bool:
@@ -26,5 +29,5 @@ def run_two_stage(model: nn.Module, image: Tensor) -> None:
     """
     maps = model.extract_feat(image)
     model.rpn_head(maps)
-    boxes = torch.tensor([0., 0., 1., 1.], device=image.device).expand(NUM_PROPOSALS, 4)
+    boxes = torch.tensor([0.0, 0.0, 1.0, 1.0], device=image.device).expand(NUM_PROPOSALS, 4)
     model.roi_head.forward(maps, [InstanceData(bboxes=boxes) for _ in image])

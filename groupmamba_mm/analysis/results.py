@@ -1,4 +1,5 @@
 """What tools/test.py wrote, and the data it is about."""
+
 import pickle
 from typing import Any
 
@@ -8,8 +9,14 @@ from groupmamba_mm.checks import check_quickly
 from groupmamba_mm.errors import ConfigError, DataError
 
 # what pickle.load raises for a file that is no pickle
-_UNPICKLING_ERRORS = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError,
-                      ValueError)
+_UNPICKLING_ERRORS = (
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    ValueError,
+)
 
 
 def read_results(path: str) -> list:
@@ -51,6 +58,8 @@ def build_test_data(cfg: Config) -> Any:
         DataError: The data are not there.
     """
     if cfg.get('test_dataloader') is None:
-        raise ConfigError(f'config {cfg.filename} has no test_dataloader, so there are no images '
-                          'to draw; give the config that the results are from')
-    return check_quickly(cfg, ('test', ))[1]['test']
+        raise ConfigError(
+            f'config {cfg.filename} has no test_dataloader, so there are no images '
+            'to draw; give the config that the results are from'
+        )
+    return check_quickly(cfg, ('test',))[1]['test']

@@ -1,8 +1,10 @@
 """What is benchmarked: the models of this project's configs, and timm's beside them."""
+
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
@@ -12,6 +14,7 @@ from groupmamba_mm.engine.config_checks import close_to, load_config
 from groupmamba_mm.errors import ConfigError
 from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.ops import check_backend
+
 from .building import build_model
 
 with explain_missing('the benchmark with peers'):
@@ -31,19 +34,21 @@ class Subject:
         dense: Whether the backbone with its maps is measured, not a classifier with its logits.
         cfg: The config, None for a peer.
     """
+
     name: str
     kind: str
     dense: bool
-    cfg: Optional[Config] = None
+    cfg: Config | None = None
 
     @property
-    def own_backend(self) -> Optional[str]:
+    def own_backend(self) -> str | None:
         """The ``scan_backend`` that the config asks for, None for another model's."""
         backbone = {} if self.cfg is None else self.cfg.model.get('backbone', {})
-        return backbone.get('scan_backend', 'auto') if backbone.get('type') == 'GroupMamba' \
-            else None
+        return (
+            backbone.get('scan_backend', 'auto') if backbone.get('type') == 'GroupMamba' else None
+        )
 
-    def build(self, size: Tuple[int, int], backend: Optional[str] = None) -> nn.Module:
+    def build(self, size: tuple[int, int], backend: str | None = None) -> nn.Module:
         """Build the model.
 
         Args:
@@ -69,7 +74,7 @@ class Subject:
         cfg.model.pop('train_cfg', None)
         return build_model(cfg)
 
-    def _build_peer(self, size: Tuple[int, int]) -> nn.Module:
+    def _build_peer(self, size: tuple[int, int]) -> nn.Module:
         options = {}
         if timm.get_pretrained_cfg(self.name).fixed_input_size:
             options.update(img_size=size)
@@ -79,11 +84,13 @@ class Subject:
         return timm.create_model(self.name, pretrained=False, **options).eval()
 
 
-def find_subjects(configs: Sequence[str],
-                  peers: Sequence[str],
-                  archs: Dict[str, Path],
-                  dense: bool = False,
-                  cfg_options: Optional[Dict[str, Any]] = None) -> List[Subject]:
+def find_subjects(
+    configs: Sequence[str],
+    peers: Sequence[str],
+    archs: dict[str, Path],
+    dense: bool = False,
+    cfg_options: dict[str, Any] | None = None,
+) -> list[Subject]:
     """Look up what is to be measured.
 
     Args:
@@ -104,8 +111,10 @@ def find_subjects(configs: Sequence[str],
     loaded = []
     for name in configs:
         if name not in archs and '/' not in name and not Path(name).suffix:
-            raise ConfigError(f'{name} is neither a config file nor a size; '
-                              f'{close_to(name, archs) or "the sizes are " + ", ".join(archs)}')
+            raise ConfigError(
+                f'{name} is neither a config file nor a size; '
+                f'{close_to(name, archs) or "the sizes are " + ", ".join(archs)}'
+            )
         path = str(archs.get(name, name))
         cfg = load_config(path, cfg_options)
         if cfg.get('model') is None:
@@ -118,20 +127,27 @@ def find_subjects(configs: Sequence[str],
 
     are_dense = {path: dense or cfg.default_scope != 'mmpretrain' for path, cfg in loaded}
     if len(set(are_dense.values())) > 1:
-        classifier, other = (next(Path(path).stem for path, is_dense in are_dense.items()
-                                  if is_dense is wanted) for wanted in (False, True))
-        raise ConfigError(f'{classifier} is a classifier and {other} is not, so their figures '
-                          'cannot be compared; add --dense to measure the backbones of both')
+        classifier, other = (
+            next(Path(path).stem for path, is_dense in are_dense.items() if is_dense is wanted)
+            for wanted in (False, True)
+        )
+        raise ConfigError(
+            f'{classifier} is a classifier and {other} is not, so their figures '
+            'cannot be compared; add --dense to measure the backbones of both'
+        )
     for path, cfg in loaded:
         if are_dense[path] and cfg.model.get('backbone') is None:
-            raise ConfigError(f'config {path}: its {cfg.model.type} has no backbone to measure '
-                              'with --dense; leave it out')
-    for path, cfg in loaded:
+            raise ConfigError(
+                f'config {path}: its {cfg.model.type} has no backbone to measure '
+                'with --dense; leave it out'
+            )
+    for _, cfg in loaded:
         if cfg.model.get('backbone') is not None and 'compile_mode' in cfg.model.backbone:
             cfg.model.backbone.pop('compile_mode')  # rows say how they were compiled
     dense = dense or any(are_dense.values())
     return [Subject(Path(path).stem, OURS, dense, cfg) for path, cfg in loaded] + [
-        Subject(name, PEER, dense) for name in peers]
+        Subject(name, PEER, dense) for name in peers
+    ]
 
 
 def check_backends(backends: Sequence[str]) -> None:

@@ -1,4 +1,5 @@
 """End to end: a config's training as a user starts it, in parts and together, beside peers."""
+
 import contextlib
 import json
 import os
@@ -9,9 +10,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -20,6 +22,7 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from groupmamba_mm.datasets import benchmark_data
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
 from groupmamba_mm.errors import ConfigError, UserError
+
 from .training_clock import PHASES, STARTED
 
 PARTS = ('loader', 'step', 'run', 'startup', 'peers')
@@ -29,7 +32,7 @@ CACHES = ('TRITON_CACHE_DIR', 'TORCHINDUCTOR_CACHE_DIR', 'CUDA_CACHE_PATH')
 _LIBRARIES = {'mmpretrain': 'classification', 'mmdet': 'detection', 'mmseg': 'segmentation'}
 _LOG_LINES = 5
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 
 
 class PartError(UserError):
@@ -50,14 +53,15 @@ class Plan:
         batch: Images of a process's batch, None for the config's.
         workers: Processes of a loader, None for the config's.
     """
+
     parts: Sequence[str]
     out: Path
     warmup: int
     iterations: int
     timeout: float
-    gpus: Sequence[int] = (1, )
-    batch: Optional[int] = None
-    workers: Optional[int] = None
+    gpus: Sequence[int] = (1,)
+    batch: int | None = None
+    workers: int | None = None
 
 
 @dataclass
@@ -70,14 +74,16 @@ class Contestant:
         cfg: The config.
         only_loader: Whether it is timm's loader, which trains nothing.
     """
+
     name: str
     kind: str
     cfg: Config
     only_loader: bool = False
-    notes: List[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 # Data
+
 
 def make_data(cfg: Config, folder: Path, images: int) -> None:
     """Make training data of the shape that a config's data set has, unless they are there.
@@ -106,21 +112,28 @@ def make_data(cfg: Config, folder: Path, images: int) -> None:
         dataset.update(ann_file='annotations/instances.json', data_prefix=dict(img='train/'))
         with _made_once(root) as missing:
             if missing:
-                benchmark_data.make_detection(root, dataset.ann_file, 'train', names, images,
-                                              threads)
+                benchmark_data.make_detection(
+                    root, dataset.ann_file, 'train', names, images, threads
+                )
     elif scope == 'mmseg':
         classes = len(_class_names(dataset, scope))
         classes += bool(dataset.get('reduce_zero_label'))
         root = folder / f'segmentation_{classes}classes_{images}'
-        dataset.update(img_suffix='.jpg', seg_map_suffix='.png', data_prefix=dict(
-            img_path='images', seg_map_path='annotations'))
+        dataset.update(
+            img_suffix='.jpg',
+            seg_map_suffix='.png',
+            data_prefix=dict(img_path='images', seg_map_path='annotations'),
+        )
         with _made_once(root) as missing:
             if missing:
-                benchmark_data.make_segmentation(root, 'images', 'annotations', ('.jpg', '.png'),
-                                                 classes, images, threads)
+                benchmark_data.make_segmentation(
+                    root, 'images', 'annotations', ('.jpg', '.png'), classes, images, threads
+                )
     else:
-        raise ConfigError(f'config {cfg.filename}: no data can be made for default_scope='
-                          f'{scope!r}; give one of {", ".join(_LIBRARIES)}')
+        raise ConfigError(
+            f'config {cfg.filename}: no data can be made for default_scope='
+            f'{scope!r}; give one of {", ".join(_LIBRARIES)}'
+        )
     dataset.data_root = str(root)
 
 
@@ -140,8 +153,9 @@ def _class_names(dataset: ConfigDict, scope: str) -> Sequence[str]:
 def _num_classes(cfg: Config) -> int:
     found = cfg.model.get('num_classes') or cfg.model.get('head', {}).get('num_classes')
     if found is None:
-        raise ConfigError(f'config {cfg.filename} does not say how many classes its model has; '
-                          'give --data-root')
+        raise ConfigError(
+            f'config {cfg.filename} does not say how many classes its model has; give --data-root'
+        )
     return found
 
 
@@ -161,7 +175,8 @@ def _made_once(root: Path) -> Iterator[bool]:
 
 # Configs
 
-def prepare(cfg: Config, name: str, plan: Plan, data_root: Optional[str], images: int) -> None:
+
+def prepare(cfg: Config, name: str, plan: Plan, data_root: str | None, images: int) -> None:
     """Change a config into what is measured: no weights to read, data, batch, lines in the log.
 
     Args:
@@ -188,15 +203,22 @@ def prepare(cfg: Config, name: str, plan: Plan, data_root: Optional[str], images
         make_data(cfg, plan.out / 'data', images)
         # as in a long epoch, workers are not started anew while it is measured
         needed = (plan.warmup + plan.iterations + 1) * loader.batch_size * max(plan.gpus)
-        loader.dataset = ConfigDict(type='RepeatDataset', dataset=loader.dataset,
-                                    times=1 + needed // images)
+        loader.dataset = ConfigDict(
+            type='RepeatDataset', dataset=loader.dataset, times=1 + needed // images
+        )
     interval = max(1, plan.iterations // _LOG_LINES)
     cfg.default_hooks.logger = dict(type='LoggerHook', interval=interval, log_metric_by_epoch=False)
     cfg.log_processor = dict(cfg.get('log_processor') or {}, window_size=interval)
     imports = cfg.get('custom_imports') or dict(imports=[])
-    cfg.custom_imports = dict(imports, imports=[
-        *imports['imports'], 'groupmamba_mm.engine', 'groupmamba_mm.datasets.loading',
-        'groupmamba_mm.analysis.training_clock'])
+    cfg.custom_imports = dict(
+        imports,
+        imports=[
+            *imports['imports'],
+            'groupmamba_mm.engine',
+            'groupmamba_mm.datasets.loading',
+            'groupmamba_mm.analysis.training_clock',
+        ],
+    )
     if 'teacher' in cfg.model:
         _give_teacher_weights(cfg, plan.out)
 
@@ -204,10 +226,19 @@ def prepare(cfg: Config, name: str, plan: Plan, data_root: Optional[str], images
 def _without_pretrained(part: Any) -> Any:
     """A part of a model's config that reads no weights: speed does not depend on them."""
     if isinstance(part, dict):
-        return ConfigDict({
-            key: None if key == 'pretrained' or (key == 'init_cfg' and isinstance(value, dict)
-                                                 and value.get('type') == 'Pretrained')
-            else _without_pretrained(value) for key, value in part.items()})
+        return ConfigDict(
+            {
+                key: None
+                if key == 'pretrained'
+                or (
+                    key == 'init_cfg'
+                    and isinstance(value, dict)
+                    and value.get('type') == 'Pretrained'
+                )
+                else _without_pretrained(value)
+                for key, value in part.items()
+            }
+        )
     return [_without_pretrained(value) for value in part] if isinstance(part, list) else part
 
 
@@ -219,7 +250,7 @@ def _give_teacher_weights(cfg: Config, out: Path) -> None:
         torch.save(MODELS.build(cfg.model.teacher).build().state_dict(), file)
 
 
-def peers_of(cfg: Config, name: str) -> List[Contestant]:
+def peers_of(cfg: Config, name: str) -> list[Contestant]:
     """What a config is compared with: Swin-T through the same runner, and timm's loader.
 
     Args:
@@ -236,20 +267,29 @@ def peers_of(cfg: Config, name: str) -> List[Contestant]:
         swin.model = dict(
             type='ImageClassifier',
             backbone=dict(
-                type='SwinTransformer', arch='tiny', drop_path_rate=0.2, pad_small_map=True),
+                type='SwinTransformer', arch='tiny', drop_path_rate=0.2, pad_small_map=True
+            ),
             neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=classes, in_channels=768, loss=dict(
-                type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')),
-            train_cfg=cfg.model.get('train_cfg'))
-        return [Contestant('timm loader', 'peer', Config(cfg._cfg_dict.to_dict()), True),
-                Contestant('swin-t', 'peer', swin)]
+            head=dict(
+                type='LinearClsHead',
+                num_classes=classes,
+                in_channels=768,
+                loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
+            ),
+            train_cfg=cfg.model.get('train_cfg'),
+        )
+        return [
+            Contestant('timm loader', 'peer', Config(cfg._cfg_dict.to_dict()), True),
+            Contestant('swin-t', 'peer', swin),
+        ]
     if scope == 'mmdet':
         # the libraries' own configs: with fp16, as they are trained
         recipe = 'amp-ms-crop-3x' if 'ms-crop' in name else '1x'
         peer = _library_config('mmdet', f'swin/mask-rcnn_swin-t-p4-w7_fpn_{recipe}_coco.py')
     else:
-        peer = _library_config('mmseg', 'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_'
-                               'ade20k-512x512.py')
+        peer = _library_config(
+            'mmseg', 'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py'
+        )
     apply_train_options(peer, amp='fp16')
     # the same data, classes and pipeline of the test set apart
     own = _innermost(cfg.train_dataloader.dataset)
@@ -267,13 +307,15 @@ def _library_config(package: str, path: str) -> Config:
     for folder in (root / '.mim' / 'configs', root.parent / 'configs'):
         if (folder / path).is_file():
             return Config.fromfile(str(folder / path))
-    raise ConfigError(f'{package} {library.__version__} has no config {path}; leave "peers" out of '
-                      '--parts')
+    raise ConfigError(
+        f'{package} {library.__version__} has no config {path}; leave "peers" out of --parts'
+    )
 
 
 # Measuring
 
-def measure(contestant: Contestant, plan: Plan) -> List[Row]:
+
+def measure(contestant: Contestant, plan: Plan) -> list[Row]:
     """Measure a config part by part.
 
     Args:
@@ -285,12 +327,19 @@ def measure(contestant: Contestant, plan: Plan) -> List[Row]:
     """
     rows = []
     for gpus in plan.gpus:
-        row = dict(name=contestant.name, kind=contestant.kind, gpus=gpus,
-                   batch=contestant.cfg.train_dataloader.batch_size)
+        row = dict(
+            name=contestant.name,
+            kind=contestant.kind,
+            gpus=gpus,
+            batch=contestant.cfg.train_dataloader.batch_size,
+        )
         notes = []
         for part in ('loader', 'step', 'startup', 'run'):
-            if part not in plan.parts or (contestant.only_loader and part != 'loader') or (
-                    part in ('loader', 'startup') and gpus != plan.gpus[0]):
+            if (
+                part not in plan.parts
+                or (contestant.only_loader and part != 'loader')
+                or (part in ('loader', 'startup') and gpus != plan.gpus[0])
+            ):
                 continue
             print(f'{contestant.name}, {gpus} process(es): {part}', flush=True)
             try:
@@ -300,8 +349,10 @@ def measure(contestant: Contestant, plan: Plan) -> List[Row]:
                 print(f'    failed: {error}', flush=True)
             else:
                 row.update(found)
-                print('    ' + ', '.join(f'{key} {_short(value)}' for key, value in found.items()),
-                      flush=True)
+                print(
+                    '    ' + ', '.join(f'{key} {_short(value)}' for key, value in found.items()),
+                    flush=True,
+                )
         rows.append(dict(row, note='; '.join(notes)))
         if contestant.only_loader:
             break
@@ -318,8 +369,17 @@ def _part(contestant: Contestant, plan: Plan, gpus: int, name: str) -> Row:
     config, out = plan.out / 'config.py', plan.out / 'part.json'
     contestant.cfg.dump(str(config))
     out.unlink(missing_ok=True)
-    command = ['-m', 'groupmamba_mm.analysis.training_parts', name, str(config), str(out),
-               '--warmup', str(plan.warmup), '--iterations', str(plan.iterations)]
+    command = [
+        '-m',
+        'groupmamba_mm.analysis.training_parts',
+        name,
+        str(config),
+        str(out),
+        '--warmup',
+        str(plan.warmup),
+        '--iterations',
+        str(plan.iterations),
+    ]
     _run(command, gpus, plan, {})
     return json.loads(out.read_text())
 
@@ -336,8 +396,9 @@ def _measure_startup(contestant: Contestant, plan: Plan, gpus: int) -> Row:
     """The time from launch to the 20th iteration, without compiled kernels and with them."""
     with tempfile.TemporaryDirectory() as folder:
         caches = {name: str(Path(folder) / name.lower()) for name in CACHES}
-        seconds = [_train(contestant, plan, gpus, STARTED, 0, caches)['startup_s']
-                   for _ in range(2)]
+        seconds = [
+            _train(contestant, plan, gpus, STARTED, 0, caches)['startup_s'] for _ in range(2)
+        ]
     return dict(startup_cold_s=seconds[0], startup_warm_s=seconds[1])
 
 
@@ -347,26 +408,34 @@ def _measure_run(contestant: Contestant, plan: Plan, gpus: int) -> Row:
     return found
 
 
-_MEASURES = dict(loader=_measure_loader, step=_measure_step, startup=_measure_startup,
-                 run=_measure_run)
+_MEASURES = dict(
+    loader=_measure_loader, step=_measure_step, startup=_measure_startup, run=_measure_run
+)
 
 
-def _train(contestant: Contestant, plan: Plan, gpus: int, warmup: int, iterations: int,
-           environment: Dict[str, str]) -> Row:
+def _train(
+    contestant: Contestant,
+    plan: Plan,
+    gpus: int,
+    warmup: int,
+    iterations: int,
+    environment: dict[str, str],
+) -> Row:
     """Run ``tools/train.py`` and read its log."""
     config, out = plan.out / 'config.py', plan.out / 'clock.json'
     cfg = Config(contestant.cfg._cfg_dict.to_dict())
     cfg.work_dir = tempfile.mkdtemp(prefix=f'{contestant.name}_', dir=_folder(plan.out / 'runs'))
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(
-        type='TrainingClockHook', out=str(out), warmup=warmup, iterations=iterations)]
+    cfg.custom_hooks = [
+        *(cfg.get('custom_hooks') or []),
+        dict(type='TrainingClockHook', out=str(out), warmup=warmup, iterations=iterations),
+    ]
     cfg.dump(str(config))
     out.unlink(missing_ok=True)
     launcher = ['--launcher', 'pytorch'] if gpus > 1 else []
     start = time.time()
     host_gb = _run([str(TRAIN), str(config), *launcher], gpus, plan, environment)
     clock = json.loads(out.read_text())
-    row = dict(startup_s=clock['started'] - start, host_gb=host_gb,
-               phases_ms=clock['phases'])
+    row = dict(startup_s=clock['started'] - start, host_gb=host_gb, phases_ms=clock['phases'])
     lines = read_log(Path(cfg.work_dir), warmup)
     if lines:
         # as the log has them, the median of its lines behind the warm-up
@@ -379,7 +448,7 @@ def _train(contestant: Contestant, plan: Plan, gpus: int, warmup: int, iteration
     return row
 
 
-def read_log(work_dir: Path, warmup: int) -> List[Dict[str, Any]]:
+def read_log(work_dir: Path, warmup: int) -> list[dict[str, Any]]:
     """Read the training lines of a run's log.
 
     Args:
@@ -404,7 +473,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _run(arguments: List[str], processes: int, plan: Plan, environment: Dict[str, str]) -> float:
+def _run(arguments: list[str], processes: int, plan: Plan, environment: dict[str, str]) -> float:
     """Run Python, in several processes by torchrun.
 
     Returns:
@@ -415,19 +484,29 @@ def _run(arguments: List[str], processes: int, plan: Plan, environment: Dict[str
     """
     command = [sys.executable, '-u']
     if processes > 1:
-        command += ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-                    str(processes)]
+        command += [
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            str(processes),
+        ]
     path = os.pathsep.join(filter(None, (str(TRAIN.parents[1]), os.environ.get('PYTHONPATH'))))
     with open(plan.out / 'output.log', 'w+') as output:
         process = subprocess.Popen(
-            command + arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, 'PYTHONPATH': path, **environment})
+            command + arguments,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, 'PYTHONPATH': path, **environment},
+        )
         memory = _MemoryWatch(process.pid)
         try:
             code = process.wait(plan.timeout)
         except subprocess.TimeoutExpired:
-            raise PartError(f'not done in {plan.timeout:.0f} s; give a longer --timeout or fewer '
-                            '--iterations') from None
+            raise PartError(
+                f'not done in {plan.timeout:.0f} s; give a longer --timeout or fewer --iterations'
+            ) from None
         finally:
             memory.stop()
             _end(process)
@@ -450,7 +529,7 @@ def _end(process: subprocess.Popen) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _family(pid: int) -> List[int]:
+def _family(pid: int) -> list[int]:
     """A process and all that descend from it, as far as Linux's /proc tells."""
     parents = {}
     for entry in Path('/proc').glob('[0-9]*'):
@@ -473,7 +552,7 @@ class _MemoryWatch:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.peak_gb = 0.
+        self.peak_gb = 0.0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -484,25 +563,31 @@ class _MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._done.wait(.5):
+        while not self._done.wait(0.5):
             total = 0
             for pid in _family(self.pid):
                 with contextlib.suppress(OSError, StopIteration):
                     lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
-                    total += next(int(line.split()[1]) for line in lines
-                                  if line.startswith('Pss:'))
+                    total += next(int(line.split()[1]) for line in lines if line.startswith('Pss:'))
             self.peak_gb = max(self.peak_gb, 1024 * total / 1e9)
 
 
 # Reporting
 
 _COLUMNS = (
-    ('model', 'name', ''), ('GPUs', 'gpus', 'd'), ('batch', 'batch', 'd'),
-    ('loader [img/s]', 'loader_img_s', '.4g'), ('step [img/s]', 'step_img_s', '.4g'),
-    ('train.py [img/s]', 'run_img_s', '.4g'), ('train.py [ms]', 'run_ms', '.4g'),
-    ('start, empty caches [s]', 'startup_cold_s', '.1f'), ('warm [s]', 'startup_warm_s', '.1f'),
-    ('GPU [GB]', 'peak_gb', '.2f'), ('reserved [GB]', 'reserved_gb', '.2f'),
-    ('host [GB]', 'host_gb', '.1f'))
+    ('model', 'name', ''),
+    ('GPUs', 'gpus', 'd'),
+    ('batch', 'batch', 'd'),
+    ('loader [img/s]', 'loader_img_s', '.4g'),
+    ('step [img/s]', 'step_img_s', '.4g'),
+    ('train.py [img/s]', 'run_img_s', '.4g'),
+    ('train.py [ms]', 'run_ms', '.4g'),
+    ('start, empty caches [s]', 'startup_cold_s', '.1f'),
+    ('warm [s]', 'startup_warm_s', '.1f'),
+    ('GPU [GB]', 'peak_gb', '.2f'),
+    ('reserved [GB]', 'reserved_gb', '.2f'),
+    ('host [GB]', 'host_gb', '.1f'),
+)
 
 
 def make_tables(rows: Sequence[Row]) -> str:
@@ -518,9 +603,17 @@ def make_tables(rows: Sequence[Row]) -> str:
     text = _table([heading for heading, _, _ in _COLUMNS], body)
     phased = [row for row in rows if row.get('phases_ms')]
     if phased:
-        text += '\n\n' + _table(['one iteration of train.py [ms]', 'GPUs', *PHASES], [
-            [row['name'], _cell(row['gpus'], 'd'),
-             *(_cell(row['phases_ms'][phase], '.2f') for phase in PHASES)] for row in phased])
+        text += '\n\n' + _table(
+            ['one iteration of train.py [ms]', 'GPUs', *PHASES],
+            [
+                [
+                    row['name'],
+                    _cell(row['gpus'], 'd'),
+                    *(_cell(row['phases_ms'][phase], '.2f') for phase in PHASES),
+                ]
+                for row in phased
+            ],
+        )
     notes = [f'- {row["name"]}, {row["gpus"]} GPU(s): {row["note"]}' for row in rows if row['note']]
     return text + ('\n\nNot measured:\n\n' + '\n'.join(notes) if notes else '')
 

@@ -1,9 +1,11 @@
 """The times of a training, taken inside of it."""
+
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any
 
 import torch
 from mmengine.dist import get_rank
@@ -54,15 +56,16 @@ class TrainingClockHook(Hook):
         warmup (int): Iterations that are not measured, at least :data:`STARTED`.
         iterations (int): Iterations behind them that are.
     """
+
     priority = 'LOWEST'
 
     def __init__(self, out: str, warmup: int, iterations: int) -> None:
         self.out = out
         self.first, self.last = warmup, warmup + iterations
         self.clock = Clock()
-        self.marks: List[List[Any]] = []
-        self.current: List[Any] = []
-        self.started: Optional[float] = None
+        self.marks: list[list[Any]] = []
+        self.current: list[Any] = []
+        self.started: float | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Put marks around the optimizer wrapper's parts.
@@ -99,8 +102,9 @@ class TrainingClockHook(Hook):
         """
         self.current.append(self.clock.mark())
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Mark the end of an iteration; after the last one write down and stop.
 
         Args:
@@ -126,15 +130,20 @@ class TrainingClockHook(Hook):
                 Path(self.out).write_text(json.dumps(self._result()))
             raise SystemExit(0)
 
-    def _result(self) -> Dict[str, Any]:
+    def _result(self) -> dict[str, Any]:
         phases = {name: [] for name in PHASES}
         for moments in self.marks:
             for name, start, end in zip(PHASES, moments, moments[1:]):
                 phases[name].append(self.clock.milliseconds(start, end))
-        result = dict(started=self.started,
-                      phases={name: statistics.mean(values) if values else None
-                              for name, values in phases.items()})
+        result = dict(
+            started=self.started,
+            phases={
+                name: statistics.mean(values) if values else None for name, values in phases.items()
+            },
+        )
         if self.clock.on_gpu:
-            result.update(reserved_gb=torch.cuda.memory_reserved() / 1e9,
-                          peak_gb=torch.cuda.max_memory_allocated() / 1e9)
+            result.update(
+                reserved_gb=torch.cuda.memory_reserved() / 1e9,
+                peak_gb=torch.cuda.max_memory_allocated() / 1e9,
+            )
         return result

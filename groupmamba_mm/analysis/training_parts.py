@@ -3,12 +3,14 @@
 ``python -m groupmamba_mm.analysis.training_parts PART CONFIG OUT`` measures a part and writes a
 JSON file. The caller is :mod:`groupmamba_mm.analysis.training_benchmark`.
 """
+
 import argparse
 import copy
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -19,7 +21,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
+
 from .training_clock import Clock
+
 
 def build_runner(cfg: Config) -> Runner:
     """Build a config's runner with its optimizer, as ``train()`` does.
@@ -42,15 +46,15 @@ def build_runner(cfg: Config) -> Runner:
 class _PreparedBatch(nn.Module):
     """Stands in for a preprocessor: a batch that it prepared once."""
 
-    def __init__(self, data: Dict) -> None:
+    def __init__(self, data: dict) -> None:
         super().__init__()
         self.data = data
 
-    def forward(self, data: Any, training: bool = False) -> Dict:
+    def forward(self, data: Any, training: bool = False) -> dict:
         return copy.copy(self.data)
 
 
-def measure_step(cfg: Config, warmup: int, iterations: int) -> Dict[str, Any]:
+def measure_step(cfg: Config, warmup: int, iterations: int) -> dict[str, Any]:
     """Time forward pass, backward pass and optimizer on one batch that is prepared already.
 
     Args:
@@ -83,7 +87,7 @@ def measure_step(cfg: Config, warmup: int, iterations: int) -> Dict[str, Any]:
     return result
 
 
-def _rate(loader: Iterable, batch: int, warmup: int, iterations: int) -> Dict[str, float]:
+def _rate(loader: Iterable, batch: int, warmup: int, iterations: int) -> dict[str, float]:
     """Images a second of a loader that is read as fast as it gives."""
     start, done = None, 0
     while done < warmup + iterations:
@@ -96,7 +100,7 @@ def _rate(loader: Iterable, batch: int, warmup: int, iterations: int) -> Dict[st
     return dict(loader_img_s=batch * iterations / (time.perf_counter() - start))
 
 
-def measure_loader(cfg: Config, warmup: int, iterations: int) -> Dict[str, Any]:
+def measure_loader(cfg: Config, warmup: int, iterations: int) -> dict[str, Any]:
     """Time the training loader alone.
 
     Args:
@@ -112,7 +116,7 @@ def measure_loader(cfg: Config, warmup: int, iterations: int) -> Dict[str, Any]:
     return _rate(loader, cfg.train_dataloader.batch_size, warmup, iterations)
 
 
-def measure_timm_loader(cfg: Config, warmup: int, iterations: int) -> Dict[str, Any]:
+def measure_timm_loader(cfg: Config, warmup: int, iterations: int) -> dict[str, Any]:
     """Time timm's loader on a classifier's images, with the ImageNet recipe.
 
     Args:
@@ -124,27 +128,39 @@ def measure_timm_loader(cfg: Config, warmup: int, iterations: int) -> Dict[str, 
         'loader_img_s'.
     """
     from timm.data import auto_augment, create_dataset, create_loader
+
     own = cfg.train_dataloader
     posterize = auto_augment.posterize
     for name, operation in list(auto_augment.NAME_TO_OP.items()):
         if operation is posterize:
             # since version 13 Pillow refuses to keep no bit at all, which timm asks for
             auto_augment.NAME_TO_OP[name] = lambda image, bits, **options: posterize(
-                image, max(1, bits), **options)
+                image, max(1, bits), **options
+            )
     dataset = own.dataset.get('dataset', own.dataset)
     dataset = create_dataset('', root=dataset.data_root, split='train', is_training=True)
     loader = create_loader(
-        dataset, (3, 224, 224), own.batch_size, is_training=True, use_prefetcher=False,
-        auto_augment='rand-m9-mstd0.5-inc1', re_prob=.25, interpolation='bicubic',
-        num_workers=own.num_workers, persistent_workers=own.num_workers > 0,
-        mean=(.485, .456, .406), std=(.229, .224, .225), pin_memory=torch.cuda.is_available())
+        dataset,
+        (3, 224, 224),
+        own.batch_size,
+        is_training=True,
+        use_prefetcher=False,
+        auto_augment='rand-m9-mstd0.5-inc1',
+        re_prob=0.25,
+        interpolation='bicubic',
+        num_workers=own.num_workers,
+        persistent_workers=own.num_workers > 0,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        pin_memory=torch.cuda.is_available(),
+    )
     return _rate(loader, own.batch_size, warmup, iterations)
 
 
 MEASURES = {'loader': measure_loader, 'timm-loader': measure_timm_loader, 'step': measure_step}
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure one part.
 
     Args:

@@ -1,4 +1,5 @@
 """The backbone and its sizes."""
+
 from .archs import ARCHS, Arch, resolve_arch
 from .groupmamba import GroupMamba
 

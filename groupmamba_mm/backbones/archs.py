@@ -1,12 +1,19 @@
 """The sizes of GroupMamba as data, and what makes up each of the two families."""
+
 from dataclasses import dataclass, fields
-from typing import Tuple, Type, Union
 
 from torch import nn
 
-from groupmamba_mm.layers import (ClassBlock, Downsample, ModulatedGroupMambaLayer,
-                                  NormedDownsample, OfficialBlock, OfficialStem, PaperStem,
-                                  PoolNorm)
+from groupmamba_mm.layers import (
+    ClassBlock,
+    Downsample,
+    ModulatedGroupMambaLayer,
+    NormedDownsample,
+    OfficialBlock,
+    OfficialStem,
+    PaperStem,
+    PoolNorm,
+)
 
 
 @dataclass(frozen=True)
@@ -20,11 +27,12 @@ class Family:
         summary: From the last stage's tokens to a classifier's feature vector.
         directions: The order of the four scanning directions over the groups.
     """
-    stem: Type[nn.Module]
-    downsample: Type[nn.Module]
-    block: Type[nn.Module]
-    summary: Type[nn.Module]
-    directions: Tuple[str, ...]
+
+    stem: type[nn.Module]
+    downsample: type[nn.Module]
+    block: type[nn.Module]
+    summary: type[nn.Module]
+    directions: tuple[str, ...]
 
 
 FAMILIES = {
@@ -34,14 +42,16 @@ FAMILIES = {
         downsample=Downsample,
         block=ModulatedGroupMambaLayer,
         summary=PoolNorm,
-        directions=('left-right', 'right-left', 'top-bottom', 'bottom-top')),
+        directions=('left-right', 'right-left', 'top-bottom', 'bottom-top'),
+    ),
     # the layout of the published checkpoints
     'official': Family(
         stem=OfficialStem,
         downsample=NormedDownsample,
         block=OfficialBlock,
         summary=ClassBlock,
-        directions=('left-right', 'top-bottom', 'right-left', 'bottom-top')),
+        directions=('left-right', 'top-bottom', 'right-left', 'bottom-top'),
+    ),
 }
 
 
@@ -56,11 +66,12 @@ class Arch:
         depths: Number of blocks of each stage.
         ffn_ratios: Hidden width of each stage's (outer) FFN over its channels.
     """
+
     family: str
     stem_channels: int
-    embed_dims: Tuple[int, ...]
-    depths: Tuple[int, ...]
-    ffn_ratios: Tuple[float, ...]
+    embed_dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    ffn_ratios: tuple[float, ...]
 
 
 ARCHS = {
@@ -73,7 +84,7 @@ ARCHS = {
 }
 
 
-def resolve_arch(arch: Union[str, dict]) -> Arch:
+def resolve_arch(arch: str | dict) -> Arch:
     """Look a size up by name, or check one given as a dict.
 
     Args:
@@ -88,25 +99,34 @@ def resolve_arch(arch: Union[str, dict]) -> Arch:
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f'unknown arch {arch!r}; choose from {tuple(ARCHS)}, or give a dict '
-                             f'with the fields {tuple(f.name for f in fields(Arch))}')
+            raise ValueError(
+                f'unknown arch {arch!r}; choose from {tuple(ARCHS)}, or give a dict '
+                f'with the fields {tuple(f.name for f in fields(Arch))}'
+            )
         return ARCHS[arch]
     if not isinstance(arch, dict):
         raise TypeError(f'arch must be a name or a dict, got {type(arch).__name__}')
     names = {f.name for f in fields(Arch)}
     if set(arch) != names:
-        raise ValueError(f'arch dict: missing fields {sorted(names - set(arch))}, unknown fields '
-                         f'{sorted(set(arch) - names)}; it takes exactly {sorted(names)}')
+        raise ValueError(
+            f'arch dict: missing fields {sorted(names - set(arch))}, unknown fields '
+            f'{sorted(set(arch) - names)}; it takes exactly {sorted(names)}'
+        )
     if arch['family'] not in FAMILIES:
-        raise ValueError(f"arch dict: unknown family {arch['family']!r}; choose from "
-                         f'{tuple(FAMILIES)}')
+        raise ValueError(
+            f'arch dict: unknown family {arch["family"]!r}; choose from {tuple(FAMILIES)}'
+        )
     stages = {name: tuple(arch[name]) for name in ('embed_dims', 'depths', 'ffn_ratios')}
     if len({len(values) for values in stages.values()}) != 1:
-        raise ValueError('arch dict: embed_dims, depths and ffn_ratios must have one value for '
-                         f'each stage, got {stages}')
-    for name, values in dict(stages, stem_channels=(arch['stem_channels'], )).items():
+        raise ValueError(
+            'arch dict: embed_dims, depths and ffn_ratios must have one value for '
+            f'each stage, got {stages}'
+        )
+    for name, values in dict(stages, stem_channels=(arch['stem_channels'],)).items():
         whole = name != 'ffn_ratios'
         if not values or any(v <= 0 or (whole and v != int(v)) for v in values):
-            raise ValueError(f'arch dict: {name} must be positive'
-                             f"{' whole numbers' if whole else ''}, got {values}")
+            raise ValueError(
+                f'arch dict: {name} must be positive'
+                f'{" whole numbers" if whole else ""}, got {values}'
+            )
     return Arch(family=arch['family'], stem_channels=arch['stem_channels'], **stages)

@@ -1,14 +1,22 @@
 """The GroupMamba backbone."""
-from typing import List, Optional, Sequence, Tuple, Union
+
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from groupmamba_mm.checkpoint import (ExpectedKeys, load_checkpoint_file, load_matching,
-                                      state_dict_of, without_prefix)
+from groupmamba_mm.checkpoint import (
+    ExpectedKeys,
+    load_checkpoint_file,
+    load_matching,
+    state_dict_of,
+    without_prefix,
+)
 from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
+
 from .archs import FAMILIES, resolve_arch
 from .kernels import prepare_kernels
 from .replay import InferenceReplay
@@ -69,23 +77,25 @@ class GroupMamba(nn.Module):
         ValueError: An option has a value outside its set, or widths that the groups do not divide.
     """
 
-    def __init__(self,
-                 arch: Union[str, dict] = 'tiny',
-                 in_channels: int = 3,
-                 d_state: int = 1,
-                 num_groups: int = 4,
-                 directions: Optional[Sequence[str]] = None,
-                 share_directions: bool = False,
-                 channel_affinity: bool = True,
-                 drop_path_rate: float = 0.,
-                 out_indices: Optional[Sequence[int]] = None,
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 residual_in_fp32: bool = True,
-                 scan_backend: str = 'auto',
-                 compile_mode: Optional[str] = None,
-                 init_cfg: Optional[Union[dict, List[dict]]] = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        d_state: int = 1,
+        num_groups: int = 4,
+        directions: Sequence[str] | None = None,
+        share_directions: bool = False,
+        channel_affinity: bool = True,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        residual_in_fp32: bool = True,
+        scan_backend: str = 'auto',
+        compile_mode: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
         super().__init__()
         self.init_cfg = init_cfg
         self.is_init = False  # mmengine initialises children that say so, once
@@ -95,8 +105,10 @@ class GroupMamba(nn.Module):
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices, num_stages)
         if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f'frozen_stages must be -1 (none) to {num_stages} (stem and all '
-                             f'stages), got {frozen_stages}')
+            raise ValueError(
+                f'frozen_stages must be -1 (none) to {num_stages} (stem and all '
+                f'stages), got {frozen_stages}'
+            )
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if d_state < 1:
@@ -108,7 +120,8 @@ class GroupMamba(nn.Module):
             if width % num_groups:
                 raise ValueError(
                     f'arch {arch!r}: {width} channels cannot be divided into {num_groups} groups; '
-                    'choose embed_dims that num_groups divides')
+                    'choose embed_dims that num_groups divides'
+                )
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.with_cp = with_cp
@@ -116,27 +129,37 @@ class GroupMamba(nn.Module):
 
         dims = self.arch.embed_dims
         if self.out_indices is not None:
-            dims = dims[:max(self.out_indices) + 1]
+            dims = dims[: max(self.out_indices) + 1]
         total_depth = sum(self.arch.depths)
         drop_paths = torch.linspace(0, drop_path_rate, total_depth, device='cpu').tolist()
-        options = dict(d_state=d_state, channel_affinity=channel_affinity,
-                       scan_backend=scan_backend)
+        options = dict(
+            d_state=d_state, channel_affinity=channel_affinity, scan_backend=scan_backend
+        )
         self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
         self.downsamples = nn.ModuleList(
-            family.downsample(before, behind) for before, behind in zip(dims, dims[1:]))
+            family.downsample(before, behind) for before, behind in itertools.pairwise(dims)
+        )
         self.stages = nn.ModuleList()
         for stage, width in enumerate(dims):
             first = sum(self.arch.depths[:stage])
             self.stages.append(
                 nn.ModuleList(
-                    family.block(width, plan, self.arch.ffn_ratios[stage],
-                                 drop_path=drop_paths[first + i], **options)
-                    for i in range(self.arch.depths[stage])))
+                    family.block(
+                        width,
+                        plan,
+                        self.arch.ffn_ratios[stage],
+                        drop_path=drop_paths[first + i],
+                        **options,
+                    )
+                    for i in range(self.arch.depths[stage])
+                )
+            )
         if self.out_indices is None:
             self.summary = family.summary(dims[-1], plan, self.arch.ffn_ratios[-1], **options)
         else:
             self.out_norms = nn.ModuleDict(
-                {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices})
+                {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices}
+            )
         self._freeze()
         self._replay = InferenceReplay()
         self._prepared = set()  # kinds of passes whose kernels are compiled
@@ -144,9 +167,10 @@ class GroupMamba(nn.Module):
         if compile_mode is not None:
             self.compile(mode=compile_mode, dynamic=False)
 
-    def __call__(self, image: Tensor, *args, **kwargs) -> Tuple[Tensor, ...]:
+    def __call__(self, image: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
         """:meth:`forward`; the first time kernels are compiled, and inference that repeats is
-        replayed from a CUDA graph (:mod:`.replay`)."""
+        replayed from a CUDA graph (:mod:`.replay`).
+        """
         if image.is_cuda and not torch.compiler.is_compiling():
             prepare_kernels(self, image)
         if self._may_replay(image) and not is_watched(self):
@@ -159,16 +183,21 @@ class GroupMamba(nn.Module):
 
     def _may_replay(self, image: Tensor) -> bool:
         """Whether this pass may be replayed from a CUDA graph."""
-        return (image.is_cuda and not self.training and not torch.is_grad_enabled()
-                and not torch.compiler.is_compiling()
-                and not torch.cuda.is_current_stream_capturing())
+        return (
+            image.is_cuda
+            and not self.training
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.cuda.is_current_stream_capturing()
+        )
 
     def _runs_compiled(self, image: Tensor) -> bool:
         """Whether ``compile_mode`` counts: a validation's last batch is smaller, and would compile
-        anew; a CPU gains nothing by it."""
+        anew; a CPU gains nothing by it.
+        """
         return self.training and image.is_cuda
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute features.
 
         Args:
@@ -179,8 +208,10 @@ class GroupMamba(nn.Module):
             one tensor (B, C4).
         """
         if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(f'GroupMamba takes images of shape (B, {self.in_channels}, H, W), '
-                             f'got {tuple(image.shape)}')
+            raise ValueError(
+                f'GroupMamba takes images of shape (B, {self.in_channels}, H, W), '
+                f'got {tuple(image.shape)}'
+            )
         maps = []
         x, grid = self.stem(image)
         for i in range(len(self.stages)):
@@ -190,10 +221,9 @@ class GroupMamba(nn.Module):
                 normed = normed.unflatten(1, grid).permute(0, 3, 1, 2)  # -> (B, C, H, W)
                 # mmcv's operators, RoIAlign among them, misread any other memory layout
                 maps.append(normed.contiguous())
-        return (self.summary(x), ) if self.out_indices is None else tuple(maps)
+        return (self.summary(x),) if self.out_indices is None else tuple(maps)
 
-    def run_stage(self, i: int, x: Tensor, grid: Tuple[int, int]
-                  ) -> Tuple[Tensor, Tuple[int, int]]:
+    def run_stage(self, i: int, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """One stage with the down-sampling before it.
 
         Args:
@@ -236,19 +266,22 @@ class GroupMamba(nn.Module):
             file, prefix = cfg['checkpoint'], cfg.get('prefix')
             weights = state_dict_of(load_checkpoint_file(file))
             load_matching(
-                self, without_prefix(weights, prefix, file),
-                source=f'{file} (prefix {prefix!r})', min_matched_share=MIN_PRETRAINED_SHARE,
+                self,
+                without_prefix(weights, prefix, file),
+                source=f'{file} (prefix {prefix!r})',
+                min_matched_share=MIN_PRETRAINED_SHARE,
                 expected_missing=self.expected_missing_keys(),
-                expected_unused=self.expected_unused_keys())
+                expected_unused=self.expected_unused_keys(),
+            )
         self.is_init = True
 
-    def expected_missing_keys(self) -> Tuple[ExpectedKeys, ...]:
+    def expected_missing_keys(self) -> tuple[ExpectedKeys, ...]:
         """Parameters that a classification checkpoint does not have for this backbone."""
         if self.out_indices is None:
             return ()
-        return (ExpectedKeys(r'^out_norms\.', 'output norms, new in a dense backbone'), )
+        return (ExpectedKeys(r'^out_norms\.', 'output norms, new in a dense backbone'),)
 
-    def expected_unused_keys(self) -> Tuple[ExpectedKeys, ...]:
+    def expected_unused_keys(self) -> tuple[ExpectedKeys, ...]:
         """Parameters of a classification checkpoint that a dense backbone has no place for."""
         if self.out_indices is None:
             return ()
@@ -256,11 +289,13 @@ class GroupMamba(nn.Module):
         last = len(self.stages)
         for i in range(last, len(self.arch.embed_dims)):
             reason = f'behind stage {last}, the last one in out_indices'
-            keys += [ExpectedKeys(rf'^stages\.{i}\.', reason),
-                     ExpectedKeys(rf'^downsamples\.{i - 1}\.', reason)]
+            keys += [
+                ExpectedKeys(rf'^stages\.{i}\.', reason),
+                ExpectedKeys(rf'^downsamples\.{i - 1}\.', reason),
+            ]
         return tuple(keys)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
 
         Args:
@@ -274,7 +309,7 @@ class GroupMamba(nn.Module):
         num_depths = sum(self.arch.depths) + 2
         if not param_name.startswith(prefix):
             return num_depths - 1, num_depths
-        part, _, rest = param_name[len(prefix):].partition('.')
+        part, _, rest = param_name[len(prefix) :].partition('.')
         if part == 'stem':
             return 0, num_depths
         if part == 'downsamples':
@@ -296,11 +331,11 @@ class GroupMamba(nn.Module):
                     module.eval()
         return self
 
-    def _frozen_modules(self) -> List[nn.Module]:
+    def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        stages = self.stages[:self.frozen_stages]
-        return [self.stem, *self.downsamples[:max(0, len(stages) - 1)], *stages]
+        stages = self.stages[: self.frozen_stages]
+        return [self.stem, *self.downsamples[: max(0, len(stages) - 1)], *stages]
 
     def _freeze(self) -> None:
         for module in self._frozen_modules():
@@ -317,13 +352,19 @@ def _to_stream(x: Tensor, in_fp32: bool) -> Tensor:
     return x.to(torch.float32 if in_fp32 else torch.get_autocast_dtype(kind))
 
 
-def _check_out_indices(out_indices: Optional[Sequence[int]],
-                       num_stages: int) -> Optional[Tuple[int, ...]]:
+def _check_out_indices(
+    out_indices: Sequence[int] | None, num_stages: int
+) -> tuple[int, ...] | None:
     if out_indices is None:
         return None
     indices = tuple(out_indices)
-    if not indices or list(indices) != sorted(set(indices)) or not all(
-            0 <= i < num_stages for i in indices):
-        raise ValueError(f'out_indices must be increasing stage numbers out of 0 to '
-                         f'{num_stages - 1}, or None for a classifier; got {out_indices}')
+    if (
+        not indices
+        or list(indices) != sorted(set(indices))
+        or not all(0 <= i < num_stages for i in indices)
+    ):
+        raise ValueError(
+            f'out_indices must be increasing stage numbers out of 0 to '
+            f'{num_stages - 1}, or None for a classifier; got {out_indices}'
+        )
     return indices

@@ -1,6 +1,8 @@
 """Which kernels a backbone will launch, compiled before it does."""
+
 import logging
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,20 +46,34 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
 
 def _runs_kernels(backbone: nn.Module) -> bool:
     """Whether the kernels may be what is chosen, and are compiled; why not is the business of
-    ``ops/backend.py``."""
+    ``ops/backend.py``.
+    """
     import os
 
-    from groupmamba_mm.ops.backend import (TRITON_MIN_CAPABILITY, VARIABLE, import_problem,
-                                           is_interpreted)
+    from groupmamba_mm.ops.backend import (
+        TRITON_MIN_CAPABILITY,
+        VARIABLE,
+        import_problem,
+        is_interpreted,
+    )
+
     names = {m.scan_backend for m in backbone.modules() if isinstance(m, GroupedSSM)}
     names = {os.environ.get(VARIABLE) or 'auto' if name == 'auto' else name for name in names}
-    return bool(names & {'auto', 'triton'}) and not is_interpreted() and \
-        import_problem('triton') is None and \
-        torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
+    return (
+        bool(names & {'auto', 'triton'})
+        and not is_interpreted()
+        and import_problem('triton') is None
+        and torch.cuda.get_device_capability() >= TRITON_MIN_CAPABILITY
+    )
 
 
-def compile_backbone(backbone: nn.Module, size: Tuple[int, int], kinds: Sequence['Pass'],
-                     capability: int, workers: Optional[int] = None) -> int:
+def compile_backbone(
+    backbone: nn.Module,
+    size: tuple[int, int],
+    kinds: Sequence['Pass'],
+    capability: int,
+    workers: int | None = None,
+) -> int:
     """Compile what a backbone launches, unless this machine's cache of Triton has it.
 
     Args:
@@ -71,15 +87,20 @@ def compile_backbone(backbone: nn.Module, size: Tuple[int, int], kinds: Sequence
         How many kernels there are; 0 if all was done before.
     """
     from groupmamba_mm.ops.precompile import compile_once
+
     sizes = [size] if backbone.out_indices is None else DENSE_SIZES
-    return compile_once((repr(backbone), kinds, sizes),
-                        lambda: note_backbone(backbone, sizes, kinds, capability), capability,
-                        workers)
+    return compile_once(
+        (repr(backbone), kinds, sizes),
+        lambda: note_backbone(backbone, sizes, kinds, capability),
+        capability,
+        workers,
+    )
 
 
-def with_validation(backbone: nn.Module, kind: 'Pass') -> List['Pass']:
+def with_validation(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
     """A kind of passes, and if it is a training's the validation's as well: of a dense task image
-    by image."""
+    by image.
+    """
     if not kind.training:
         return [kind]
     batch = kind.batch if backbone.out_indices is None else 1
@@ -96,22 +117,23 @@ class Pass(NamedTuple):
         training: Whether the model is in training mode.
         wants_gradient: Whether there is a backward pass.
     """
+
     batch: int
     dtype: torch.dtype
-    autocast: Optional[torch.dtype]
+    autocast: torch.dtype | None
     training: bool
     wants_gradient: bool
 
 
 def _kind_of_pass(backbone: nn.Module, image: Tensor) -> Pass:
-    wants_gradient = torch.is_grad_enabled() and any(
-        p.requires_grad for p in backbone.parameters())
+    wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in backbone.parameters())
     autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
     return Pass(image.shape[0], image.dtype, autocast, backbone.training, wants_gradient)
 
 
-def note_backbone(backbone: nn.Module, sizes: Sequence[Tuple[int, int]], kinds: Sequence[Pass],
-                  capability: int) -> List:
+def note_backbone(
+    backbone: nn.Module, sizes: Sequence[tuple[int, int]], kinds: Sequence[Pass], capability: int
+) -> list:
     """What the backbone and the kernels' check launch, as
     :func:`groupmamba_mm.ops.precompile.note_launches`.
 
@@ -129,17 +151,22 @@ def note_backbone(backbone: nn.Module, sizes: Sequence[Tuple[int, int]], kinds: 
     def run() -> None:
         device = torch.device('cpu')
         tensors = {
-            f'backbone.{name}': torch.empty(t.shape, dtype=t.dtype, device=device,
-                                            requires_grad=t.requires_grad)
-            for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]}
+            f'backbone.{name}': torch.empty(
+                t.shape, dtype=t.dtype, device=device, requires_grad=t.requires_grad
+            )
+            for name, t in [*backbone.named_parameters(), *backbone.named_buffers()]
+        }
         for kind in kinds:
             backbone.train(kind.training)
             for size in sizes:
-                image = torch.empty(kind.batch, backbone.in_channels, *size, dtype=kind.dtype,
-                                    device=device)
-                with torch.set_grad_enabled(kind.wants_gradient), torch.autocast(
-                        'cpu', kind.autocast, enabled=kind.autocast is not None):
-                    outputs = torch.func.functional_call(_Forward(backbone), tensors, (image, ))
+                image = torch.empty(
+                    kind.batch, backbone.in_channels, *size, dtype=kind.dtype, device=device
+                )
+                with (
+                    torch.set_grad_enabled(kind.wants_gradient),
+                    torch.autocast('cpu', kind.autocast, enabled=kind.autocast is not None),
+                ):
+                    outputs = torch.func.functional_call(_Forward(backbone), tensors, (image,))
                 if kind.wants_gradient:
                     sum(y.float().sum() for y in outputs).backward()
         with torch.enable_grad(), torch.autocast('cpu', enabled=False):

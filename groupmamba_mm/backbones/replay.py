@@ -5,8 +5,9 @@ pass has come several times in a row, it is recorded in a CUDA graph. Weights ar
 what changes them in place is seen. What a graph cannot see ends it: tensors in other memory, hooks,
 replaced submodules, other modes.
 """
+
 import logging
-from typing import Callable, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,12 @@ class InferenceReplay:
     """The recorded pass of a backbone. Copies of the backbone begin without one."""
 
     def __init__(self) -> None:
-        self._kind: Optional[tuple] = None
+        self._kind: tuple | None = None
         self._passes = 0
         self._recordings = 0
         self._replay = None
-        self._modules: Tuple[nn.Module, ...] = ()
-        self._seen: Optional[tuple] = None
+        self._modules: tuple[nn.Module, ...] = ()
+        self._seen: tuple | None = None
 
     def __deepcopy__(self, memo: dict) -> 'InferenceReplay':
         return InferenceReplay()
@@ -39,7 +40,7 @@ class InferenceReplay:
     def __reduce__(self) -> tuple:
         return InferenceReplay, ()
 
-    def __call__(self, backbone: nn.Module, image: Tensor) -> Optional[Tuple[Tensor, ...]]:
+    def __call__(self, backbone: nn.Module, image: Tensor) -> tuple[Tensor, ...] | None:
         """The backbone's outputs by replaying, in new memory; None if they have to be computed.
 
         Args:
@@ -78,31 +79,42 @@ class InferenceReplay:
             tensors += [t.data_ptr() for t in module._buffers.values() if t is not None]
             children += map(id, module._modules.values())
             modes.append((module.training, is_watched(module)))
-        return (tensors, children, modes, backbone.residual_in_fp32,
-                [m.scan_backend for m in self._modules if isinstance(m, GroupedSSM)])
+        return (
+            tensors,
+            children,
+            modes,
+            backbone.residual_in_fp32,
+            [m.scan_backend for m in self._modules if isinstance(m, GroupedSSM)],
+        )
 
 
-def _can_be_recorded(modules: Tuple[nn.Module, ...], image: Tensor) -> bool:
+def _can_be_recorded(modules: tuple[nn.Module, ...], image: Tensor) -> bool:
     """Whether all is launched by kernels that take graphs, and nobody watches a part."""
-    return (not any(map(is_watched, modules[1:]))
-            and all(module.resolve_backend(image) == 'triton' for module in modules
-                    if isinstance(module, GroupedSSM)))
+    return not any(map(is_watched, modules[1:])) and all(
+        module.resolve_backend(image) == 'triton'
+        for module in modules
+        if isinstance(module, GroupedSSM)
+    )
 
 
-def _record(backbone: nn.Module, image: Tensor,
-            autocast: Optional[torch.dtype]) -> Optional[Callable[[Tensor], Tuple[Tensor, ...]]]:
+def _record(
+    backbone: nn.Module, image: Tensor, autocast: torch.dtype | None
+) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
     """The replay of a pass, as :func:`groupmamba_mm.cuda_graph.captured` returns it.
 
     None, with a warning, if this GPU or driver does not record it, or does not give with it what
     launches give.
     """
 
-    def forward(image: Tensor) -> Tuple[Tensor, ...]:
+    def forward(image: Tensor) -> tuple[Tensor, ...]:
         return type(backbone).forward(backbone, image)
 
     # without autocast's cache, whose casts of weights would be of before the graph
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(
-            'cuda', autocast, enabled=autocast is not None, cache_enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast('cuda', autocast, enabled=autocast is not None, cache_enabled=False),
+    ):
         image = image.clone()  # one that may be written to in any mode
         expected = forward(image)
         try:
@@ -111,9 +123,13 @@ def _record(backbone: nn.Module, image: Tensor,
         except RuntimeError as error:
             problem = str(error).strip().splitlines()[0]
         else:
-            if all(torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())
-                   for got, wanted in zip(outputs, expected)):
+            if all(
+                torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())
+                for got, wanted in zip(outputs, expected)
+            ):
                 return replay
             problem = 'its results differ from those of launches'
-    logger.warning(f'inference stays with launches from Python, as it cannot be replayed: {problem}')
+    logger.warning(
+        f'inference stays with launches from Python, as it cannot be replayed: {problem}'
+    )
     return None

@@ -1,17 +1,18 @@
 """Checkpoints of other projects, which hold objects of foreign libraries beside their tensors."""
+
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import List, Union
 
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from groupmamba_mm.errors import CheckpointError
+
 from .loading import load_checkpoint_file, local_file, safe_types
 
 
-def read_tensors(path: Union[str, Path]) -> dict:
+def read_tensors(path: str | Path) -> dict:
     """Read a checkpoint; objects of unknown classes become plain dicts of what they hold.
 
     Training checkpoints of the released code hold an object of a config library, and DeiT's hold
@@ -32,8 +33,9 @@ def read_tensors(path: Union[str, Path]) -> dict:
     file = local_file(path)
     known = {name for _, name in safe_types()}
     # what load_checkpoint_file knows it reads itself, and numpy is none of the foreign libraries
-    names = [name for name in _foreign_names(file)
-             if name not in known and not name.startswith('numpy')]
+    names = [
+        name for name in _foreign_names(file) if name not in known and not name.startswith('numpy')
+    ]
     with safe_globals([(OrderedDict, name) for name in names]):
         try:
             return load_checkpoint_file(file)
@@ -41,10 +43,11 @@ def read_tensors(path: Union[str, Path]) -> dict:
             raise CheckpointError(
                 f'checkpoint {path} was not loaded: it asks for one of {names}, which no plain '
                 'dict can stand for and which could run code; save its tensors alone, where the '
-                'file can be trusted, else do not use it') from error
+                'file can be trusted, else do not use it'
+            ) from error
 
 
-def _foreign_names(file: Path) -> List[str]:
+def _foreign_names(file: Path) -> list[str]:
     if not zipfile.is_zipfile(file):
         return []
     try:

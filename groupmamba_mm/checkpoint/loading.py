@@ -1,4 +1,5 @@
 """Read checkpoint files without ever running code from them."""
+
 import errno
 import os
 import pickle
@@ -7,8 +8,9 @@ import sys
 import tarfile
 import urllib.error
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -23,15 +25,30 @@ CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 # Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
 STATE_DICT_KEYS = ('state_dict', 'model')
 # The numpy types that a HistoryBuffer or a data set's meta information can hold.
-_NUMPY_TYPES = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
-                np.uint64, np.float16, np.float32, np.float64, np.str_)
+_NUMPY_TYPES = (
+    np.bool_,
+    np.int8,
+    np.int16,
+    np.int32,
+    np.int64,
+    np.uint8,
+    np.uint16,
+    np.uint32,
+    np.uint64,
+    np.float16,
+    np.float32,
+    np.float64,
+    np.str_,
+)
 _HISTORY_METHODS = ('min', 'max', 'current', 'mean')
 _HISTORY_BUFFER = 'mmengine.logging.history_buffer.HistoryBuffer'
 
 
-def load_checkpoint_file(path: Union[str, Path],
-                         map_location: Union[str, torch.device, Callable] = 'cpu',
-                         also_safe: Sequence[type] = ()) -> dict:
+def load_checkpoint_file(
+    path: str | Path,
+    map_location: str | torch.device | Callable = 'cpu',
+    also_safe: Sequence[type] = (),
+) -> dict:
     """Read a checkpoint from a file or an address, running no code from it.
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
@@ -58,11 +75,12 @@ def load_checkpoint_file(path: Union[str, Path],
         raise CheckpointError(
             f'{file} ({file.stat().st_size} bytes) is no checkpoint: it holds '
             f'{_describe(checkpoint)} and no tensors; give a file saved by tools/train.py or one '
-            'with a state_dict in it')
+            'with a state_dict in it'
+        )
     return checkpoint
 
 
-def read_checkpoint_meta(path: Union[str, Path]) -> Optional[dict]:
+def read_checkpoint_meta(path: str | Path) -> dict | None:
     """Read what a checkpoint says about the training that saved it, without reading its tensors.
 
     Args:
@@ -91,12 +109,20 @@ def _require_checksums(file: Path) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, OSError, EOFError, UnicodeDecodeError) as error:
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        OSError,
+        EOFError,
+        UnicodeDecodeError,
+    ) as error:
         raise CheckpointError(_damaged(file, file.stat().st_size)) from error
     if wrong is not None:
-        raise CheckpointError(f'checkpoint {file} is damaged: its part {wrong} does not have the '
-                              'checksum it was saved with; copy or download it again, or use an '
-                              'earlier checkpoint')
+        raise CheckpointError(
+            f'checkpoint {file} is damaged: its part {wrong} does not have the '
+            'checksum it was saved with; copy or download it again, or use an '
+            'earlier checkpoint'
+        )
 
 
 def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
@@ -158,6 +184,7 @@ def load_all_safely() -> None:
     that is left.
     """
     from mmengine.runner import CheckpointLoader
+
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
 
@@ -177,10 +204,16 @@ def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:
 
 #: How files begin that stand where a checkpoint should: the bytes, what they are, the remedy.
 _OTHER_FILES = (
-    (b'version https://git-lfs', 'a Git LFS pointer, which stands for the real file',
-     'fetch that with git lfs pull'),
-    (b'<', 'an HTML or XML page, perhaps one of an error or a login',
-     'download the file itself, with the address behind the download button'),
+    (
+        b'version https://git-lfs',
+        'a Git LFS pointer, which stands for the real file',
+        'fetch that with git lfs pull',
+    ),
+    (
+        b'<',
+        'an HTML or XML page, perhaps one of an error or a login',
+        'download the file itself, with the address behind the download button',
+    ),
     (b'{', 'a text in JSON', 'give the weights, not their description'),
     (b'\x1f\x8b', 'compressed with gzip', 'unpack it with gunzip or tar -xzf'),
     (b'BZh', 'compressed with bzip2', 'unpack it with bunzip2'),
@@ -202,23 +235,32 @@ def _refuse_other_files(file: Path, size: int) -> None:
         if start.startswith(mark):
             raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but {kind}; {remedy}')
     if zipfile.is_zipfile(file):
-        names = zipfile.ZipFile(file).namelist()
-        if not any(name.endswith('data.pkl') or name.endswith('constants.pkl') for name in names):
-            raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but a ZIP archive of '
-                                  f'{", ".join(names[:3])}; unpack it, and give the checkpoint in '
-                                  'it')
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+        if not any(name.endswith(('data.pkl', 'constants.pkl')) for name in names):
+            raise CheckpointError(
+                f'{file} ({size} bytes) is no checkpoint but a ZIP archive of '
+                f'{", ".join(names[:3])}; unpack it, and give the checkpoint in '
+                'it'
+            )
     elif tarfile.is_tarfile(file) and b'torch' not in start:
-        names = tarfile.open(file).getnames()
+        with tarfile.open(file) as archive:
+            names = archive.getnames()
         if 'pickle' not in names:  # PyTorch's own format before 0.1.10
-            raise CheckpointError(f'{file} ({size} bytes) is no checkpoint but a tar archive of '
-                                  f'{", ".join(names[:3])}; unpack it with tar -xf')
+            raise CheckpointError(
+                f'{file} ({size} bytes) is no checkpoint but a tar archive of '
+                f'{", ".join(names[:3])}; unpack it with tar -xf'
+            )
 
 
 def _is_safetensors(file: Path, size: int) -> bool:
     with open(file, 'rb') as opened:
         start = opened.read(9)
-    return len(start) == 9 and start[8:] == b'{' and (
-        file.suffix == '.safetensors' or int.from_bytes(start[:8], 'little') < size)
+    return (
+        len(start) == 9
+        and start[8:] == b'{'
+        and (file.suffix == '.safetensors' or int.from_bytes(start[:8], 'little') < size)
+    )
 
 
 def _read_safetensors(file: Path, size: int) -> dict:
@@ -245,20 +287,26 @@ def _describe(value: Any) -> str:
 
 
 def _damaged(file: Path, size: int) -> str:
-    return (f'checkpoint {file} is truncated or damaged ({size} bytes); compare its size with '
-            'the original and copy or download it again, or use an earlier checkpoint')
+    return (
+        f'checkpoint {file} is truncated or damaged ({size} bytes); compare its size with '
+        'the original and copy or download it again, or use an earlier checkpoint'
+    )
 
 
-def _refused_global(message: str) -> Union[str, None]:
+def _refused_global(message: str) -> str | None:
     """Find the name that the safe reader refused, None if it refused nothing."""
-    found = re.search(r'(?:GLOBAL|reduce for unrecognized function|new object for .*but got|'
-                      r'Can only build .*but got) <?(?:class |function |built-in function )?'
-                      r"'?([\w.]+)", message)
+    found = re.search(
+        r'(?:GLOBAL|reduce for unrecognized function|new object for .*but got|'
+        r'Can only build .*but got) <?(?:class |function |built-in function )?'
+        r"'?([\w.]+)",
+        message,
+    )
     return None if found is None else found.group(1)
 
 
 class _History:
     """Stands for :class:`HistoryBuffer` where mmengine is not installed, to read past it."""
+
     min = max = current = mean = None
 
 
@@ -270,7 +318,7 @@ def _history_buffer() -> type:
     return HistoryBuffer
 
 
-def _history_method(owner: type, name: str) -> Optional[Callable]:
+def _history_method(owner: type, name: str) -> Callable | None:
     """Stand in for ``getattr`` while a checkpoint is read.
 
     A history buffer is saved with its statistics as ``getattr(HistoryBuffer, 'mean')``. The real
@@ -291,7 +339,7 @@ def _history_method(owner: type, name: str) -> Optional[Callable]:
     return getattr(owner, name)
 
 
-def safe_types() -> List[Tuple[Callable, str]]:
+def safe_types() -> list[tuple[Callable, str]]:
     """List the types of mmengine's checkpoints, each with the name it is saved under."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
     allowed = [
@@ -312,7 +360,7 @@ def safe_types() -> List[Tuple[Callable, str]]:
     return allowed
 
 
-def local_file(path: Union[str, Path]) -> Path:
+def local_file(path: str | Path) -> Path:
     """Find a checkpoint on this machine, downloading it first if it is an address.
 
     Args:
@@ -331,8 +379,10 @@ def local_file(path: Union[str, Path]) -> Path:
     if scheme == 'file':
         path = urlparse(path).path
     elif '://' in path:
-        raise CheckpointError(f'checkpoint {path}: addresses of the kind {scheme}:// are not '
-                              'read; download it and give the local file')
+        raise CheckpointError(
+            f'checkpoint {path}: addresses of the kind {scheme}:// are not '
+            'read; download it and give the local file'
+        )
     file = Path(path).expanduser()
     if not file.is_file():
         raise CheckpointError(f'checkpoint {file} does not exist; {_what_is_near(file)}')
@@ -374,8 +424,13 @@ def _download_missing(url: str, file: Path) -> None:
     write_log(f'Downloading {url} to {file}')
     try:
         torch.hub.download_url_to_file(
-            url, str(file), hash_prefix=named_hash and named_hash.group(1),
-            progress=sys.stderr.isatty())
+            url,
+            str(file),
+            hash_prefix=named_hash and named_hash.group(1),
+            progress=sys.stderr.isatty(),
+        )
     except (urllib.error.URLError, RuntimeError, OSError) as error:
-        raise CheckpointError(f'checkpoint {url} could not be downloaded ({error}); check the '
-                              'address, or fetch it by hand and give the local file') from error
+        raise CheckpointError(
+            f'checkpoint {url} could not be downloaded ({error}); check the '
+            'address, or fetch it by hand and give the local file'
+        ) from error

@@ -1,9 +1,11 @@
 """Compare a checkpoint with a model before loading, and say what fits."""
+
 import logging
 import re
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ class ExpectedKeys:
         reason (str): Why such keys need not match; it stands in the report.
         prefix (str): What a key must begin with. Defaults to ''.
     """
+
     pattern: str
     reason: str
     prefix: str = ''
@@ -50,7 +53,7 @@ class ExpectedKeys:
         """
         if not key.startswith(self.prefix):
             return False
-        return re.search(self.pattern, key[len(self.prefix):]) is not None
+        return re.search(self.pattern, key[len(self.prefix) :]) is not None
 
 
 # Files from before BatchNorm counted its batches lack this; the count is no weight.
@@ -72,12 +75,13 @@ class LoadReport:
         matched_elements (int): Number of the model's elements that the checkpoint gives.
         wanted_elements (int): Number of the model's elements without those announced as missing.
     """
-    matched: Tuple[str, ...]
-    missing: Tuple[str, ...]
-    unexpected: Tuple[str, ...]
-    mismatched: Tuple[Tuple[str, tuple, tuple], ...]
-    expected_missing: Tuple[Tuple[str, str], ...]
-    expected_unused: Tuple[Tuple[str, str], ...]
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple, tuple], ...]
+    expected_missing: tuple[tuple[str, str], ...]
+    expected_unused: tuple[tuple[str, str], ...]
     matched_elements: int
     wanted_elements: int
 
@@ -94,25 +98,35 @@ class LoadReport:
         return bool(self.matched) and not self.missing and not self.mismatched
 
     def __str__(self) -> str:
-        lines = [f'{len(self.matched)} tensors match, {_percent(self.matched_share)} of the '
-                 "model's elements"]
+        lines = [
+            f'{len(self.matched)} tensors match, {_percent(self.matched_share)} of the '
+            "model's elements"
+        ]
         if self.mismatched:
-            lines.append(f'{len(self.mismatched)} have another shape: ' + _listed(
-                f'{key} ({_shape(found)} in the checkpoint, {_shape(wanted)} in the model)'
-                for key, found, wanted in self.mismatched))
+            lines.append(
+                f'{len(self.mismatched)} have another shape: '
+                + _listed(
+                    f'{key} ({_shape(found)} in the checkpoint, {_shape(wanted)} in the model)'
+                    for key, found, wanted in self.mismatched
+                )
+            )
         if self.missing:
-            lines.append(f'{len(self.missing)} are missing in the checkpoint: '
-                         + _listed(_groups(self.missing)))
+            lines.append(
+                f'{len(self.missing)} are missing in the checkpoint: '
+                + _listed(_groups(self.missing))
+            )
         if self.unexpected:
-            lines.append(f'{len(self.unexpected)} are not in the model: '
-                         + _listed(_groups(self.unexpected)))
+            lines.append(
+                f'{len(self.unexpected)} are not in the model: ' + _listed(_groups(self.unexpected))
+            )
         lines += _reasons(self.expected_missing, 'missing as expected')
         lines += _reasons(self.expected_unused, 'unused as expected')
         return '\n'.join(lines)
 
 
-def without_prefix(state_dict: Mapping[str, Any], prefix: Optional[str],
-                   source: str) -> Dict[str, Any]:
+def without_prefix(
+    state_dict: Mapping[str, Any], prefix: str | None, source: str
+) -> dict[str, Any]:
     """Take a module's tensors out of a checkpoint.
 
     Args:
@@ -130,24 +144,27 @@ def without_prefix(state_dict: Mapping[str, Any], prefix: Optional[str],
     """
     keys = {key: key for key in state_dict}
     while keys and all(key.startswith('module.') for key in keys):
-        keys = {key[len('module.'):]: old for key, old in keys.items()}
+        keys = {key[len('module.') :]: old for key, old in keys.items()}
     if prefix:
         dotted = prefix if prefix.endswith('.') else f'{prefix}.'
-        found = {key[len(dotted):]: old for key, old in keys.items() if key.startswith(dotted)}
+        found = {key[len(dotted) :]: old for key, old in keys.items() if key.startswith(dotted)}
         if not found:
             starts = sorted({key.partition('.')[0] for key in keys})
             raise CheckpointError(
                 f'checkpoint {source} has no tensor whose name begins with {dotted!r} (the names '
                 f'begin with {_listed(starts)}); set prefix to the part that is wanted, or leave '
-                'it away for a checkpoint of the module alone')
+                'it away for a checkpoint of the module alone'
+            )
         keys = found
     return {key: state_dict[old] for key, old in keys.items()}
 
 
-def match_state_dict(model_state: Mapping[str, Any],
-                     state_dict: Mapping[str, Any],
-                     expected_missing: Iterable[ExpectedKeys] = (),
-                     expected_unused: Iterable[ExpectedKeys] = ()) -> LoadReport:
+def match_state_dict(
+    model_state: Mapping[str, Any],
+    state_dict: Mapping[str, Any],
+    expected_missing: Iterable[ExpectedKeys] = (),
+    expected_unused: Iterable[ExpectedKeys] = (),
+) -> LoadReport:
     """Compare the keys and shapes of a checkpoint with those of a model.
 
     Args:
@@ -190,8 +207,15 @@ def match_state_dict(model_state: Mapping[str, Any],
         else:
             known_unused.append((key, reason))
     return LoadReport(
-        tuple(matched), tuple(missing), tuple(unexpected), tuple(mismatched),
-        tuple(known_missing), tuple(known_unused), matched_elements, wanted_elements)
+        tuple(matched),
+        tuple(missing),
+        tuple(unexpected),
+        tuple(mismatched),
+        tuple(known_missing),
+        tuple(known_unused),
+        matched_elements,
+        wanted_elements,
+    )
 
 
 def require_share(report: LoadReport, min_matched_share: float, source: str) -> None:
@@ -214,7 +238,8 @@ def require_share(report: LoadReport, min_matched_share: float, source: str) -> 
     raise CheckpointError(
         f'checkpoint {source} does not fit the model, {_percent(min_matched_share)} must match '
         f'and nothing was loaded: {details}. Give the checkpoint of this config, or mend the '
-        "config; for weights of a backbone alone use the backbone's init_cfg")
+        "config; for weights of a backbone alone use the backbone's init_cfg"
+    )
 
 
 def load_matched(module: nn.Module, state_dict: Mapping[str, Any], report: LoadReport) -> None:
@@ -233,14 +258,16 @@ def load_matched(module: nn.Module, state_dict: Mapping[str, Any], report: LoadR
     module.load_state_dict(fitting, strict=False)
 
 
-def load_matching(module: nn.Module,
-                  state_dict: Mapping[str, Any],
-                  *,
-                  source: str,
-                  min_matched_share: float,
-                  expected_missing: Iterable[ExpectedKeys] = (),
-                  expected_unused: Iterable[ExpectedKeys] = (),
-                  logger: Optional[logging.Logger] = None) -> LoadReport:
+def load_matching(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    *,
+    source: str,
+    min_matched_share: float,
+    expected_missing: Iterable[ExpectedKeys] = (),
+    expected_unused: Iterable[ExpectedKeys] = (),
+    logger: logging.Logger | None = None,
+) -> LoadReport:
     """Load what fits and report it, or load nothing when too little fits.
 
     Args:
@@ -265,7 +292,7 @@ def load_matching(module: nn.Module,
     return report
 
 
-def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger] = None) -> None:
+def log_report(report: LoadReport, source: str, logger: logging.Logger | None = None) -> None:
     """Write a report to the log, as a warning when it holds something that was not announced.
 
     Args:
@@ -274,11 +301,12 @@ def log_report(report: LoadReport, source: str, logger: Optional[logging.Logger]
         logger (logging.Logger, optional): Defaults to the current one.
     """
     surprising = report.missing or report.mismatched or report.unexpected
-    write_log(f'Checkpoint {source}:\n{report}',
-              logging.WARNING if surprising else logging.INFO, logger)
+    write_log(
+        f'Checkpoint {source}:\n{report}', logging.WARNING if surprising else logging.INFO, logger
+    )
 
 
-def expected_unused_keys(model: nn.Module) -> Tuple[ExpectedKeys, ...]:
+def expected_unused_keys(model: nn.Module) -> tuple[ExpectedKeys, ...]:
     """Collect what a model's modules say about keys that they do not use.
 
     Args:
@@ -296,7 +324,7 @@ def expected_unused_keys(model: nn.Module) -> Tuple[ExpectedKeys, ...]:
     return tuple(collected)
 
 
-def _reason(key: str, expected: Tuple[ExpectedKeys, ...]) -> Optional[str]:
+def _reason(key: str, expected: tuple[ExpectedKeys, ...]) -> str | None:
     return next((keys.reason for keys in expected if keys.covers(key)), None)
 
 
@@ -319,18 +347,22 @@ def _listed(entries: Iterable[str]) -> str:
     return ', '.join(entries[:MAX_SHOWN]) + (f' and {more} more' if more > 0 else '')
 
 
-def _groups(keys: Iterable[str]) -> List[str]:
+def _groups(keys: Iterable[str]) -> list[str]:
     """Group keys by the module that is at most two names deep: ``backbone.stem.* (12)``."""
-    groups: Dict[str, List[str]] = {}
+    groups: dict[str, list[str]] = {}
     for key in keys:
         groups.setdefault('.'.join(key.split('.')[:-1][:2]), []).append(key)
-    return [members[0] if len(members) == 1 else f'{prefix}.* ({len(members)})'.lstrip('.')
-            for prefix, members in groups.items()]
+    return [
+        members[0] if len(members) == 1 else f'{prefix}.* ({len(members)})'.lstrip('.')
+        for prefix, members in groups.items()
+    ]
 
 
-def _reasons(expected: Tuple[Tuple[str, str], ...], what: str) -> List[str]:
-    by_reason: Dict[str, List[str]] = {}
+def _reasons(expected: tuple[tuple[str, str], ...], what: str) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
     for key, reason in expected:
         by_reason.setdefault(reason, []).append(key)
-    return [f'{len(keys)} {what} ({reason}): {_listed(_groups(keys))}'
-            for reason, keys in by_reason.items()]
+    return [
+        f'{len(keys)} {what} ({reason}): {_listed(_groups(keys))}'
+        for reason, keys in by_reason.items()
+    ]

@@ -1,5 +1,6 @@
 """Names and layout of the released checkpoints, and what they are called here."""
-from typing import Dict, Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,8 +22,7 @@ for _stage in (1, 2, 3):  # counted from 1 there, from 0 here
     ]
 
 #: Where blocks are: the number of a block, if there is one, follows.
-_BLOCK_PREFIXES = [(f'block{_stage}.', f'backbone.stages.{_stage - 1}.')
-                   for _stage in (1, 2, 3, 4)]
+_BLOCK_PREFIXES = [(f'block{_stage}.', f'backbone.stages.{_stage - 1}.') for _stage in (1, 2, 3, 4)]
 _CLASS_BLOCK_PREFIX = ('post_network.0.', 'backbone.summary.')
 
 #: Inside a block.
@@ -56,7 +56,7 @@ _UNIT_MARK = '.attn.mamba_g'
 _SS2D_MARK = '.mixer.ss2d.'
 
 
-def convert_official(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn a released model's tensors into those of our ``ImageClassifier``.
 
     Args:
@@ -91,12 +91,14 @@ def convert_official(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         join = torch.stack if how == 'stack' else torch.cat
         converted[f'{prefix[:-1]}{_SS2D_MARK}{ours}'] = join([found[i] for i in sorted(found)])
     if unknown:
-        raise ValueError('not a released GroupMamba checkpoint: keys not understood or without '
-                         f'all four units: {unknown}')
+        raise ValueError(
+            'not a released GroupMamba checkpoint: keys not understood or without '
+            f'all four units: {unknown}'
+        )
     return converted
 
 
-def revert_to_official(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
+def revert_to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     """The way back: the tensors of our ``ImageClassifier`` by their released names.
 
     Args:
@@ -126,12 +128,14 @@ def revert_to_official(state_dict: Dict[str, Tensor]) -> Dict[str, Tensor]:
         else:
             reverted[theirs] = tensor
     if unknown:
-        raise ValueError('not a classifier of the official family: the released model has no '
-                         f'counterpart of {unknown}')
+        raise ValueError(
+            'not a classifier of the official family: the released model has no '
+            f'counterpart of {unknown}'
+        )
     return reverted
 
 
-def pick_official_weights(checkpoint: dict) -> Tuple[dict, str]:
+def pick_official_weights(checkpoint: dict) -> tuple[dict, str]:
     """Find the weights in one of the two forms of a released checkpoint.
 
     Args:
@@ -151,18 +155,18 @@ def pick_official_weights(checkpoint: dict) -> Tuple[dict, str]:
     return {key.removeprefix('module.'): value for key, value in weights.items()}, form
 
 
-def _rename(name: str, source: int) -> Optional[str]:
+def _rename(name: str, source: int) -> str | None:
     """Rename a tensor that belongs to no unit; ``source`` is 0 for released names, 1 for ours."""
     renamed = _swap_prefix(name, _MODEL_PREFIXES, source)
     return _rename_block(name, source) if renamed is None else renamed
 
 
-def _rename_block(name: str, source: int) -> Optional[str]:
+def _rename_block(name: str, source: int) -> str | None:
     """Rename a name that begins with a block, or such a beginning alone."""
     for pair in (*_BLOCK_PREFIXES, _CLASS_BLOCK_PREFIX):
         if not name.startswith(pair[source]):
             continue
-        start, rest = pair[1 - source], name[len(pair[source]):]
+        start, rest = pair[1 - source], name[len(pair[source]) :]
         if pair is not _CLASS_BLOCK_PREFIX:
             number, _, rest = rest.partition('.')
             if not number.isdecimal():
@@ -173,8 +177,8 @@ def _rename_block(name: str, source: int) -> Optional[str]:
     return None
 
 
-def _swap_prefix(name: str, pairs: Sequence[Tuple[str, str]], source: int) -> Optional[str]:
+def _swap_prefix(name: str, pairs: Sequence[tuple[str, str]], source: int) -> str | None:
     for pair in pairs:
         if name.startswith(pair[source]):
-            return pair[1 - source] + name[len(pair[source]):]
+            return pair[1 - source] + name[len(pair[source]) :]
     return None

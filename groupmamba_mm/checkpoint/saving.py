@@ -1,14 +1,17 @@
 """Write a checkpoint whole or not at all, and find the newest whole one."""
+
 import errno
 import io
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 
 from groupmamba_mm.errors import CheckpointError
+
 from .loading import load_checkpoint_file, read_checkpoint_meta
 
 #: Where an interrupted write leaves what it has: such a file is never read.
@@ -18,7 +21,7 @@ PARTIAL_SUFFIX = '.partial'
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write_whole(data: Union[bytes, memoryview], target: Union[str, Path]) -> None:
+def write_whole(data: bytes | memoryview, target: str | Path) -> None:
     """Write a file that is there whole or, after any interruption, as it was before.
 
     Args:
@@ -57,8 +60,10 @@ def _not_written(target: Path, size: int, error: OSError) -> str:
     if error.errno not in _FULL:
         return f'{reason}; give another folder with --work-dir, or mend this one'
     free = shutil.disk_usage(target.parent).free
-    return (f'{reason} (it needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free in '
-            f'{target.parent}); the files before it are whole: make room and go on with --resume')
+    return (
+        f'{reason} (it needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free in '
+        f'{target.parent}); the files before it are whole: make room and go on with --resume'
+    )
 
 
 def save_new_file(checkpoint: Any, target: str) -> None:
@@ -78,8 +83,7 @@ def save_new_file(checkpoint: Any, target: str) -> None:
     write_whole(buffer.getbuffer(), target)
 
 
-def newest_whole_checkpoint(folder: Union[str, Path],
-                            warn: Callable[[str], None]) -> Optional[Path]:
+def newest_whole_checkpoint(folder: str | Path, warn: Callable[[str], None]) -> Path | None:
     """Find the checkpoint in a folder from which a training goes on.
 
     It is the one that was saved at the last iteration, among the files that hold a training's
@@ -97,8 +101,8 @@ def newest_whole_checkpoint(folder: Union[str, Path],
     Raises:
         CheckpointError: If there are some and all of them are damaged.
     """
-    damaged: List[str] = []
-    found: List[Tuple[int, Path]] = []
+    damaged: list[str] = []
+    found: list[tuple[int, Path]] = []
     for file in _candidates(Path(folder)):
         try:
             meta = read_checkpoint_meta(file)
@@ -119,11 +123,12 @@ def newest_whole_checkpoint(folder: Union[str, Path],
     if damaged:
         raise CheckpointError(
             f'no checkpoint in {folder} is whole ({", ".join(damaged)} damaged), so the training '
-            'cannot go on; bring back a copy of one, or start anew in another folder (--work-dir)')
+            'cannot go on; bring back a copy of one, or start anew in another folder (--work-dir)'
+        )
     return None
 
 
-def _candidates(folder: Path) -> List[Path]:
+def _candidates(folder: Path) -> list[Path]:
     files = sorted(folder.glob('*.pth'))
     pointer = folder / 'last_checkpoint'
     if pointer.is_file():

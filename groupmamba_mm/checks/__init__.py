@@ -1,11 +1,14 @@
 """Checks of a config and its data: what the model will really be given, against the files."""
+
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from groupmamba_mm.engine.cli import cause_of
 from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError, UserError
 from groupmamba_mm.extras import explain_missing
+
 from . import files, labels
 from .config import check_config, metrics_of
 from .findings import Finding, Report
@@ -18,8 +21,9 @@ with explain_missing('groupmamba_mm.checks'):
 __all__ = ['Finding', 'Report', 'check', 'check_quickly']
 
 
-def check(cfg: Config, splits: Sequence[str], full: bool = False,
-          trained: Optional[Tuple[str, ...]] = None) -> Tuple[Report, Dict[str, Any]]:
+def check(
+    cfg: Config, splits: Sequence[str], full: bool = False, trained: tuple[str, ...] | None = None
+) -> tuple[Report, dict[str, Any]]:
     """Build the data sets of a config and compare them with the files, the model and each other.
 
     Args:
@@ -53,9 +57,9 @@ def check(cfg: Config, splits: Sequence[str], full: bool = False,
     return report, built
 
 
-def check_quickly(cfg: Config, splits: Sequence[str],
-                  trained: Optional[Tuple[str, ...]] = None) -> Tuple[List[Finding],
-                                                                      Dict[str, Any]]:
+def check_quickly(
+    cfg: Config, splits: Sequence[str], trained: tuple[str, ...] | None = None
+) -> tuple[list[Finding], dict[str, Any]]:
     """Make the checks that take seconds, before a run.
 
     Args:
@@ -75,23 +79,34 @@ def check_quickly(cfg: Config, splits: Sequence[str],
     return report.of('warning'), built
 
 
-def _needed(cfg: Config, part: Part) -> Tuple[str, ...]:
+def _needed(cfg: Config, part: Part) -> tuple[str, ...]:
     """Keys that a data set's annotations need; () if it is used without annotations."""
     metrics = metrics_of(cfg, part.split)
     if part.split != 'train' and metrics and all(metric.get('format_only') for metric in metrics):
         return ()
-    kinds = [kind for metric in metrics if metric.get('ann_file')
-             for kind in ([metric['metric']] if isinstance(metric.get('metric', 'bbox'), str)
-                          and 'metric' in metric else metric.get('metric', []))]
-    masks = part.split == 'train' and any(step.get('with_mask')
-                                          for step in part.cfg.get('pipeline') or ())
+    kinds = [
+        kind
+        for metric in metrics
+        if metric.get('ann_file')
+        for kind in (
+            [metric['metric']]
+            if isinstance(metric.get('metric', 'bbox'), str) and 'metric' in metric
+            else metric.get('metric', [])
+        )
+    ]
+    masks = part.split == 'train' and any(
+        step.get('with_mask') for step in part.cfg.get('pipeline') or ()
+    )
     needs = ['segmentation'] if masks or 'segm' in kinds else []
-    needs += ['iscrowd'] if part.split != 'train' and any(
-        type_name(metric) == 'CocoMetric' for metric in metrics) else []
-    return tuple(needs) or ('bbox', )
+    needs += (
+        ['iscrowd']
+        if part.split != 'train' and any(type_name(metric) == 'CocoMetric' for metric in metrics)
+        else []
+    )
+    return tuple(needs) or ('bbox',)
 
 
-def _build(cfg: Config, parts: List[Part]) -> Any:
+def _build(cfg: Config, parts: list[Part]) -> Any:
     try:
         return build(cfg, parts)
     except UserError:
@@ -100,10 +115,14 @@ def _build(cfg: Config, parts: List[Part]) -> Any:
         # Each library has assertions of its own about what it reads.
         what = cause_of(error) or f'{type(error).__name__}: {error}'
         if 'at least one array to concatenate' in what:  # how an empty list of images ends
-            raise DataError(f'{parts[0]} of {parts[0].root} have no image left after all filters; '
-                            'check filter_cfg, indices and img_suffix') from None
-        raise DataError(f'{parts[0].key} cannot be built from {parts[0].root or "its files"}: '
-                        f'{" ".join(what.split())}') from error
+            raise DataError(
+                f'{parts[0]} of {parts[0].root} have no image left after all filters; '
+                'check filter_cfg, indices and img_suffix'
+            ) from None
+        raise DataError(
+            f'{parts[0].key} cannot be built from {parts[0].root or "its files"}: '
+            f'{" ".join(what.split())}'
+        ) from error
 
 
 def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
@@ -115,8 +134,11 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
     loaded, budget = load(part, full), cfg.get('max_bad_images', 0)
     unreadable = sum(finding.what == '' for finding in loaded.findings)
     whole = report.add(
-        replace(finding, severity='warning') if finding.what == '' and unreadable <= budget else
-        finding for finding in loaded.findings)
+        replace(finding, severity='warning')
+        if finding.what == '' and unreadable <= budget
+        else finding
+        for finding in loaded.findings
+    )
     if part.scope == 'mmseg':
         counts, read, unlabelled = loaded.counts, loaded.read, not loaded.labelled
     else:

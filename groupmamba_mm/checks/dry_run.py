@@ -1,4 +1,5 @@
 """A rehearsal of a training: two steps, one batch of validation, one checkpoint."""
+
 import contextlib
 import copy
 import io
@@ -8,20 +9,22 @@ import resource
 import shutil
 import time
 import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, get_world_size, is_main_process
-from mmengine.runner import Runner
 from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine.cli import cause_of
 from groupmamba_mm.engine.health import NonFiniteError
 from groupmamba_mm.errors import ConfigError, UserError
+
 from .findings import shown
 from .labels import HEADS
 from .parts import build, parts_of, spread
@@ -44,7 +47,7 @@ class Excerpt:
     def __getitem__(self, index: int) -> Any:
         return self._dataset[self._indices[index]]
 
-    def get_data_info(self, index: int) -> Dict[str, Any]:
+    def get_data_info(self, index: int) -> dict[str, Any]:
         """The entry of an image."""
         return self._dataset.get_data_info(self._indices[index])
 
@@ -69,12 +72,13 @@ class DryRun:
         parameters: Number of parameters.
         first_rate: Learning rate of the first step, of the first group.
     """
-    batches: List[int]
-    seconds: Dict[str, float]
+
+    batches: list[int]
+    seconds: dict[str, float]
     checkpoint_bytes: int
     memory: tuple
-    rates: Dict[float, int]
-    metrics: Optional[List[str]]
+    rates: dict[float, int]
+    metrics: list[str] | None
     loss: float
     parameters: int
     first_rate: float
@@ -89,23 +93,45 @@ class DryRun:
 
     def _rows(self) -> Iterator[tuple]:
         first, second = self.batches
-        yield 'step', (f'{self.seconds["step"]:.3g} s a step of {second} images '
-                       f'(the first: {first}), loss {self.loss:.4g}')
-        shares = [f'{rate:.3g} for {number / self.parameters:.0%}'
-                  for rate, number in sorted(self.rates.items(), reverse=True)[:4]]
+        yield (
+            'step',
+            (
+                f'{self.seconds["step"]:.3g} s a step of {second} images '
+                f'(the first: {first}), loss {self.loss:.4g}'
+            ),
+        )
+        shares = [
+            f'{rate:.3g} for {number / self.parameters:.0%}'
+            for rate, number in sorted(self.rates.items(), reverse=True)[:4]
+        ]
         size = f'{self.parameters / 1e6:.3g} M parameters'
-        yield 'learning rate', (f'learning rate {", ".join(shares)} of {size}, '
-                                f'{self.first_rate:.3g} in the first step')
+        yield (
+            'learning rate',
+            (
+                f'learning rate {", ".join(shares)} of {size}, '
+                f'{self.first_rate:.3g} in the first step'
+            ),
+        )
         if self.metrics is not None:
-            yield 'validation', (f'{self.seconds["validation"]:.3g} s a batch of validation, '
-                                 f'metrics {shown(self.metrics)}')
-        yield 'checkpoint', (f'checkpoint of {self.checkpoint_bytes / 2**20:.3g} MiB written and '
-                             f'read in {self.seconds["checkpoint"]:.3g} s')
+            yield (
+                'validation',
+                (
+                    f'{self.seconds["validation"]:.3g} s a batch of validation, '
+                    f'metrics {shown(self.metrics)}'
+                ),
+            )
+        yield (
+            'checkpoint',
+            (
+                f'checkpoint of {self.checkpoint_bytes / 2**20:.3g} MiB written and '
+                f'read in {self.seconds["checkpoint"]:.3g} s'
+            ),
+        )
         kind, size = self.memory
         yield 'memory', f'{size / 2**30:.3g} GiB of {kind}'
 
 
-def dry_run(cfg: Config, built: Dict[str, Any], compiled: bool) -> DryRun:
+def dry_run(cfg: Config, built: dict[str, Any], compiled: bool) -> DryRun:
     """Rehearse a training in a runner of its own, which leaves no trace.
 
     The second step has as many images as the last batch of an epoch. Validation is of one batch,
@@ -133,16 +159,19 @@ def dry_run(cfg: Config, built: Dict[str, Any], compiled: bool) -> DryRun:
             return rehearsal.run()
     except NonFiniteError as error:
         # without the reproduction that it names, which goes with the rehearsal
-        raise ConfigError(f"dry run: {str(error).partition('; replay it')[0]}; lower the learning "
-                          'rate, or train without --amp') from error
+        raise ConfigError(
+            f'dry run: {str(error).partition("; replay it")[0]}; lower the learning '
+            'rate, or train without --amp'
+        ) from error
     except UserError:
         raise
     except Exception as error:
         # Whatever fails here would fail in the run, hours later.
         traceback.print_exc()
         what = cause_of(error) or f'{type(error).__name__}: {error}'
-        raise ConfigError(f'dry run: {rehearsal.stage} fails ({" ".join(what.split())})'
-                          f'{rehearsal.remedy}') from error
+        raise ConfigError(
+            f'dry run: {rehearsal.stage} fails ({" ".join(what.split())}){rehearsal.remedy}'
+        ) from error
     finally:
         rehearsal.close()
 
@@ -150,12 +179,12 @@ def dry_run(cfg: Config, built: Dict[str, Any], compiled: bool) -> DryRun:
 class Rehearsal:
     """The runner of a dry run, step by step; see :func:`dry_run`."""
 
-    def __init__(self, cfg: Config, built: Dict[str, Any], work_dir: Path, compiled: bool) -> None:
+    def __init__(self, cfg: Config, built: dict[str, Any], work_dir: Path, compiled: bool) -> None:
         self.stage, self.remedy = 'building the run', ''
         self.full_cfg, self.built, self.work_dir = cfg, built, work_dir
         self.name = f'dry_run_{time.time_ns()}'
         self.cfg = self._shortened(copy.deepcopy(cfg), compiled)
-        self.runner: Optional[Runner] = None
+        self.runner: Runner | None = None
 
     def _shortened(self, cfg: Config, compiled: bool) -> Config:
         cfg.work_dir, cfg.experiment_name = str(self.work_dir), self.name
@@ -165,8 +194,9 @@ class Rehearsal:
         visualizer = cfg.get('visualizer') or dict(type='Visualizer')
         cfg.visualizer = ConfigDict(visualizer, vis_backends=None, name=self.name)
         hooks = cfg.get('default_hooks') or {}
-        cfg.default_hooks = ConfigDict({name: hook for name, hook in hooks.items()
-                                        if name != 'visualization'}, checkpoint=None)
+        cfg.default_hooks = ConfigDict(
+            {name: hook for name, hook in hooks.items() if name != 'visualization'}, checkpoint=None
+        )
         loop = cfg.train_cfg
         loop.pop('dynamic_intervals', None)
         self.by_epoch = 'max_epochs' in loop
@@ -178,8 +208,10 @@ class Rehearsal:
                 continue
             loader.update(num_workers=0, persistent_workers=False)
             loader.pop('prefetch_factor', None)
-            loader.sampler = dict(type='DefaultSampler' if self.by_epoch or split == 'val' else
-                                  'InfiniteSampler', shuffle=False)
+            loader.sampler = dict(
+                type='DefaultSampler' if self.by_epoch or split == 'val' else 'InfiniteSampler',
+                shuffle=False,
+            )
         if not compiled and (cfg.model.get('backbone') or {}).get('compile_mode'):
             cfg.model.backbone.compile_mode = None
         _accept_all_scores(cfg.model.get('test_cfg'))
@@ -201,8 +233,10 @@ class Rehearsal:
             self._give('val', world * runner._val_dataloader.get('batch_size', 1))
         self.stage = f'a step of {size} images'
         if last != size:
-            self.remedy = (f'; the last batch of an epoch has {last} of {size} images: if that is '
-                           'the reason, set train_dataloader.drop_last=True or another batch_size')
+            self.remedy = (
+                f'; the last batch of an epoch has {last} of {size} images: if that is '
+                'the reason, set train_dataloader.drop_last=True or another batch_size'
+            )
         runner.train()
         hub = runner.message_hub
         losses = hub.get_scalar('train/loss').data[0]
@@ -210,16 +244,30 @@ class Rehearsal:
         if runner.val_loop is not None:
             metrics = self._validate(seconds)
         size_on_disk = self._checkpoint(seconds)
-        rates: Dict[float, int] = {}
+        rates: dict[float, int] = {}
         for group in runner.optim_wrapper.optimizer.param_groups:
             rate = group.get('initial_lr', group['lr'])
             rates[rate] = rates.get(rate, 0) + sum(p.numel() for p in group['params'])
         first_rate = float(hub.get_scalar('train/lr').data[0][0])
-        memory = (('GPU memory at most', torch.cuda.max_memory_allocated())
-                  if torch.cuda.is_available() else ('memory of the process at most',
-                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-        return DryRun([size, last], seconds, size_on_disk, memory, rates, metrics,
-                      float(losses[0]), sum(rates.values()), first_rate)
+        memory = (
+            ('GPU memory at most', torch.cuda.max_memory_allocated())
+            if torch.cuda.is_available()
+            else (
+                'memory of the process at most',
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            )
+        )
+        return DryRun(
+            [size, last],
+            seconds,
+            size_on_disk,
+            memory,
+            rates,
+            metrics,
+            float(losses[0]),
+            sum(rates.values()),
+            first_rate,
+        )
 
     def _give(self, split: str, number: int) -> None:
         dataset = self.built[split]
@@ -233,13 +281,20 @@ class Rehearsal:
         classes = self.built['train'].metainfo.get('classes')
         for name, module in self.runner.model.named_modules() if classes else ():
             number, parts = getattr(module, 'num_classes', None), name.split('.')
-            if isinstance(number, int) and number != len(classes) and 'teacher' not in parts and (
-                    set(parts) & set(HEADS)) and 'loss' not in parts[-1]:
-                raise ConfigError(f'model.{name}.num_classes is {number} (the default, if the '
-                                  f'config does not say), and the train data have {len(classes)} '
-                                  'classes; set it to that number')
+            if (
+                isinstance(number, int)
+                and number != len(classes)
+                and 'teacher' not in parts
+                and (set(parts) & set(HEADS))
+                and 'loss' not in parts[-1]
+            ):
+                raise ConfigError(
+                    f'model.{name}.num_classes is {number} (the default, if the '
+                    f'config does not say), and the train data have {len(classes)} '
+                    'classes; set it to that number'
+                )
 
-    def _validate(self, seconds: Dict[str, float]) -> List[str]:
+    def _validate(self, seconds: dict[str, float]) -> list[str]:
         self.stage = 'validation of one batch'
         start = time.perf_counter()
         metrics = sorted(self.runner.val_loop.run() or {})
@@ -248,12 +303,14 @@ class Rehearsal:
         wanted = hook.get('save_best') or []
         for name in [wanted] if isinstance(wanted, str) else wanted:
             if metrics and name not in ('auto', *metrics):
-                raise ConfigError(f'default_hooks.checkpoint.save_best is {name!r}, and validation '
-                                  f'gives {", ".join(metrics)}; set it to one of these, to '
-                                  "'auto', or mend val_evaluator")
+                raise ConfigError(
+                    f'default_hooks.checkpoint.save_best is {name!r}, and validation '
+                    f'gives {", ".join(metrics)}; set it to one of these, to '
+                    "'auto', or mend val_evaluator"
+                )
         return metrics
 
-    def _checkpoint(self, seconds: Dict[str, float]) -> int:
+    def _checkpoint(self, seconds: dict[str, float]) -> int:
         self.stage = f'writing and reading a checkpoint in {self.full_cfg.work_dir}'
         start = time.perf_counter()
         self.runner.save_checkpoint(str(self.work_dir), 'dry_run.pth', by_epoch=self.by_epoch)
@@ -285,7 +342,7 @@ def _accept_all_scores(part: Any) -> None:
     if isinstance(part, Mapping):
         for key, value in part.items():
             if key == 'score_thr' and isinstance(value, (int, float)):
-                part[key] = 0.
+                part[key] = 0.0
             else:
                 _accept_all_scores(value)
     elif isinstance(part, (list, tuple)):
@@ -293,7 +350,7 @@ def _accept_all_scores(part: Any) -> None:
             _accept_all_scores(value)
 
 
-def hand_over(runner: Runner, built: Dict[str, Any]) -> None:
+def hand_over(runner: Runner, built: dict[str, Any]) -> None:
     """Give a runner the data sets that the checks have built.
 
     Args:

@@ -2,14 +2,17 @@
 
 Every check takes a data set of a loader, a :class:`Part`, and yields what it finds.
 """
+
 import json
 import math
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any
 
 from groupmamba_mm.engine.config_checks import type_name
+
 from .findings import Finding, doubles, shown
 from .parts import Part
 
@@ -17,8 +20,22 @@ from .parts import Part
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
 #: Above this number of images, the quick form does not look for files that were passed over.
 MAX_LISTED = 200_000
-_IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif',
-                   '.ppm', '.pgm', '.jp2', '.heic', '.avif'}
+_IMAGE_SUFFIXES = {
+    '.jpg',
+    '.jpeg',
+    '.jfif',
+    '.png',
+    '.bmp',
+    '.tif',
+    '.tiff',
+    '.webp',
+    '.gif',
+    '.ppm',
+    '.pgm',
+    '.jp2',
+    '.heic',
+    '.avif',
+}
 
 
 def missing_paths(part: Part) -> Iterator[Finding]:
@@ -29,21 +46,29 @@ def missing_paths(part: Part) -> Iterator[Finding]:
     prefixes = dict(img_path=prefixes) if isinstance(prefixes, str) else dict(prefixes)
     if not prefixes and part.reads_as('mmpretrain', 'CustomDataset'):
         prefixes = dict(img_path=part.cfg.get('split') or '')
-    wanted = [('data folder', '', 'data_root'), ('annotation file', part.cfg.get('ann_file'),
-                                                 'ann_file')]
-    wanted += [('data folder', prefix, 'data_prefix') for name, prefix in prefixes.items()
-               if name != 'seg_map_path' or part.loads_labels]
+    wanted = [
+        ('data folder', '', 'data_root'),
+        ('annotation file', part.cfg.get('ann_file'), 'ann_file'),
+    ]
+    wanted += [
+        ('data folder', prefix, 'data_prefix')
+        for name, prefix in prefixes.items()
+        if name != 'seg_map_path' or part.loads_labels
+    ]
     for kind, name, key in wanted:
         path = os.path.join(part.root, name) if name else part.root
-        if kind == 'annotation file' and not name or not path:
+        if (kind == 'annotation file' and not name) or not path:
             continue
         if not (os.path.exists(path) if kind == 'annotation file' else os.path.isdir(path)):
-            yield Finding(f'{kind} {path} of {part}', f'does not exist (looked from {os.getcwd()})',
-                          f'prepare the data as the README says, or point {part.key}.{key} at it')
+            yield Finding(
+                f'{kind} {path} of {part}',
+                f'does not exist (looked from {os.getcwd()})',
+                f'prepare the data as the README says, or point {part.key}.{key} at it',
+            )
             return
 
 
-def read_coco(part: Part, needs: Tuple[str, ...]) -> Iterator[Finding]:
+def read_coco(part: Part, needs: tuple[str, ...]) -> Iterator[Finding]:
     """Read a COCO file into ``part.content`` and check its form.
 
     ``needs`` are keys of annotations beside those that every data set reads, () if it is used
@@ -56,36 +81,50 @@ def read_coco(part: Part, needs: Tuple[str, ...]) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding(where, f'is not valid JSON ({error})', 'get it again')
         return
-    kinds = dict(images=('id', 'file_name', 'height', 'width'), categories=('id', 'name'),
-                 annotations=('id', 'image_id', 'category_id', 'bbox', 'area', *needs))
+    kinds = dict(
+        images=('id', 'file_name', 'height', 'width'),
+        categories=('id', 'name'),
+        annotations=('id', 'image_id', 'category_id', 'bbox', 'area', *needs),
+    )
     if needs == () and isinstance(content, dict):
         content.setdefault('annotations', [])
     lacking = [kind for kind in kinds if not isinstance(content, dict) or kind not in content]
     if lacking or not content['images']:
-        yield Finding(where, f'has no {", ".join(lacking)}, so it is no COCO file of instances'
-                      if lacking else 'lists no images',
-                      'give another one, such as instances_train2017.json')
+        yield Finding(
+            where,
+            f'has no {", ".join(lacking)}, so it is no COCO file of instances'
+            if lacking
+            else 'lists no images',
+            'give another one, such as instances_train2017.json',
+        )
         return
-    problems: Dict[str, List[Any]] = defaultdict(list)
+    problems: dict[str, list[Any]] = defaultdict(list)
     for kind, keys in kinds.items():
         for number, entry in enumerate(content[kind]):
             for key in keys:
-                if key not in entry or key == 'segmentation' and not entry[key]:
+                if key not in entry or (key == 'segmentation' and not entry[key]):
                     problems[f'of its {kind} have no {key}'].append(f'number {number}')
     problems = problems or _dangling(content)
     for what, found in problems.items():
-        yield Finding(where, f'is wrong: {len(found)} {what}: {shown(found)}',
-                      'mend or remove them', how_many=len(found))
+        yield Finding(
+            where,
+            f'is wrong: {len(found)} {what}: {shown(found)}',
+            'mend or remove them',
+            how_many=len(found),
+        )
     if not problems:
         part.content = content
         folder = Path(part.root, (part.cfg.get('data_prefix') or {}).get('img') or '')
-        yield from _missing([folder / image['file_name'] for image in content['images']],
-                            f'images that {where} lists', 'correct data_prefix')
+        yield from _missing(
+            [folder / image['file_name'] for image in content['images']],
+            f'images that {where} lists',
+            'correct data_prefix',
+        )
 
 
-def _dangling(content: Dict[str, Any]) -> Dict[str, List[Any]]:
+def _dangling(content: dict[str, Any]) -> dict[str, list[Any]]:
     """Ids that stand twice or refer to nothing, and boxes that are none."""
-    problems: Dict[str, List[Any]] = defaultdict(list)
+    problems: dict[str, list[Any]] = defaultdict(list)
     ids = {kind: [entry['id'] for entry in content[kind]] for kind in ('images', 'categories')}
     for kind, found in dict(ids, annotations=[a['id'] for a in content['annotations']]).items():
         for key in doubles(found):
@@ -95,40 +134,57 @@ def _dangling(content: Dict[str, Any]) -> Dict[str, List[Any]]:
         key, box, category = annotation['id'], annotation['bbox'], annotation['category_id']
         if annotation['image_id'] not in images:
             problems['annotations are of images that it does not list'].append(
-                f"{key} of the image {annotation['image_id']}")
+                f'{key} of the image {annotation["image_id"]}'
+            )
         if category not in categories:
-            problems[f'annotations have a category that is none of {shown(sorted(categories))}'
-                     ].append(f'{key} has {category}')
-        if not (isinstance(box, list) and len(box) == 4 and all(
-                isinstance(value, (int, float)) and math.isfinite(value) for value in box)):
+            problems[
+                f'annotations have a category that is none of {shown(sorted(categories))}'
+            ].append(f'{key} has {category}')
+        if not (
+            isinstance(box, list)
+            and len(box) == 4
+            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
+        ):
             problems['annotations have a bbox that is not [x, y, width, height]'].append(
-                f'{key} has {box}')
+                f'{key} has {box}'
+            )
     return problems
 
 
-def _missing(files: List[Path], kind: str, remedy: str) -> Iterator[Finding]:
+def _missing(files: list[Path], kind: str, remedy: str) -> Iterator[Finding]:
     """Look for files, folder by folder: asking for each one takes long on a network."""
-    there: Dict[Path, set] = {}
+    there: dict[Path, set] = {}
     for folder in {file.parent for file in files}:
-        there[folder] = {entry.name for entry in os.scandir(folder)
-                         if entry.is_file()} if folder.is_dir() else set()
+        there[folder] = (
+            {entry.name for entry in os.scandir(folder) if entry.is_file()}
+            if folder.is_dir()
+            else set()
+        )
     missing = [file for file in files if file.name not in there[file.parent]]
     if missing:
         broken = ' (links to nothing)' if all(file.is_symlink() for file in missing) else ''
-        yield Finding(f'{len(missing)} of the {len(files)} {kind}',
-                      f'are missing{broken}: {shown(missing, 3)}', f'restore them, or {remedy}',
-                      how_many=len(missing))
+        yield Finding(
+            f'{len(missing)} of the {len(files)} {kind}',
+            f'are missing{broken}: {shown(missing, 3)}',
+            f'restore them, or {remedy}',
+            how_many=len(missing),
+        )
 
 
 def missing_label_maps(part: Part) -> Iterator[Finding]:
     """Look for the images and label maps of a segmentation data set."""
     infos = list(part.infos(None))
-    for key, kind, suffix in (('img_path', 'images', 'img_suffix'),
-                              ('seg_map_path', 'label maps', 'seg_map_suffix')):
+    for key, kind, suffix in (
+        ('img_path', 'images', 'img_suffix'),
+        ('seg_map_path', 'label maps', 'seg_map_suffix'),
+    ):
         if key == 'seg_map_path' and not part.loads_labels:
             continue
-        yield from _missing([Path(info[key]) for info in infos if key in info],
-                            f'{kind} of {part}', f'correct data_prefix or {suffix}')
+        yield from _missing(
+            [Path(info[key]) for info in infos if key in info],
+            f'{kind} of {part}',
+            f'correct data_prefix or {suffix}',
+        )
 
 
 def passed_over(part: Part, full: bool) -> Iterator[Finding]:
@@ -139,36 +195,54 @@ def passed_over(part: Part, full: bool) -> Iterator[Finding]:
     if not part.is_local or not os.path.isdir(folder) or large:
         return
     taken = {os.path.normpath(info['img_path']) for info in part.infos(None)}
-    left: Dict[str, List[str]] = defaultdict(list)
+    left: dict[str, list[str]] = defaultdict(list)
     for parent, _, names in os.walk(folder, followlinks=True):
         for path in (os.path.join(parent, name) for name in names):
             if os.path.normpath(path) not in taken:
                 broken = os.path.islink(path) and not os.path.exists(path)
                 hidden = os.path.basename(path).startswith('.')
-                left['are links to nothing' if broken else 'are hidden' if hidden else
-                     f'end in {os.path.splitext(path)[1] or "nothing"}'].append(path)
+                left[
+                    'are links to nothing'
+                    if broken
+                    else 'are hidden'
+                    if hidden
+                    else f'end in {os.path.splitext(path)[1] or "nothing"}'
+                ].append(path)
     for how, paths in left.items():
         looks = how.startswith('are links') or (
-            part.content is None and how.split()[-1].lower() in _IMAGE_SUFFIXES)
-        yield Finding(str(part), f'leave out {len(paths)} files of {folder} that {how}: '
-                      f'{shown(paths, 3)}', 'rename them, or set img_suffix or extensions of the '
-                      'data set, if they belong to it' if looks else '', len(paths),
-                      'warning' if looks else 'fact')
+            part.content is None and how.split()[-1].lower() in _IMAGE_SUFFIXES
+        )
+        yield Finding(
+            str(part),
+            f'leave out {len(paths)} files of {folder} that {how}: {shown(paths, 3)}',
+            'rename them, or set img_suffix or extensions of the data set, if they belong to it'
+            if looks
+            else '',
+            len(paths),
+            'warning' if looks else 'fact',
+        )
 
 
-def shared_files(parts: List[Part], full: bool) -> Iterator[Finding]:
+def shared_files(parts: list[Part], full: bool) -> Iterator[Finding]:
     """Compare the images of train with those of val and test, links followed."""
-    files: Dict[str, set] = defaultdict(set)
+    files: dict[str, set] = defaultdict(set)
     for part in parts:
         paths = [info['img_path'] for info in part.infos(*[None] * full)]
         folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, paths))}
         files[part.split].update(
-            os.path.realpath(path) if os.path.islink(path) else
-            os.path.join(folders[os.path.dirname(path)], os.path.basename(path)) for path in paths)
+            os.path.realpath(path)
+            if os.path.islink(path)
+            else os.path.join(folders[os.path.dirname(path)], os.path.basename(path))
+            for path in paths
+        )
     for split in ('val', 'test'):
         both = sorted(files[split] & files['train'])
         if both:
-            yield Finding(f'the {split} data', f'share {len(both)} of {len(files[split])} images '
-                          f'with the train data: {shown(both, 3)}', 'take images that training has '
-                          'not seen, or the scores say nothing about new ones', len(both),
-                          'warning')
+            yield Finding(
+                f'the {split} data',
+                f'share {len(both)} of {len(files[split])} images '
+                f'with the train data: {shown(both, 3)}',
+                'take images that training has not seen, or the scores say nothing about new ones',
+                len(both),
+                'warning',
+            )

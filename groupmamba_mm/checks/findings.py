@@ -1,7 +1,9 @@
 """What a check found, stated in one way."""
+
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Iterable, Iterator, List, Literal, Type
+from typing import Literal
 
 from groupmamba_mm.errors import ConfigError, DataError, UserError
 
@@ -19,12 +21,13 @@ class Finding:
             may be meant. 'fact': for a report.
         error: How an error is raised.
     """
+
     where: str
     what: str
     remedy: str = ''
     how_many: int = 1
     severity: Literal['error', 'warning', 'fact'] = 'error'
-    error: Type[UserError] = DataError
+    error: type[UserError] = DataError
 
     def __str__(self) -> str:
         return f'{self.where} {self.what}'.strip() + (f'; {self.remedy}' if self.remedy else '')
@@ -33,7 +36,8 @@ class Finding:
 @dataclass
 class Report:
     """The findings of all checks, in the order in which they were made."""
-    findings: List[Finding] = field(default_factory=list)
+
+    findings: list[Finding] = field(default_factory=list)
 
     def add(self, findings: Iterable[Finding]) -> bool:
         """Take findings in, and say whether there was no error among them."""
@@ -41,7 +45,7 @@ class Report:
         self.findings += [finding for finding in new if finding not in self.findings]
         return not any(finding.severity == 'error' for finding in new)
 
-    def of(self, severity: str) -> List[Finding]:
+    def of(self, severity: str) -> list[Finding]:
         """List the findings of one severity."""
         return [finding for finding in self.findings if finding.severity == severity]
 

@@ -2,8 +2,10 @@
 
 Every check yields what it finds; the data sets of a :class:`Part` are built.
 """
+
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -13,11 +15,18 @@ from .parts import Part
 
 #: Parts of a model that predict the data's classes. Others, such as a semantic head beside a
 #: detector's, may have classes of their own.
-HEADS = ('head', 'heads', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head',
-         'data_preprocessor')
+HEADS = (
+    'head',
+    'heads',
+    'bbox_head',
+    'mask_head',
+    'decode_head',
+    'auxiliary_head',
+    'data_preprocessor',
+)
 
 
-def labels_of(info: Mapping[str, Any]) -> List[int]:
+def labels_of(info: Mapping[str, Any]) -> list[int]:
     """The labels of an image that its data set knows: its own, or those of what can be learnt."""
     if 'instances' in info:
         return [int(i['bbox_label']) for i in info['instances'] if not i.get('ignore_flag')]
@@ -29,37 +38,54 @@ def names_of_labels(part: Part) -> Iterator[Finding]:
     classes = part.classes or ()
     same = doubles(classes) if (part.cfg.get('metainfo') or {}).get('classes') else []
     if same:  # ImageNet's own list has two cranes
-        yield config_error(f'metainfo of {part}', f'has the class {shown(same)} several times',
-                           'give each class a name of its own')
+        yield config_error(
+            f'metainfo of {part}',
+            f'has the class {shown(same)} several times',
+            'give each class a name of its own',
+        )
     hidden = [name for name in part.folders if name.startswith('.')]
     if hidden:
-        yield Finding(str(part), f'have the hidden folder {shown(hidden)} for a class, which '
-                      'numbers all classes behind it', f'remove it from {part.dataset.img_prefix}')
+        yield Finding(
+            str(part),
+            f'have the hidden folder {shown(hidden)} for a class, which '
+            'numbers all classes behind it',
+            f'remove it from {part.dataset.img_prefix}',
+        )
     if part.content is not None:
         where = f'the annotation file of {part}'
         there = [str(category['name']) for category in part.content['categories']]
         absent, twice = [name for name in classes if name not in there], doubles(there)
         if absent:
-            yield Finding(where, f'has the categories {shown(there)}, and not {shown(absent)}',
-                          'set metainfo=dict(classes=...) in train, val and test to names out of '
-                          'the file')
+            yield Finding(
+                where,
+                f'has the categories {shown(there)}, and not {shown(absent)}',
+                'set metainfo=dict(classes=...) in train, val and test to names out of the file',
+            )
         elif twice:
-            yield Finding(where, f'has several categories called {shown(twice)}',
-                          'give each a name of its own, or join them')
+            yield Finding(
+                where,
+                f'has several categories called {shown(twice)}',
+                'give each a name of its own, or join them',
+            )
         if absent or twice:
             return
-    wrong = [f'{name} is number {label} in the files and {classes.index(name)} in classes'
-             for label, name in part.names.items()
-             if name in classes and classes.index(name) != label]
+    wrong = [
+        f'{name} is number {label} in the files and {classes.index(name)} in classes'
+        for label, name in part.names.items()
+        if name in classes and classes.index(name) != label
+    ]
     if wrong:
         right = [name for _, name in sorted(part.names.items())]
-        yield config_error(f'the classes of {part}', 'are in another order than in the files: '
-                           f'{shown(wrong, 3)}', 'every name would be wrong; set metainfo='
-                           'dict(classes=...) in train, val and test to the order of the files: '
-                           f'{tuple(right) if len(right) <= 30 else shown(right, 30)}')
+        yield config_error(
+            f'the classes of {part}',
+            f'are in another order than in the files: {shown(wrong, 3)}',
+            'every name would be wrong; set metainfo='
+            'dict(classes=...) in train, val and test to the order of the files: '
+            f'{tuple(right) if len(right) <= 30 else shown(right, 30)}',
+        )
 
 
-def same_in_splits(parts: Sequence[Part], trained: Optional[Tuple[str, ...]]) -> Iterator[Finding]:
+def same_in_splits(parts: Sequence[Part], trained: tuple[str, ...] | None) -> Iterator[Finding]:
     """Compare the classes of the splits with each other, or with those of a checkpoint."""
     named = [part for part in parts if part.classes is not None]
     first = trained or (named[0].classes if named else ())
@@ -70,40 +96,52 @@ def same_in_splits(parts: Sequence[Part], trained: Optional[Tuple[str, ...]]) ->
             continue
         moved = [name for name in here if name in first and first.index(name) != here.index(name)]
         foreign = [name for name in here if name not in first]
-        text += shown(first) + (f': {moved[0]} is number {here.index(moved[0])} here and '
-                                f'{first.index(moved[0])} there' if moved else '')
+        text += shown(first) + (
+            f': {moved[0]} is number {here.index(moved[0])} here and {first.index(moved[0])} there'
+            if moved
+            else ''
+        )
         # Wholly other names may be those of folders; a split may lack the last classes.
         wrong = moved or 0 < len(foreign) < len(here) or not (part.folders or trained)
-        yield Finding(str(part), text, 'give all splits the same class folders, empty ones '
-                      'where a split has no image' if part.folders else 'set the same metainfo='
-                      'dict(classes=...) in train, val and test', len(moved or foreign) or 1,
-                      'error' if wrong else 'warning')
-    numbers: Dict[str, Tuple[int, Part]] = {}
+        yield Finding(
+            str(part),
+            text,
+            'give all splits the same class folders, empty ones where a split has no image'
+            if part.folders
+            else 'set the same metainfo=dict(classes=...) in train, val and test',
+            len(moved or foreign) or 1,
+            'error' if wrong else 'warning',
+        )
+    numbers: dict[str, tuple[int, Part]] = {}
     for part in parts:
         for name, label in _folders_in_file(part).items():
             other, before = numbers.setdefault(name, (label, part))
             if other != label:
-                yield Finding(str(part), f'give images of the folder {name} the label {label}, and '
-                              f'{before} give them {other}', 'number the classes of all annotation '
-                              'files alike')
+                yield Finding(
+                    str(part),
+                    f'give images of the folder {name} the label {label}, and '
+                    f'{before} give them {other}',
+                    'number the classes of all annotation files alike',
+                )
                 return
 
 
-def _folders_in_file(part: Part) -> Dict[str, int]:
+def _folders_in_file(part: Part) -> dict[str, int]:
     """Folders in an annotation file of a classifier whose images all have one label."""
     if not part.cfg.get('ann_file') or part.scope != 'mmpretrain':
         return {}
-    found: Dict[str, set] = {}
+    found: dict[str, set] = {}
     for info in part.infos():
         found.setdefault(info['img_path'].split('/')[-2], set()).update(labels_of(info))
     return {name: labels.pop() for name, labels in found.items() if len(labels) == 1}
 
 
-def _heads_of(part: Any, where: str) -> Iterator[Tuple[str, int]]:
+def _heads_of(part: Any, where: str) -> Iterator[tuple[str, int]]:
     """The places of ``num_classes`` in a model's config, and their values."""
     if isinstance(part, Mapping):
         if isinstance(part.get('num_classes'), int) and HEADS.count(
-                where.split('.')[-1].split('[')[0]):
+            where.split('.')[-1].split('[')[0]
+        ):
             yield f'{where}.num_classes', part['num_classes']
         for key, value in part.items():
             if key != 'teacher':
@@ -120,18 +158,25 @@ def heads(cfg: Config, part: Part) -> Iterator[Finding]:
     kind = 'class folders' if part.folders else 'classes'
     for where, number in found.items():
         if part.classes is not None and number != len(part.classes):
-            yield config_error(where, f'is {number}, and {part} have {len(part.classes)} {kind} '
-                               f'({shown(part.classes, 12)})', 'set it to that number, or mend the '
-                               'classes of the data')
+            yield config_error(
+                where,
+                f'is {number}, and {part} have {len(part.classes)} {kind} '
+                f'({shown(part.classes, 12)})',
+                'set it to that number, or mend the classes of the data',
+            )
     highest = max((label for info in part.infos() for label in labels_of(info)), default=-1)
     fewest = min(found.values(), default=highest + 1)
     if highest >= fewest:
-        yield Finding(str(part), f'have the label {highest}, and the model has {fewest} classes, '
-                      f'0 to {fewest - 1}', 'number the classes from 0, or raise num_classes')
+        yield Finding(
+            str(part),
+            f'have the label {highest}, and the model has {fewest} classes, 0 to {fewest - 1}',
+            'number the classes from 0, or raise num_classes',
+        )
 
 
-def learnable(part: Part, counts: Counter, read: int, ignored: int, full: bool
-              ) -> Iterator[Finding]:
+def learnable(
+    part: Part, counts: Counter, read: int, ignored: int, full: bool
+) -> Iterator[Finding]:
     """Is anything left to learn after all filters?
 
     ``counts`` are of the labels in ``read`` images, of pixels beside those ``ignored``.
@@ -145,25 +190,40 @@ def learnable(part: Part, counts: Counter, read: int, ignored: int, full: bool
     if part.content is not None and everything and part.content['annotations']:
         yield from _lost(part, sum(counts.values()), severity)
     elif not counts:
-        yield Finding(str(part), f'have no labelled {things} in {read} images', 'a model learns '
-                      'nothing from them; check labels, ignore_index and reduce_zero_label',
-                      severity=severity)
+        yield Finding(
+            str(part),
+            f'have no labelled {things} in {read} images',
+            'a model learns nothing from them; check labels, ignore_index and reduce_zero_label',
+            severity=severity,
+        )
     if len(counts) == 1 < len(names) and part.scope != 'mmdet':
         only = names[min(next(iter(counts)), len(names) - 1)]
-        yield Finding(str(part), f'have {things} of the class {only} only in {read} images{extra}, '
-                      f'and none of {shown(never)}', 'there is nothing to tell apart; write the '
-                      'number of each class into the labels', severity=severity)
+        yield Finding(
+            str(part),
+            f'have {things} of the class {only} only in {read} images{extra}, '
+            f'and none of {shown(never)}',
+            'there is nothing to tell apart; write the number of each class into the labels',
+            severity=severity,
+        )
     elif never and counts and (everything or ignored):
-        yield Finding(str(part), f'have no {things} of {len(never)} of {len(names)} classes in '
-                      f'{read} images{extra}: {shown(never)}', 'check that the labels are numbered '
-                      'as classes says', len(never), 'warning')
+        yield Finding(
+            str(part),
+            f'have no {things} of {len(never)} of {len(names)} classes in '
+            f'{read} images{extra}: {shown(never)}',
+            'check that the labels are numbered as classes says',
+            len(never),
+            'warning',
+        )
     if full and counts:
         share = sum(counts.values())
-        listed = ', '.join(f'{name} ' + (f'{counts[label] / share:.2%}' if things == 'pixels' else
-                                         str(counts[label]))
-                           for label, name in enumerate(names[:40]))
-        yield Finding(str(part), f'have {total} images; {things} of each class: {listed}',
-                      severity='fact')
+        listed = ', '.join(
+            f'{name} '
+            + (f'{counts[label] / share:.2%}' if things == 'pixels' else str(counts[label]))
+            for label, name in enumerate(names[:40])
+        )
+        yield Finding(
+            str(part), f'have {total} images; {things} of each class: {listed}', severity='fact'
+        )
 
 
 def _lost(part: Part, left: int, severity: str) -> Iterator[Finding]:
@@ -174,20 +234,36 @@ def _lost(part: Part, left: int, severity: str) -> Iterator[Finding]:
     for annotation in annotations:
         x, y, width, height = annotation['bbox']
         columns, rows = sizes[annotation['image_id']]
-        reasons['of other classes' if annotation['category_id'] not in used else
-                'crowds or ignored' if annotation.get('iscrowd') or annotation.get('ignore') else
-                'in images of width or height 0 or less' if min(columns, rows) <= 0 else
-                'smaller than a pixel, or of area 0 (boxes are in pixels, not in shares of the '
-                'image)' if annotation['area'] <= 0 or min(width, height) < 1 else
-                'outside of their image' if x >= columns or y >= rows or x + width <= 0
-                or y + height <= 0 else ''] += 1
+        reasons[
+            'of other classes'
+            if annotation['category_id'] not in used
+            else 'crowds or ignored'
+            if annotation.get('iscrowd') or annotation.get('ignore')
+            else 'in images of width or height 0 or less'
+            if min(columns, rows) <= 0
+            else 'smaller than a pixel, or of area 0 (boxes are in pixels, not in shares of the '
+            'image)'
+            if annotation['area'] <= 0 or min(width, height) < 1
+            else 'outside of their image'
+            if x >= columns or y >= rows or x + width <= 0 or y + height <= 0
+            else ''
+        ] += 1
     listed = ', '.join(f'{count} {reason}' for reason, count in reasons.most_common() if reason)
     if not left:
-        yield Finding(f'the annotation file of {part}', f'has {len(annotations)} annotations, and '
-                      f'none can be learnt: {listed or "all filtered out"}',
-                      'mend the file, the classes or filter_cfg', severity=severity)
+        yield Finding(
+            f'the annotation file of {part}',
+            f'has {len(annotations)} annotations, and '
+            f'none can be learnt: {listed or "all filtered out"}',
+            'mend the file, the classes or filter_cfg',
+            severity=severity,
+        )
     elif left < len(annotations):
         most = left < len(annotations) / 2
-        yield Finding(str(part), f'give {left} of {len(annotations)} annotations to the model; '
-                      f'left out: {listed or "by filter_cfg"}', 'check that this is meant' if most
-                      else '', len(annotations) - left, 'warning' if most else 'fact')
+        yield Finding(
+            str(part),
+            f'give {left} of {len(annotations)} annotations to the model; '
+            f'left out: {listed or "by filter_cfg"}',
+            'check that this is meant' if most else '',
+            len(annotations) - left,
+            'warning' if most else 'fact',
+        )

@@ -1,10 +1,12 @@
 """The data sets of a config, as its loaders are given them."""
+
 import gc
 import importlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
@@ -28,12 +30,13 @@ class Part:
         dataset: What was built from the config, None before.
         content: What its annotation file of COCO holds, None for other data.
     """
+
     split: str
     key: str
-    cfg: Dict[str, Any]
+    cfg: dict[str, Any]
     scope: str
-    dataset: Optional[BaseDataset] = None
-    content: Optional[Dict[str, Any]] = None
+    dataset: BaseDataset | None = None
+    content: dict[str, Any] | None = None
 
     def __str__(self) -> str:
         return f'the {self.split} data'
@@ -51,11 +54,13 @@ class Part:
     @property
     def loads_labels(self) -> bool:
         """Whether its pipeline reads label maps; that of a test for a server does not."""
-        return any('LoadAnnotations' in str(step.get('type')) + str(step.get('transforms'))
-                   for step in self.cfg.get('pipeline') or ())
+        return any(
+            'LoadAnnotations' in str(step.get('type')) + str(step.get('transforms'))
+            for step in self.cfg.get('pipeline') or ()
+        )
 
     @cached_property
-    def owner(self) -> Optional[type]:
+    def owner(self) -> type | None:
         """Its class, None if there is none of its name."""
         kind = self.cfg.get('type')
         if not isinstance(kind, str):
@@ -76,49 +81,62 @@ class Part:
         return self.reads_as('mmdet', 'CocoDataset')
 
     @cached_property
-    def classes(self) -> Optional[Tuple[str, ...]]:
+    def classes(self) -> tuple[str, ...] | None:
         """The class names that the model is told, None if there are none."""
         names = self.dataset.metainfo.get('classes')
         return None if names is None else tuple(map(str, names))
 
     @property
-    def folders(self) -> Dict[str, int]:
+    def folders(self) -> dict[str, int]:
         """Label of each class folder, where folders are the classes."""
         return getattr(self.dataset, 'folder_to_idx', None) or {}
 
     @cached_property
-    def names(self) -> Dict[int, str]:
+    def names(self) -> dict[int, str]:
         """What the files call each label, as far as they name it: categories or class folders."""
         if self.content is not None:
             named = {c['id']: str(c['name']) for c in self.content['categories']}
             return {label: named[key] for key, label in self.dataset.cat2label.items()}
         return {label: folder for folder, label in self.folders.items()}
 
-    def infos(self, most: Optional[int] = MAX_ENTRIES) -> Iterator[Dict[str, Any]]:
+    def infos(self, most: int | None = MAX_ENTRIES) -> Iterator[dict[str, Any]]:
         """Read entries, spread over the data set."""
         total = len(self.dataset)
         step = 1 if most is None else max(1, -(-total // most))
         return map(self.dataset.get_data_info, range(0, total, step))
 
-    def loading_steps(self) -> List[Any]:
+    def loading_steps(self) -> list[Any]:
         """The pipeline's first steps, which read files, with whole images asked for."""
-        steps = [step for step in getattr(self.dataset.pipeline, 'transforms', [])
-                 if 'Load' in type(step).__name__]
-        return [CheckedLoadImageFromFile(step.to_float32, step.color_type, step.imdecode_backend,
-                                         backend_args=step.backend_args)
-                if type(step).__name__ == 'LoadImageFromFile' else step for step in steps]
+        steps = [
+            step
+            for step in getattr(self.dataset.pipeline, 'transforms', [])
+            if 'Load' in type(step).__name__
+        ]
+        return [
+            CheckedLoadImageFromFile(
+                step.to_float32,
+                step.color_type,
+                step.imdecode_backend,
+                backend_args=step.backend_args,
+            )
+            if type(step).__name__ == 'LoadImageFromFile'
+            else step
+            for step in steps
+        ]
 
 
-def parts_of(cfg: Config, split: str) -> List[Part]:
+def parts_of(cfg: Config, split: str) -> list[Part]:
     """Look into RepeatDataset, ConcatDataset and their like."""
     loader = cfg.get(f'{split}_dataloader')
     if loader is None:
         return []
-    return [Part(split, key, part, cfg.default_scope) for key, part in
-            _leaves(loader['dataset'], f'{split}_dataloader.dataset')]
+    return [
+        Part(split, key, part, cfg.default_scope)
+        for key, part in _leaves(loader['dataset'], f'{split}_dataloader.dataset')
+    ]
 
 
-def _leaves(part: Any, key: str) -> Iterator[Tuple[str, Dict]]:
+def _leaves(part: Any, key: str) -> Iterator[tuple[str, dict]]:
     if 'datasets' in part:
         for index, inner in enumerate(part['datasets']):
             yield from _leaves(inner, f'{key}.datasets.{index}')
@@ -128,7 +146,7 @@ def _leaves(part: Any, key: str) -> Iterator[Tuple[str, Dict]]:
         yield key, part
 
 
-def build(cfg: Config, parts: List[Part]) -> Any:
+def build(cfg: Config, parts: list[Part]) -> Any:
     """Build what a loader is given."""
     gc.disable()  # it would look through millions of entries again and again
     try:

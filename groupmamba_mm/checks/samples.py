@@ -1,10 +1,12 @@
 """What do images, labels and batches look like when a pipeline has loaded them?"""
+
 import copy
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Set, Tuple
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -14,11 +16,12 @@ from tqdm import tqdm
 
 from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError
+
 from .findings import Finding, config_error, shown
 from .parts import Part, processes, spread
 
 #: The quick form reads images of a data set for so many seconds, and this many at least.
-SECONDS, LEAST = 2., 8
+SECONDS, LEAST = 2.0, 8
 #: Images that go through the whole pipeline.
 WHOLE = 8
 
@@ -36,19 +39,20 @@ class Loaded:
         labelled: Whether there were label maps.
         sizes: An image of each size.
     """
+
     part: Part
-    findings: List[Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     ignored: int = 0
     read: int = 0
     labelled: bool = False
-    sizes: Dict[Tuple[int, ...], int] = field(default_factory=dict)
+    sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
 
     def add(self, *finding: str) -> None:
         """Take a finding in."""
         self.findings.append(Finding(*finding))
 
-    def look_at(self, index: int, steps: List[Any]) -> None:
+    def look_at(self, index: int, steps: list[Any]) -> None:
         """Load an image with its labels."""
         info = self.part.dataset.get_data_info(index)
         self.read += 1
@@ -64,17 +68,21 @@ class Loaded:
         except Exception as error:
             # Whatever a library raises while it reads a file is the file's fault, told with it.
             what = ' '.join(str(error).split()) or type(error).__name__
-            self.add(f"{info.get('seg_map_path') or info.get('img_path')} of {self.part}",
-                     f'cannot be read ({what})', "cut it into tiles, or read it with dict(type="
-                     "'LoadAnnotations', imdecode_backend='cv2')" if 'decompression bomb' in what
-                     else 'replace it, or remove it from the data')
+            self.add(
+                f'{info.get("seg_map_path") or info.get("img_path")} of {self.part}',
+                f'cannot be read ({what})',
+                'cut it into tiles, or read it with dict(type='
+                "'LoadAnnotations', imdecode_backend='cv2')"
+                if 'decompression bomb' in what
+                else 'replace it, or remove it from the data',
+            )
             return
         labels = results.get('gt_seg_map')
         if labels is not None:
             self.labelled = True
             self._look_at_labels(labels, results['img'], info)
 
-    def _has_another_size(self, info: Dict[str, Any], image: np.ndarray, index: int) -> bool:
+    def _has_another_size(self, info: dict[str, Any], image: np.ndarray, index: int) -> bool:
         self.sizes.setdefault(image.shape, index)
         said = (info.get('height'), info.get('width'))
         differs = 'height' in info and said != image.shape[:2]
@@ -82,23 +90,33 @@ class Loaded:
             self._differs(info['img_path'], image, said, 'the annotation file says')
         return differs
 
-    def _differs(self, path: str, image: np.ndarray, other: Tuple[int, ...], says: str) -> None:
+    def _differs(self, path: str, image: np.ndarray, other: tuple[int, ...], says: str) -> None:
         turned = other[::-1] == image.shape[:2]
         why = ' (turned by its EXIF orientation, or labelled before that)' if turned else ''
-        self.add(f'image {path} of {self.part}', f'is loaded as {_size(image.shape)} (H x W), and '
-                 f'{says} {_size(other)}{why}', 'label the image as it is loaded, or save it '
-                 'without the orientation tag' if turned else 'mend the one that is wrong')
+        self.add(
+            f'image {path} of {self.part}',
+            f'is loaded as {_size(image.shape)} (H x W), and {says} {_size(other)}{why}',
+            'label the image as it is loaded, or save it without the orientation tag'
+            if turned
+            else 'mend the one that is wrong',
+        )
 
-    def _look_at_labels(self, labels: np.ndarray, image: np.ndarray, info: Dict[str, Any]) -> None:
-        where, dataset = f"label map {info['seg_map_path']} of {self.part}", self.part.dataset
+    def _look_at_labels(self, labels: np.ndarray, image: np.ndarray, info: dict[str, Any]) -> None:
+        where, dataset = f'label map {info["seg_map_path"]} of {self.part}', self.part.dataset
         if labels.ndim != 2:
-            self.add(where, f'has {labels.shape[2]} channels (colours)', 'write one channel with '
-                     'the number of the class')
+            self.add(
+                where,
+                f'has {labels.shape[2]} channels (colours)',
+                'write one channel with the number of the class',
+            )
             return
         with Image.open(info['seg_map_path']) as raw:
             if raw.mode.startswith('I') and np.asarray(raw).max() > 255:
-                self.add(where, f'has the value {np.asarray(raw).max()}, of whose 16 bits the '
-                         'pipeline keeps 8', 'write numbers up to 255 in 8 bits')
+                self.add(
+                    where,
+                    f'has the value {np.asarray(raw).max()}, of whose 16 bits the pipeline keeps 8',
+                    'write numbers up to 255 in 8 bits',
+                )
         if labels.shape != image.shape[:2]:
             self._differs(info['img_path'], image, labels.shape, 'its label map is')
         found = dict(zip(*(part.tolist() for part in np.unique(labels, return_counts=True))))
@@ -108,12 +126,19 @@ class Loaded:
         wrong = [value + reduced for value in found if value >= number > 0]
         if wrong:
             ignored = 255 if reduced else dataset.ignore_index
-            remedy = (f"if 0 stands for 'other' and 1 to {number} for the classes, set "
-                      'reduce_zero_label=True in the data sets' if not reduced and wrong == [number]
-                      else 'correct the label maps, metainfo or reduce_zero_label')
-            self.add(where, f'has the value {shown(wrong)}', f'with {number} classes and '
-                     f'reduce_zero_label={reduced}, 0 to {number - 1 + reduced} and {ignored} '
-                     f'(ignored) are right; {remedy}')
+            remedy = (
+                f"if 0 stands for 'other' and 1 to {number} for the classes, set "
+                'reduce_zero_label=True in the data sets'
+                if not reduced and wrong == [number]
+                else 'correct the label maps, metainfo or reduce_zero_label'
+            )
+            self.add(
+                where,
+                f'has the value {shown(wrong)}',
+                f'with {number} classes and '
+                f'reduce_zero_label={reduced}, 0 to {number - 1 + reduced} and {ignored} '
+                f'(ignored) are right; {remedy}',
+            )
 
 
 def load(part: Part, full: bool) -> Loaded:
@@ -128,7 +153,7 @@ def load(part: Part, full: bool) -> Loaded:
     return loaded
 
 
-def _size(shape: Tuple[int, ...]) -> str:
+def _size(shape: tuple[int, ...]) -> str:
     return 'x'.join(map(str, shape[:2]))
 
 
@@ -139,7 +164,7 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
     sizes = sorted(loaded.sizes, key=lambda size: (math.prod(size[:2]), size))
     chosen = [loaded.sizes[size] for size in (sizes[:1] + sizes[-1:] + sizes)[:WHOLE]]
     chosen += [index for index, _ in zip(spread(len(part.dataset)), range(WHOLE))]
-    shapes: Dict[Tuple[int, ...], str] = {}
+    shapes: dict[tuple[int, ...], str] = {}
     for index in dict.fromkeys(chosen):
         info = part.dataset.get_data_info(index)
         path = info.get('img_path')
@@ -152,28 +177,39 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
         except Exception as error:
             # A transform may raise anything; training would end with it, without the image's name.
             what = f'{type(error).__name__}: {" ".join(str(error).split())}'
-            yield config_error(f'{part.key}.pipeline', f'fails with image {path} ({what})',
-                               'mend the pipeline or the image')
+            yield config_error(
+                f'{part.key}.pipeline',
+                f'fails with image {path} ({what})',
+                'mend the pipeline or the image',
+            )
             return
         inputs = results.get('inputs') if isinstance(results, dict) else None
         if hasattr(inputs, 'shape'):
             shapes.setdefault(tuple(inputs.shape), path)
     channels = sorted({shape[0] for shape in shapes})
     if len(channels) > 1:
-        yield Finding(str(part), f'have images of {shown(channels)} channels after loading',
-                      "load all alike, for example with color_type='color'")
+        yield Finding(
+            str(part),
+            f'have images of {shown(channels)} channels after loading',
+            "load all alike, for example with color_type='color'",
+        )
     # Images that are stacked to a batch must have one size.
     loader = cfg[f'{part.split}_dataloader']
     collate = loader.get('collate_fn') or {}
-    collate = type_name(collate.get('collate', collate), 'default_collate'
-                        if part.scope == 'mmpretrain' else 'pseudo_collate')
+    collate = type_name(
+        collate.get('collate', collate),
+        'default_collate' if part.scope == 'mmpretrain' else 'pseudo_collate',
+    )
     pads = collate == 'pseudo_collate' and (part.scope != 'mmseg' or part.split == 'train')
     if len(shapes) > 1 and not pads and loader.get('batch_size', 1) > 1:
         listed = [f'{"x".join(map(str, shape[1:]))} ({path})' for shape, path in shapes.items()]
-        yield config_error(f'{part.key}.pipeline', f'gives images of several sizes (H x W), '
-                           f'{shown(listed, 3)}, and {part.split}_dataloader.batch_size='
-                           f'{loader["batch_size"]} stacks them', 'add a transform that gives '
-                           'them one size (Resize, CenterCrop), or set batch_size=1')
+        yield config_error(
+            f'{part.key}.pipeline',
+            f'gives images of several sizes (H x W), '
+            f'{shown(listed, 3)}, and {part.split}_dataloader.batch_size='
+            f'{loader["batch_size"]} stacks them',
+            'add a transform that gives them one size (Resize, CenterCrop), or set batch_size=1',
+        )
 
 
 def batches(cfg: Config, split: str, total: int) -> Iterator[Finding]:
@@ -184,17 +220,26 @@ def batches(cfg: Config, split: str, total: int) -> Iterator[Finding]:
         return
     key = f'{split}_dataloader.batch_size'
     if here < size and loader.get('drop_last'):
-        yield config_error(key, f'is {size}, each process has {here} images, and drop_last=True '
-                           'leaves no batch', 'lower it, or set drop_last=False')
-    elif here % size == 1 < size and not loader.get('drop_last') and any(
-            'BN' in kind or 'BatchNorm' in kind for kind in _types(cfg.get('model'))):
-        yield Finding(key, f'is {size}, and each process has {here} images: the last batch has one '
-                      'image, of which BatchNorm can take no statistics', 'set '
-                      f'{split}_dataloader.drop_last=True, or another batch size',
-                      severity='warning')
+        yield config_error(
+            key,
+            f'is {size}, each process has {here} images, and drop_last=True leaves no batch',
+            'lower it, or set drop_last=False',
+        )
+    elif (
+        here % size == 1 < size
+        and not loader.get('drop_last')
+        and any('BN' in kind or 'BatchNorm' in kind for kind in _types(cfg.get('model')))
+    ):
+        yield Finding(
+            key,
+            f'is {size}, and each process has {here} images: the last batch has one '
+            'image, of which BatchNorm can take no statistics',
+            f'set {split}_dataloader.drop_last=True, or another batch size',
+            severity='warning',
+        )
 
 
-def _types(part: Any) -> Set[str]:
+def _types(part: Any) -> set[str]:
     """All types that a config names."""
     own = {type_name(part)} if isinstance(part, dict) else set()
     values = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()

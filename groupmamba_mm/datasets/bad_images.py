@@ -4,7 +4,9 @@ A config asks for it with ``max_bad_images = N`` at its top; 0, the default, end
 first one. mmengine's data sets would take another image at random in place of one that its
 pipeline drops, and say nothing.
 """
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from groupmamba_mm.errors import DataError
 from groupmamba_mm.extras import explain_missing
@@ -30,7 +32,7 @@ class SkipBadImages:
         dataset (dict): Config of the data set.
     """
 
-    def __init__(self, dataset: Dict[str, Any]) -> None:
+    def __init__(self, dataset: dict[str, Any]) -> None:
         self.dataset = DATASETS.build(dataset)
 
     def __len__(self) -> int:
@@ -49,7 +51,7 @@ class SkipBadImages:
 
 
 @FUNCTIONS.register_module()
-def skip_bad_images(samples: Sequence[Any], collate: Dict[str, Any]) -> Dict[str, Any]:
+def skip_bad_images(samples: Sequence[Any], collate: dict[str, Any]) -> dict[str, Any]:
     """Collate the good images of a batch.
 
     Args:
@@ -83,14 +85,16 @@ class BadImagesHook(Hook):
     Args:
         budget (int): So many different images may be bad.
     """
+
     priority = 'VERY_HIGH'
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.found: Set[str] = set()
+        self.found: set[str] = set()
 
-    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Optional[dict] = None,
-                     mode: str = 'train') -> None:
+    def _before_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None, mode: str = 'train'
+    ) -> None:
         """Take the messages out of a batch.
 
         Args:
@@ -102,14 +106,17 @@ class BadImagesHook(Hook):
         Raises:
             DataError: More images are bad than the budget.
         """
-        messages: List[str] = data_batch.pop(KEY, []) if isinstance(data_batch, dict) else []
+        messages: list[str] = data_batch.pop(KEY, []) if isinstance(data_batch, dict) else []
         for message in dict.fromkeys(messages):
             if message in self.found:
                 continue
             self.found.add(message)
             number = len(self.found)
             if number > self.budget:
-                raise DataError(f'{number} images are bad, and max_bad_images is {self.budget}; '
-                                f'the last one: {message}')
-            runner.logger.warning(f'Left out (bad image {number}, of {self.budget} at most): '
-                                  f'{message}')
+                raise DataError(
+                    f'{number} images are bad, and max_bad_images is {self.budget}; '
+                    f'the last one: {message}'
+                )
+            runner.logger.warning(
+                f'Left out (bad image {number}, of {self.budget} at most): {message}'
+            )

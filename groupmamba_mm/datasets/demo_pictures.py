@@ -3,15 +3,16 @@
 Each function depends on its arguments alone, so that several processes can share the pictures out
 among themselves.
 """
+
 import signal
 from pathlib import Path
-from typing import Dict, List
 
 import numpy as np
 from PIL import Image
 
 from groupmamba_mm.errors import DataError
 from groupmamba_mm.extras import explain_missing
+
 from .demo_annotations import SEG_PALETTE, coco_annotations, label_map
 from .demo_scenes import CLASSES, Scene, compose_scene
 
@@ -58,8 +59,14 @@ def compose_digits(seed: int, split: str, index: int, image_size: int) -> Scene:
     Returns:
         The scene.
     """
-    return compose_scene(seed, split, index, image_size, num_digits=1 + index % MAX_DIGITS,
-                         scale_range=SCENE_SCALE_RANGE)
+    return compose_scene(
+        seed,
+        split,
+        index,
+        image_size,
+        num_digits=1 + index % MAX_DIGITS,
+        scale_range=SCENE_SCALE_RANGE,
+    )
 
 
 def picture_name(index: int) -> str:
@@ -96,8 +103,9 @@ def write_digit(index: int, folder: Path, split: str, seed: int, image_size: int
     write_picture(folder / split / class_folder / picture_name(index), scene.image)
 
 
-def write_detection_picture(index: int, folder: Path, split: str, seed: int,
-                            image_size: int) -> List[Dict]:
+def write_detection_picture(
+    index: int, folder: Path, split: str, seed: int, image_size: int
+) -> list[dict]:
     """Write a picture for detection.
 
     Args:
@@ -115,8 +123,9 @@ def write_detection_picture(index: int, folder: Path, split: str, seed: int,
     return coco_annotations(scene, image_id=index + 1, first_id=1)
 
 
-def write_segmentation_picture(index: int, folder: Path, split: str, seed: int,
-                               image_size: int) -> None:
+def write_segmentation_picture(
+    index: int, folder: Path, split: str, seed: int, image_size: int
+) -> None:
     """Write a picture for segmentation and its label map.
 
     Args:

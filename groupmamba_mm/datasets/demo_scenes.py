@@ -5,8 +5,9 @@ two photographs of ``sklearn.datasets.load_sample_images``. Both ship inside sci
 scene needs no download. Every number drawn comes from a generator seeded with (seed, split,
 index): a scene does not depend on how many others are made, nor in which order.
 """
+
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -77,6 +78,7 @@ class PhotoCrop:
         luma (float): Mean luma that it is brought to.
         contrast (float): Standard deviation of its luma that it is brought to.
     """
+
     photo: str
     x: int
     y: int
@@ -100,6 +102,7 @@ class DigitInstance:
         contrast (float): Luma difference to the surroundings, as ``MIN_CONTRAST`` measures it.
         full_area (int): Number of the digit's pixels before others covered some of them.
     """
+
     label: int
     mask: np.ndarray
     bbox: tuple
@@ -119,13 +122,15 @@ class Scene:
         instances (tuple[DigitInstance]): The digits, the lowest first.
         crop (PhotoCrop): The background.
     """
+
     image: np.ndarray
     instances: tuple
     crop: PhotoCrop
 
 
-def compose_scene(seed, split, index, image_size=64, num_digits=1, labels=None,
-                  scale_range=SCALE_RANGE):
+def compose_scene(
+    seed, split, index, image_size=64, num_digits=1, labels=None, scale_range=SCALE_RANGE
+):
     """Draw one scene.
 
     Later digits cover earlier ones. A digit that would leave less than ``MIN_VISIBLE_SHARE`` of
@@ -160,10 +165,11 @@ def compose_scene(seed, split, index, image_size=64, num_digits=1, labels=None,
     raise RuntimeError(
         f'{num_digits} digits with a scale of {scale_range[0]} to {scale_range[1]} do not fit '
         f'into one picture (seed {seed}, split {split!r}, index {index}): ask for fewer digits '
-        'or a smaller scale_range')
+        'or a smaller scale_range'
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def split_digits(split):
     """List the scans that belong to a split.
 
@@ -209,7 +215,7 @@ def render_background(crop, image_size):
         np.ndarray: Float32 RGB (image_size, image_size, 3), 0 to 1.
     """
     photo = _load_photos()[crop.photo]
-    patch = photo[crop.y:crop.y + crop.side, crop.x:crop.x + crop.side]
+    patch = photo[crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
     if crop.flipped:
         patch = patch[:, ::-1]
     patch = _resize(patch.astype(np.float32) / 255, image_size, image_size)
@@ -226,27 +232,35 @@ def _check_split(split):
 
 def _check_arguments(seed, split, index, image_size, num_digits, labels, scale_range):
     _check_split(split)
-    for name, value, least in (('seed', seed, 0), ('index', index, 0),
-                               ('image_size', image_size, MIN_IMAGE_SIZE),
-                               ('num_digits', num_digits, 1)):
+    for name, value, least in (
+        ('seed', seed, 0),
+        ('index', index, 0),
+        ('image_size', image_size, MIN_IMAGE_SIZE),
+        ('num_digits', num_digits, 1),
+    ):
         if value < least:
             raise ValueError(f'{name} is {value}: use {least} or more')
     if labels is not None:
         if len(labels) != num_digits:
-            raise ValueError(f'labels has {len(labels)} entries but num_digits is {num_digits}: '
-                             'give one label a digit')
+            raise ValueError(
+                f'labels has {len(labels)} entries but num_digits is {num_digits}: '
+                'give one label a digit'
+            )
         for label in labels:
             if not 0 <= label < len(CLASSES):
                 raise ValueError(f'labels contains {label}: use 0 to {len(CLASSES) - 1}')
     low, high = scale_range
     if not 0 < low <= high <= 1:
-        raise ValueError(f'scale_range is {scale_range}: use two shares of the image side in '
-                         'rising order, above 0 and up to 1')
+        raise ValueError(
+            f'scale_range is {scale_range}: use two shares of the image side in '
+            'rising order, above 0 and up to 1'
+        )
     if low * image_size < MIN_DIGIT_SIZE:
         raise ValueError(
             f'scale_range starts at {low}, which is {low * image_size:.1f} px of an image of '
             f'{image_size} px: use {MIN_DIGIT_SIZE / image_size:.3f} or more, so that a digit has '
-            f'{MIN_DIGIT_SIZE} px')
+            f'{MIN_DIGIT_SIZE} px'
+        )
 
 
 def _sklearn_datasets():
@@ -255,17 +269,18 @@ def _sklearn_datasets():
     return datasets
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load_scans():
     scans = _sklearn_datasets().load_digits()
     return (scans.images / 16).astype(np.float32), scans.target
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load_photos():
     # One by one, because the paths of load_sample_images depend on the installation.
-    return {name: _sklearn_datasets().load_sample_image(name)
-            for name in ('china.jpg', 'flower.jpg')}
+    return {
+        name: _sklearn_datasets().load_sample_image(name) for name in ('china.jpg', 'flower.jpg')
+    }
 
 
 def _try_scene(rng, split, image_size, labels, scale_range):
@@ -298,7 +313,8 @@ def _draw_crop(rng, split):
         side=side,
         flipped=bool(rng.integers(2)),
         luma=float(rng.uniform(*BACKGROUND_LUMA_RANGE)),
-        contrast=float(rng.uniform(*BACKGROUND_CONTRAST_RANGE)))
+        contrast=float(rng.uniform(*BACKGROUND_CONTRAST_RANGE)),
+    )
 
 
 def _try_digit(rng, split, canvas, instances, label, scale_range):
@@ -319,7 +335,7 @@ def _try_digit(rng, split, canvas, instances, label, scale_range):
     x = int(rng.integers(image_size - width + 1))
     y = int(rng.integers(image_size - height + 1))
     coverage = np.zeros((image_size, image_size), dtype=np.float32)
-    coverage[y:y + height, x:x + width] = glyph
+    coverage[y : y + height, x : x + width] = glyph
     mask = coverage >= 0.5
 
     uncovered = [_uncover(instance, mask) for instance in instances]
@@ -336,8 +352,15 @@ def _try_digit(rng, split, canvas, instances, label, scale_range):
         coverage = cv2.GaussianBlur(coverage, (0, 0), softness)
     alpha = (coverage * opacity)[..., None]
     digit = DigitInstance(
-        label=int(label), mask=mask, bbox=_bbox(mask), source_index=source_index,
-        scale=size / image_size, angle=angle, contrast=contrast, full_area=int(mask.sum()))
+        label=int(label),
+        mask=mask,
+        bbox=_bbox(mask),
+        source_index=source_index,
+        scale=size / image_size,
+        angle=angle,
+        contrast=contrast,
+        full_area=int(mask.sum()),
+    )
     return canvas * (1 - alpha) + colour * alpha, uncovered + [digit]
 
 

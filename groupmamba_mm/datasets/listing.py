@@ -1,6 +1,7 @@
 """Listing the files of a large data set in a fraction of the time."""
+
 import os
-from typing import Iterator, Optional, Tuple, Union
+from collections.abc import Iterator
 
 from groupmamba_mm.extras import explain_missing
 
@@ -15,12 +16,14 @@ class QuickLocalBackend(LocalBackend):
     For ImageNet's 1.28 million files that takes longer than all else that its data set does.
     """
 
-    def list_dir_or_file(self,
-                         dir_path: Union[str, os.PathLike],
-                         list_dir: bool = True,
-                         list_file: bool = True,
-                         suffix: Optional[Union[str, Tuple[str, ...]]] = None,
-                         recursive: bool = False) -> Iterator[str]:
+    def list_dir_or_file(
+        self,
+        dir_path: str | os.PathLike,
+        list_dir: bool = True,
+        list_file: bool = True,
+        suffix: str | tuple[str, ...] | None = None,
+        recursive: bool = False,
+    ) -> Iterator[str]:
         """List a folder, as :meth:`mmengine.fileio.LocalBackend.list_dir_or_file` does.
 
         Args:

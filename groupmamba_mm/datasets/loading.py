@@ -1,6 +1,6 @@
 """Loading images, with errors that name the file."""
+
 import re
-from typing import Optional
 
 import numpy as np
 
@@ -13,9 +13,9 @@ with explain_missing('groupmamba_mm.datasets.loading'):
     from mmengine import fileio
     from mmengine.registry import TRANSFORMS
 
-_JPEG_START, _JPEG_END = b'\xff\xd8', 0xd9
+_JPEG_START, _JPEG_END = b'\xff\xd8', 0xD9
 _JPEG_MARKER = re.compile(rb'\xff+[^\x00\xff\xd0-\xd7]')
-_JPEG_WITHOUT_LENGTH = (0x01, 0xd8)
+_JPEG_WITHOUT_LENGTH = (0x01, 0xD8)
 _PNG_START, _PNG_END = b'\x89PNG', b'IEND'
 
 
@@ -34,12 +34,14 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         backend_args (dict, optional): Where files come from, see :mod:`mmengine.fileio`.
     """
 
-    def __init__(self,
-                 to_float32: bool = False,
-                 color_type: str = 'color',
-                 imdecode_backend: str = 'cv2',
-                 *,
-                 backend_args: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        *,
+        backend_args: dict | None = None,
+    ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
 
     def transform(self, results: dict) -> dict:
@@ -61,8 +63,9 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
-            raise DataError(f'image {path} does not exist; restore it, or take it out of the '
-                            'annotations') from None
+            raise DataError(
+                f'image {path} does not exist; restore it, or take it out of the annotations'
+            ) from None
         image = self._decode(path, content)
         if self.to_float32 or image.dtype == np.uint16:
             # torch and the transforms have few operations for whole numbers of 16 bits
@@ -83,8 +86,9 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         except Exception as error:
             # Every backend has exceptions of its own for what it cannot decode.
             reason = ' '.join(str(error).split())
-            raise DataError(f'image {path} ({size}) cannot be decoded ({reason}); {remedy}'
-                            ) from None
+            raise DataError(
+                f'image {path} ({size}) cannot be decoded ({reason}); {remedy}'
+            ) from None
         if image is None:
             raise DataError(f'image {path} ({size}) cannot be decoded; {remedy}')
         return image
@@ -114,4 +118,4 @@ def _jpeg_ends(content: bytes) -> bool:
         if marker == _JPEG_END:
             return True
         if marker not in _JPEG_WITHOUT_LENGTH:
-            position += int.from_bytes(content[position:position + 2], 'big')
+            position += int.from_bytes(content[position : position + 2], 'big')

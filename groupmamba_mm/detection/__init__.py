@@ -1,4 +1,5 @@
 """Parts of detectors that mmdet lacks. Importing this package needs mmdet."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.detection'):

@@ -1,5 +1,6 @@
 """RoIAlign inside of mixed precision."""
-from typing import Optional, Sequence
+
+from collections.abc import Sequence
 
 import torch
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
@@ -21,10 +22,9 @@ class Fp32RoIExtractor(SingleRoIExtractor):
         **kwargs: See there.
     """
 
-    def forward(self,
-                feats: Sequence[Tensor],
-                rois: Tensor,
-                roi_scale_factor: Optional[float] = None) -> Tensor:
+    def forward(
+        self, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
+    ) -> Tensor:
         """Cut the boxes' features out of the maps.
 
         Args:

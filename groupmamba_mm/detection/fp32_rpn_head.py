@@ -1,5 +1,4 @@
 """The region proposal network inside of mixed precision."""
-from typing import Tuple
 
 from mmdet.models.dense_heads import RPNHead
 from mmengine.registry import MODELS
@@ -19,7 +18,7 @@ class Fp32RPNHead(RPNHead):
         **kwargs: See there.
     """
 
-    def forward_single(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Score the anchors of one level.
 
         Args:

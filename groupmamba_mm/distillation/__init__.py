@@ -1,4 +1,5 @@
 """Training with a teacher (Eq. 10); importing this module registers its parts, needs mmpretrain."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.distillation'):
@@ -8,6 +9,12 @@ with explain_missing('groupmamba_mm.distillation'):
     from .teachers import ConfigTeacher, FrozenTeacher, Normalization, TimmTeacher
 
 __all__ = [
-    'ConfigTeacher', 'DistillationLoss', 'DistilledClassifier', 'DistilledLinearClsHead',
-    'DistilledTwoHeadClsHead', 'FrozenTeacher', 'Normalization', 'TimmTeacher'
+    'ConfigTeacher',
+    'DistillationLoss',
+    'DistilledClassifier',
+    'DistilledLinearClsHead',
+    'DistilledTwoHeadClsHead',
+    'FrozenTeacher',
+    'Normalization',
+    'TimmTeacher',
 ]

@@ -1,5 +1,4 @@
 """An image classifier that learns from a teacher as well."""
-from typing import Dict, List, Optional
 
 from mmengine.registry import MODELS
 from mmpretrain.models.classifiers import ImageClassifier
@@ -33,28 +32,40 @@ class DistilledClassifier(ImageClassifier):
         TypeError: The head does not take the teacher's logits, or ``teacher`` is no teacher.
     """
 
-    def __init__(self,
-                 backbone: Dict,
-                 teacher: Dict,
-                 head: Dict,
-                 neck: Optional[Dict] = None,
-                 pretrained: Optional[str] = None,
-                 train_cfg: Optional[Dict] = None,
-                 data_preprocessor: Optional[Dict] = None,
-                 init_cfg: Optional[Dict] = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        teacher: dict,
+        head: dict,
+        neck: dict | None = None,
+        pretrained: str | None = None,
+        train_cfg: dict | None = None,
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         # read before the base class puts types and augmentations into it
         self.normalization = Normalization.of_preprocessor(data_preprocessor or {})
-        super().__init__(backbone, neck=neck, head=head, pretrained=pretrained,
-                         train_cfg=train_cfg, data_preprocessor=data_preprocessor,
-                         init_cfg=init_cfg)
+        super().__init__(
+            backbone,
+            neck=neck,
+            head=head,
+            pretrained=pretrained,
+            train_cfg=train_cfg,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
         if not isinstance(self.head, DistilledHead):
-            raise TypeError(f'{type(self.head).__name__} takes no teacher; use the head '
-                            'DistilledLinearClsHead or DistilledTwoHeadClsHead')
+            raise TypeError(
+                f'{type(self.head).__name__} takes no teacher; use the head '
+                'DistilledLinearClsHead or DistilledTwoHeadClsHead'
+            )
         # not a module, so nothing that happens to the student's modules happens to it
         self.teacher = MODELS.build(teacher)
         if not isinstance(self.teacher, FrozenTeacher):
-            raise TypeError(f'teacher must be a TimmTeacher or a ConfigTeacher, got '
-                            f'{type(self.teacher).__name__}')
+            raise TypeError(
+                f'teacher must be a TimmTeacher or a ConfigTeacher, got '
+                f'{type(self.teacher).__name__}'
+            )
 
     def prepare_training(self) -> None:
         """Read the teacher, so that a missing file is found before the data are.
@@ -65,7 +76,7 @@ class DistilledClassifier(ImageClassifier):
         """
         self.teacher.load(self.head.num_classes)
 
-    def loss(self, inputs: Tensor, data_samples: List[DataSample]) -> Dict[str, Tensor]:
+    def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Compute both terms of the objective.
 
         Args:

@@ -5,8 +5,8 @@ weight of the teacher, ``1 - alpha`` here.
 
 The parameters have the names of the heads without a teacher, so a checkpoint serves both.
 """
+
 from abc import ABC, abstractmethod
-from typing import Dict, List, Tuple
 
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import LinearClsHead
@@ -31,21 +31,24 @@ class DistilledHead(ABC):
         ValueError: ``alpha`` is outside of 0 to 1.
     """
 
-    def __init__(self, *args, alpha: float = 0.5, distill_loss: Dict = _DEFAULT_LOSS,
-                 **kwargs) -> None:
+    def __init__(
+        self, *args, alpha: float = 0.5, distill_loss: dict = _DEFAULT_LOSS, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
         if not 0 <= alpha <= 1:
-            raise ValueError('alpha must be from 0 (teacher alone) to 1 (label alone), got '
-                             f'{alpha}')
+            raise ValueError(
+                f'alpha must be from 0 (teacher alone) to 1 (label alone), got {alpha}'
+            )
         self.alpha = alpha
         self.distill_loss = MODELS.build(distill_loss)
 
     @abstractmethod
-    def branches(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor]:
+    def branches(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The logits that learn from the label and those that learn from the teacher, (B, K)."""
 
-    def loss(self, feats: Tuple[Tensor, ...], data_samples: List[DataSample],
-             teacher_logits: Tensor) -> Dict[str, Tensor]:
+    def loss(
+        self, feats: tuple[Tensor, ...], data_samples: list[DataSample], teacher_logits: Tensor
+    ) -> dict[str, Tensor]:
         """Compute ``alpha * L(label) + (1 - alpha) * L(teacher)``, the two terms apart.
 
         Args:
@@ -73,7 +76,7 @@ class DistilledLinearClsHead(DistilledHead, LinearClsHead):
         **kwargs: See there and :class:`DistilledHead`.
     """
 
-    def branches(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor]:
+    def branches(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """See :meth:`DistilledHead.branches`; here they are the same logits."""
         logits = self(feats)
         return logits, logits
@@ -90,6 +93,6 @@ class DistilledTwoHeadClsHead(DistilledHead, TwoHeadClsHead):
         **kwargs: See there and :class:`DistilledHead`.
     """
 
-    def branches(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor]:
+    def branches(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """See :meth:`DistilledHead.branches`."""
         return self.forward_heads(feats)

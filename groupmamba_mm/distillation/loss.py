@@ -1,4 +1,5 @@
 """How far a student's logits are from its teacher's."""
+
 import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -30,8 +31,10 @@ class DistillationLoss(nn.Module):
         if temperature <= 0:
             raise ValueError(f'temperature must be positive, got {temperature}')
         if kind == 'hard' and temperature != 1:
-            raise ValueError(f'temperature={temperature} does nothing for kind=\'hard\'; use '
-                             "kind='soft', or leave it away")
+            raise ValueError(
+                f"temperature={temperature} does nothing for kind='hard'; use "
+                "kind='soft', or leave it away"
+            )
         self.kind = kind
         self.temperature = temperature
 
@@ -51,13 +54,17 @@ class DistillationLoss(nn.Module):
         if logits.shape != teacher_logits.shape:
             raise ValueError(
                 f'the teacher gives logits of shape {tuple(teacher_logits.shape)}, the student of '
-                f'{tuple(logits.shape)}; both need the same classes')
+                f'{tuple(logits.shape)}; both need the same classes'
+            )
         teacher_logits = teacher_logits.detach()
         if self.kind == 'hard':
             return F.cross_entropy(logits, teacher_logits.argmax(dim=1))
-        divergence = F.kl_div((logits / self.temperature).log_softmax(dim=1),
-                              (teacher_logits / self.temperature).log_softmax(dim=1),
-                              reduction='batchmean', log_target=True)
+        divergence = F.kl_div(
+            (logits / self.temperature).log_softmax(dim=1),
+            (teacher_logits / self.temperature).log_softmax(dim=1),
+            reduction='batchmean',
+            log_target=True,
+        )
         return divergence * self.temperature**2
 
     def extra_repr(self) -> str:

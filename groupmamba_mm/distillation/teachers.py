@@ -1,11 +1,13 @@
 """Trained networks that a student learns from, kept out of all that happens to the student."""
+
 import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import mmengine.hub
 import torch
@@ -14,8 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from groupmamba_mm.checkpoint import (load_matched, match_state_dict, read_tensors,
-                                      state_dict_of)
+from groupmamba_mm.checkpoint import load_matched, match_state_dict, read_tensors, state_dict_of
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report
 from groupmamba_mm.cuda_graph import captured
 from groupmamba_mm.errors import CheckpointError, ConfigError
@@ -37,12 +38,13 @@ class Normalization:
         std: The same for the standard deviation.
         rgb: Whether the channels are red, green, blue; else blue, green, red.
     """
-    mean: Tuple[float, ...]
-    std: Tuple[float, ...]
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     rgb: bool = True
 
     @classmethod
-    def of_preprocessor(cls, cfg: Dict[str, Any]) -> 'Normalization':
+    def of_preprocessor(cls, cfg: dict[str, Any]) -> 'Normalization':
         """Read the normalisation that the config of an mmpretrain ``data_preprocessor`` asks for.
 
         Args:
@@ -52,8 +54,9 @@ class Normalization:
             The normalisation.
         """
         mean, std = cfg.get('mean'), cfg.get('std')
-        return cls(tuple(mean or (0., 0., 0.)), tuple(std or (1., 1., 1.)),
-                   cfg.get('to_rgb', False))
+        return cls(
+            tuple(mean or (0.0, 0.0, 0.0)), tuple(std or (1.0, 1.0, 1.0)), cfg.get('to_rgb', False)
+        )
 
     def converted(self, images: Tensor, source: 'Normalization') -> Tensor:
         """Turn images that were normalised in another way into this one.
@@ -70,7 +73,7 @@ class Normalization:
         if source == self:
             return images
 
-        def as_column(values: Tuple[float, ...]) -> Tensor:
+        def as_column(values: tuple[float, ...]) -> Tensor:
             return _column(values, images.dtype, images.device)
 
         pixels = images * as_column(source.std) + as_column(source.mean)
@@ -80,7 +83,7 @@ class Normalization:
 
 
 @lru_cache(maxsize=16)
-def _column(values: Tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers of the channels, (1, C, 1, 1), copied to a device once."""
     return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
@@ -112,13 +115,15 @@ class FrozenTeacher(ABC):
         ValueError: An option has a value outside its set.
     """
 
-    def __init__(self,
-                 checkpoint: Optional[str] = None,
-                 precision: str = 'fp32',
-                 channels_last: bool = False,
-                 compile: bool = False,
-                 cuda_graph: bool = False,
-                 own_stream: bool = True) -> None:
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        precision: str = 'fp32',
+        channels_last: bool = False,
+        compile: bool = False,
+        cuda_graph: bool = False,
+        own_stream: bool = True,
+    ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f'precision must be one of {PRECISIONS}, got {precision!r}')
         self.checkpoint = checkpoint
@@ -127,11 +132,11 @@ class FrozenTeacher(ABC):
         self.compile = compile
         self.cuda_graph = cuda_graph
         self.own_stream = own_stream
-        self.network: Optional[nn.Module] = None
-        self._run: Optional[Callable[[Tensor], Tensor]] = None
+        self.network: nn.Module | None = None
+        self._run: Callable[[Tensor], Tensor] | None = None
         # the shape of the recorded batch, and its replay
-        self._recorded: Optional[Tuple[torch.Size, Callable[[Tensor], Tensor]]] = None
-        self._stream: Optional[torch.cuda.Stream] = None
+        self._recorded: tuple[torch.Size, Callable[[Tensor], Tensor]] | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     @property
     @abstractmethod
@@ -171,14 +176,18 @@ class FrozenTeacher(ABC):
             network = self.build()
         found = self.count_classes(network)
         if found != num_classes:
-            raise ConfigError(f'the teacher has {found} classes and the student {num_classes}; set '
-                              'model.teacher to one that was trained for the same classes')
+            raise ConfigError(
+                f'the teacher has {found} classes and the student {num_classes}; set '
+                'model.teacher to one that was trained for the same classes'
+            )
         if self.checkpoint is not None:
             try:
                 self._read_weights(network)
             except CheckpointError as error:
-                raise CheckpointError(f'teacher: {error}; name its file with --cfg-options '
-                                      'model.teacher.checkpoint=FILE') from error
+                raise CheckpointError(
+                    f'teacher: {error}; name its file with --cfg-options '
+                    'model.teacher.checkpoint=FILE'
+                ) from error
         self.use(network)
 
     def _read_weights(self, network: nn.Module) -> None:
@@ -187,8 +196,10 @@ class FrozenTeacher(ABC):
         report = match_state_dict(network.state_dict(), weights, expected_missing=[BATCH_COUNTERS])
         log_report(report, f'{self.checkpoint} (teacher)', MMLogger.get_current_instance())
         if not report.complete or report.unexpected:
-            raise CheckpointError(f'{self.checkpoint} is not exactly the network: '
-                                  + '; '.join(str(report).splitlines()))
+            raise CheckpointError(
+                f'{self.checkpoint} is not exactly the network: '
+                + '; '.join(str(report).splitlines())
+            )
         load_matched(network, weights, report)
 
     def use(self, network: nn.Module) -> None:
@@ -273,14 +284,15 @@ class FrozenTeacher(ABC):
             try:
                 self._recorded = images.shape, captured(forward, images)
             except RuntimeError as error:
-                raise ConfigError(f'the teacher cannot be recorded in a CUDA graph ({error}); run '
-                                  'it without: --cfg-options model.teacher.cuda_graph=False'
-                                  ) from error
+                raise ConfigError(
+                    f'the teacher cannot be recorded in a CUDA graph ({error}); run '
+                    'it without: --cfg-options model.teacher.cuda_graph=False'
+                ) from error
         shape, replay = self._recorded
         # a copy: a replay writes its logits over those of the one before
         return replay(images).clone() if images.shape == shape else forward(images)
 
-    def __deepcopy__(self, memo: Dict) -> 'FrozenTeacher':
+    def __deepcopy__(self, memo: dict) -> 'FrozenTeacher':
         return self
 
 
@@ -297,20 +309,24 @@ class TimmTeacher(FrozenTeacher):
         **kwargs: See :class:`FrozenTeacher`.
     """
 
-    def __init__(self,
-                 model_name: str = 'regnety_160.deit_in1k',
-                 checkpoint: Optional[str] = None,
-                 num_classes: Optional[int] = None,
-                 mean: Optional[Sequence[float]] = None,
-                 std: Optional[Sequence[float]] = None,
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        model_name: str = 'regnety_160.deit_in1k',
+        checkpoint: str | None = None,
+        num_classes: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(checkpoint=checkpoint, **kwargs)
         if not _timm().is_model(model_name):
             near = difflib.get_close_matches(model_name, _timm().list_models(), n=5, cutoff=0.5)
             raise ValueError(f'timm has no model {model_name!r}; like it are {near}')
         if num_classes is not None and checkpoint is None:
-            raise ValueError(f'num_classes={num_classes} belongs to a checkpoint, and none is '
-                             'given; leave it away, or name a file')
+            raise ValueError(
+                f'num_classes={num_classes} belongs to a checkpoint, and none is '
+                'given; leave it away, or name a file'
+            )
         self.model_name = model_name
         self.options = {} if num_classes is None else dict(num_classes=num_classes)
         self.mean = mean
@@ -322,19 +338,22 @@ class TimmTeacher(FrozenTeacher):
         stated = _timm().get_pretrained_cfg(self.model_name)  # for pixels from 0 to 1
         return Normalization(
             tuple(self.mean or (round(255 * value, 4) for value in stated.mean)),
-            tuple(self.std or (round(255 * value, 4) for value in stated.std)))
+            tuple(self.std or (round(255 * value, 4) for value in stated.std)),
+        )
 
     def build(self) -> nn.Module:
         """See :meth:`FrozenTeacher.build`."""
         try:
             # with the classes that the weights are for: timm would replace the last layer by a
             # random one for any other number
-            return _timm().create_model(self.model_name, pretrained=self.checkpoint is None,
-                                     **self.options)
+            return _timm().create_model(
+                self.model_name, pretrained=self.checkpoint is None, **self.options
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f'the weights of the teacher {self.model_name} could not be fetched ({error}); '
-                'name a file with --cfg-options model.teacher.checkpoint=FILE') from error
+                'name a file with --cfg-options model.teacher.checkpoint=FILE'
+            ) from error
 
     def count_classes(self, network: nn.Module) -> int:
         """See :meth:`FrozenTeacher.count_classes`."""
@@ -351,21 +370,26 @@ class ConfigTeacher(FrozenTeacher):
         **kwargs: See :class:`FrozenTeacher`.
     """
 
-    def __init__(self, config: Union[str, Path], checkpoint: str, **kwargs) -> None:
+    def __init__(self, config: str | Path, checkpoint: str, **kwargs) -> None:
         super().__init__(checkpoint=checkpoint, **kwargs)
         self.config = str(config)
-        self._cfg: Optional[Config] = None
+        self._cfg: Config | None = None
 
     @property
     def cfg(self) -> Config:
         """The config, read once."""
         if self._cfg is None:
             try:
-                self._cfg = mmengine.hub.get_config(self.config) if '::' in self.config else \
-                    Config.fromfile(self.config)
+                self._cfg = (
+                    mmengine.hub.get_config(self.config)
+                    if '::' in self.config
+                    else Config.fromfile(self.config)
+                )
             except FileNotFoundError as error:
-                raise ConfigError(f'the config of the teacher, {self.config}, does not exist; set '
-                                  'model.teacher.config to the one it was trained with') from error
+                raise ConfigError(
+                    f'the config of the teacher, {self.config}, does not exist; set '
+                    'model.teacher.config to the one it was trained with'
+                ) from error
         return self._cfg
 
     @property

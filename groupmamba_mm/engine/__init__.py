@@ -1,9 +1,11 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.engine'):
     from groupmamba_mm.datasets.bad_images import BadImagesHook, SkipBadImages
     from groupmamba_mm.datasets.listing import QuickLocalBackend
+
     from .averaging import ForeachExponentialMovingAverage
     from .checkpointing import SafeCheckpointHook
     from .distributed import BucketViewDDP
@@ -13,17 +15,31 @@ with explain_missing('groupmamba_mm.engine'):
     from .layer_decay import LayerDecayOptimWrapperConstructor
     from .loops import AmpTestLoop
     from .message_hub import DeferredMessageHub
-    from .optim import (MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper,
-                        SyncFreeOptimWrapper)
+    from .optim import MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper, SyncFreeOptimWrapper
     from .run_control import RunControlHook
     from .runner import CheckedRunner
     from .train_loops import ResumableEpochLoop, ResumableIterLoop
 
 __all__ = [
-    'AmpTestLoop', 'BadImagesHook', 'BucketViewDDP', 'CheckedPretrainedInit', 'CheckedRunner',
-    'DeferredMessageHub', 'DrawPredictionsHook', 'ForeachExponentialMovingAverage', 'HealthHook',
-    'LayerDecayOptimWrapperConstructor', 'MergedOptimWrapperConstructor', 'QuickLocalBackend',
-    'ResumableEpochLoop', 'ResumableIterLoop', 'RunAheadHook', 'RunControlHook',
-    'SafeCheckpointHook', 'SkipBadImages', 'SyncFreeAmpOptimWrapper', 'SyncFreeOptimWrapper',
-    'WriteLabelsHook'
+    'AmpTestLoop',
+    'BadImagesHook',
+    'BucketViewDDP',
+    'CheckedPretrainedInit',
+    'CheckedRunner',
+    'DeferredMessageHub',
+    'DrawPredictionsHook',
+    'ForeachExponentialMovingAverage',
+    'HealthHook',
+    'LayerDecayOptimWrapperConstructor',
+    'MergedOptimWrapperConstructor',
+    'QuickLocalBackend',
+    'ResumableEpochLoop',
+    'ResumableIterLoop',
+    'RunAheadHook',
+    'RunControlHook',
+    'SafeCheckpointHook',
+    'SkipBadImages',
+    'SyncFreeAmpOptimWrapper',
+    'SyncFreeOptimWrapper',
+    'WriteLabelsHook',
 ]

@@ -1,6 +1,7 @@
 """The moving average of the weights (EMA) in a few launches."""
+
 from collections import defaultdict
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from collections.abc import Iterable, Iterator
 
 import torch
 from mmengine.model import ExponentialMovingAverage
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 #: A module's table of parameters or buffers and a name in it: where a tensor is found, also after
 #: it was replaced by another one.
-Slot = Tuple[Dict[str, Tensor], str]
+Slot = tuple[dict[str, Tensor], str]
 
 
 @MODELS.register_module()
@@ -30,7 +31,7 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
         buffers = {key for key, _ in self.module.named_buffers()}
         self._averaged = [key for key in self.avg_parameters if key in parameters | buffers]
         self._kept_equal = [] if self.update_buffers else sorted(buffers)
-        self._source: Optional[Tuple[nn.Module, Dict[str, Slot]]] = None
+        self._source: tuple[nn.Module, dict[str, Slot]] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -56,7 +57,7 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
         for averages, values in self._groups(keys):
             torch._foreach_copy_(averages, values)
 
-    def _groups(self, keys: Iterable[str]) -> Iterator[Tuple[List[Tensor], List[Tensor]]]:
+    def _groups(self, keys: Iterable[str]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """The averages of some names and the model's tensors, by device and type."""
         groups = defaultdict(lambda: ([], []))
         for key in keys:
@@ -69,9 +70,12 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
         return iter(groups.values())
 
 
-def _slots(model: nn.Module) -> Dict[str, Slot]:
+def _slots(model: nn.Module) -> dict[str, Slot]:
     """Where a model's parameters and buffers are, by their names."""
-    return {f'{prefix}.{name}' if prefix else name: (store, name)
-            for prefix, module in model.named_modules()
-            for store in (module._parameters, module._buffers)
-            for name, tensor in store.items() if tensor is not None}
+    return {
+        f'{prefix}.{name}' if prefix else name: (store, name)
+        for prefix, module in model.named_modules()
+        for store in (module._parameters, module._buffers)
+        for name, tensor in store.items()
+        if tensor is not None
+    }

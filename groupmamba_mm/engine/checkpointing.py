@@ -1,9 +1,10 @@
 """Checkpoints that an interruption, a full disk or a broken model cannot take away."""
+
 import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any
 
 from mmengine.dist import is_main_process, master_only
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
@@ -21,7 +22,7 @@ INTERIM_NAME = 'latest.pth'
 class WholeFileBackend(LocalBackend):
     """mmengine's backend for local files, whose files are written whole."""
 
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes, see :func:`groupmamba_mm.checkpoint.saving.write_whole`.
 
         Args:
@@ -59,15 +60,15 @@ class SafeCheckpointHook(CheckpointHook):
         ConfigError: If an argument has another value.
     """
 
-    def __init__(self,
-                 *args: Any,
-                 minutes: Optional[float] = None,
-                 on_write_error: str = 'stop',
-                 **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, minutes: float | None = None, on_write_error: str = 'stop', **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         if on_write_error not in ('stop', 'continue'):
-            raise ConfigError("default_hooks.checkpoint.on_write_error must be 'stop' or "
-                              f"'continue', got {on_write_error!r}")
+            raise ConfigError(
+                "default_hooks.checkpoint.on_write_error must be 'stop' or "
+                f"'continue', got {on_write_error!r}"
+            )
         if minutes is not None and minutes <= 0:
             raise ConfigError(f'default_hooks.checkpoint.minutes must be above 0, got {minutes}')
         self.minutes = minutes
@@ -99,8 +100,10 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='whole_file')
         super().before_train(runner)
         self.saved_iter = runner.iter  # what was resumed from, or nothing worth a file yet
-        self._best = {key: path and self.file_backend.join_path(folder, os.path.basename(path))
-                      for key, path in self._best.items()}
+        self._best = {
+            key: path and self.file_backend.join_path(folder, os.path.basename(path))
+            for key, path in self._best.items()
+        }
 
     def before_train_val(self, runner: Runner) -> None:
         """Save what is validated, unless it is saved already: a validation can be long, and fail.
@@ -126,7 +129,7 @@ class SafeCheckpointHook(CheckpointHook):
             step = runner.epoch if self.by_epoch else runner.iter
             self._save_checkpoint_with_step(runner, step, meta)
 
-    def save_interim(self, runner: Runner, meta: Dict[str, int]) -> str:
+    def save_interim(self, runner: Runner, meta: dict[str, int]) -> str:
         """Save between the intervals.
 
         Args:
@@ -139,19 +142,26 @@ class SafeCheckpointHook(CheckpointHook):
         self._write(runner, INTERIM_NAME, meta)
         return self.file_backend.join_path(self.out_dir, INTERIM_NAME)
 
-    def _write(self, runner: Runner, name: str, meta: Dict[str, int]) -> bool:
+    def _write(self, runner: Runner, name: str, meta: dict[str, int]) -> bool:
         """Save a whole state of the training, and tell mmengine's tools where."""
         before = self.last_ckpt
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         try:
             runner.save_checkpoint(
-                self.out_dir, name, save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
-                backend_args=self.backend_args, **self.args)
+                self.out_dir,
+                name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
             if is_main_process():
-                write_whole(self.last_ckpt.encode(),
-                            os.path.join(runner.work_dir, 'last_checkpoint'))
+                write_whole(
+                    self.last_ckpt.encode(), os.path.join(runner.work_dir, 'last_checkpoint')
+                )
         except CheckpointError as error:
             self.last_ckpt = before
             self._write_failed(runner, error)
@@ -164,29 +174,29 @@ class SafeCheckpointHook(CheckpointHook):
             raise error
         runner.logger.warning(f'{error}. The training goes on, as on_write_error="continue" says.')
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: Dict[str, int]) -> None:
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, int]) -> None:
         """See the parent; old files are removed after the new one is there."""
         kept = [old for old in getattr(self, 'keep_ckpt_ids', []) if old != step] + [step]
-        surplus = kept[:-self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []
+        surplus = kept[: -self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []
         if self.max_keep_ckpts > 0:
-            runner.message_hub.update_info('keep_ckpt_ids', kept[len(surplus):])
+            runner.message_hub.update_info('keep_ckpt_ids', kept[len(surplus) :])
         if not self._write(runner, self.filename_tmpl.format(step), meta):
             if self.max_keep_ckpts > 0:
                 runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
             return
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids.clear()
-            self.keep_ckpt_ids.extend(kept[len(surplus):])
+            self.keep_ckpt_ids.extend(kept[len(surplus) :])
         self._remove([self.filename_tmpl.format(old) for old in surplus] + [INTERIM_NAME])
 
     @master_only
-    def _remove(self, names: List[str]) -> None:
+    def _remove(self, names: list[str]) -> None:
         for name in names:
             path = self.file_backend.join_path(self.out_dir, name)
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
 
-    def _save_best_checkpoint(self, runner: Runner, metrics: Dict[str, float]) -> None:
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         """See the parent; the old best file is removed after the new one is there."""
         if not self.save_best:
             return
@@ -197,7 +207,7 @@ class SafeCheckpointHook(CheckpointHook):
         before, info, last = self._best, self._best_info(runner), self.last_ckpt
         # The parent removes the old file first, and saves the last checkpoint again, which
         # after_train_val does.
-        self._best, self.last_ckpt = {key: None for key in before}, None
+        self._best, self.last_ckpt = dict.fromkeys(before), None
         try:
             super()._save_best_checkpoint(runner, metrics)
             self._best = {key: path or before.get(key) for key, path in self._best.items()}
@@ -211,7 +221,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._remove([os.path.basename(path) for path in old])
 
     @property
-    def _best(self) -> Dict[str, Optional[str]]:
+    def _best(self) -> dict[str, str | None]:
         """The best file for each metric: the parent keeps one and several in different places."""
         if not self.save_best:
             return {}
@@ -220,12 +230,15 @@ class SafeCheckpointHook(CheckpointHook):
         return self.best_ckpt_path_dict
 
     @_best.setter
-    def _best(self, paths: Dict[str, Optional[str]]) -> None:
+    def _best(self, paths: dict[str, str | None]) -> None:
         if self.save_best and len(self.key_indicators) == 1:
-            self.best_ckpt_path, = paths.values()
+            (self.best_ckpt_path,) = paths.values()
         elif self.save_best:
             self.best_ckpt_path_dict = dict(paths)
 
-    def _best_info(self, runner: Runner) -> Dict[str, Any]:
-        return {key: value for key, value in runner.message_hub.runtime_info.items()
-                if key.startswith(('best_score', 'best_ckpt'))}
+    def _best_info(self, runner: Runner) -> dict[str, Any]:
+        return {
+            key: value
+            for key, value in runner.message_hub.runtime_info.items()
+            if key.startswith(('best_score', 'best_ckpt'))
+        }

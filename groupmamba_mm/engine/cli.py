@@ -1,4 +1,5 @@
 """How the commands end when something is wrong: with one line that says what and what to do."""
+
 import argparse
 import gc
 import inspect
@@ -7,8 +8,9 @@ import pickle
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any
 
 import mmengine.registry
 import torch
@@ -17,6 +19,7 @@ from mmengine.dist import barrier, is_distributed, is_main_process
 from mmengine.registry import Registry
 
 from groupmamba_mm.errors import UserError
+
 from .config_checks import close_to
 from .run_control import EXIT_STOPPED, RunStopped
 from .run_log import import_formatter, quiet_debug_prints
@@ -28,8 +31,13 @@ _WORKER_MARK = 'Original Traceback (most recent call last)'
 class CfgOptions(DictAction):
     """``--cfg-options key=value ...``, where a part without '=' is a usage error."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-                 values: Any, option_string: Optional[str] = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         for value in values:
             if '=' not in value:
                 parser.error(f'{option_string}: {value!r} is no key=value')
@@ -42,17 +50,34 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser (argparse.ArgumentParser): The command's parser.
     """
-    parser.add_argument('--work-dir', help='folder for logs and results; default: the '
-                        "config's work_dir, else ./work_dirs/<name of the config>")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=CfgOptions, default={}, metavar='KEY=VALUE',
+        '--work-dir',
+        help='folder for logs and results; default: the '
+        "config's work_dir, else ./work_dirs/<name of the config>",
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
         help='change the config, for example train_cfg.max_epochs=10 '
-        'optim_wrapper.optimizer.lr=5e-4; lists as key="[a,b]" without spaces')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='what started the processes; dist_*.sh and slurm_*.sh set it')
-    parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16', 'off'], const='bf16',
-                        help='mixed precision, bf16 unless fp16 is given; off: fp32; on a CPU, '
-                        'training is in fp32. Default: what the config says')
+        'optim_wrapper.optimizer.lr=5e-4; lists as key="[a,b]" without spaces',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='what started the processes; dist_*.sh and slurm_*.sh set it',
+    )
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        choices=['bf16', 'fp16', 'off'],
+        const='bf16',
+        help='mixed precision, bf16 unless fp16 is given; off: fp32; on a CPU, '
+        'training is in fp32. Default: what the config says',
+    )
     # torch.distributed.launch passes one or the other by its age; torchrun uses the environment.
     parser.add_argument('--local_rank', '--local-rank', type=int, help=argparse.SUPPRESS)
 
@@ -123,11 +148,13 @@ def explain(error: BaseException) -> str:
         str: Its innermost cause's message, with a remedy for the mistakes that configs hold.
     """
     cause = _innermost(error)
-    return _one_line(cause_of(error) or f'{type(cause).__name__}: {_message(cause)}; the traceback '
-                     'above says where')
+    return _one_line(
+        cause_of(error)
+        or f'{type(cause).__name__}: {_message(cause)}; the traceback above says where'
+    )
 
 
-def cause_of(error: BaseException) -> Optional[str]:
+def cause_of(error: BaseException) -> str | None:
     """Name the cause of an error that the user can mend.
 
     Args:
@@ -167,7 +194,7 @@ def _message(error: BaseException) -> str:
     return text or type(error).__name__
 
 
-def _wrong_config(cause: BaseException) -> Optional[str]:
+def _wrong_config(cause: BaseException) -> str | None:
     """Compare what a config asks for with what the registry that was building it knows."""
     frame = _frame_of(cause.__traceback__, 'build_from_cfg')
     if frame is None or not isinstance(cause, (KeyError, TypeError)):
@@ -175,13 +202,18 @@ def _wrong_config(cause: BaseException) -> Optional[str]:
     name, arguments = frame.get('obj_type'), frame.get('args') or {}
     kind, owner = frame['registry'].name, frame.get('obj_cls')
     if isinstance(name, str) and owner is None:
-        known = [known for registry in vars(mmengine.registry).values()
-                 if isinstance(registry, Registry) and registry.name == kind
-                 for known in _registered_names(registry)]
+        known = [
+            known
+            for registry in vars(mmengine.registry).values()
+            if isinstance(registry, Registry) and registry.name == kind
+            for known in _registered_names(registry)
+        ]
         hint = close_to(name.split('.')[-1], known)
-        return (f'there is no {kind} with the type {name!r}; {hint} If it is '
-                'spelt right, the module that defines it was not imported: add it to custom_imports '
-                'in the config')
+        return (
+            f'there is no {kind} with the type {name!r}; {hint} If it is '
+            'spelt right, the module that defines it was not imported: add it to custom_imports '
+            'in the config'
+        )
     if not callable(owner) or not isinstance(cause, TypeError):
         return None
     parameters = inspect.signature(owner).parameters
@@ -189,11 +221,20 @@ def _wrong_config(cause: BaseException) -> Optional[str]:
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     # one that its own bases refuse is named in the message alone
     refused = [key for key in unknown if not open_ended or f"'{key}'" in str(cause)]
-    absent = [key for key, p in parameters.items() if p.default is p.empty and key not in arguments
-              and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    absent = [
+        key
+        for key, p in parameters.items()
+        if p.default is p.empty
+        and key not in arguments
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
     if refused:
-        known = [name for base in getattr(owner, '__mro__', [owner])
-                 for name in inspect.signature(base).parameters if base is not object]
+        known = [
+            name
+            for base in getattr(owner, '__mro__', [owner])
+            for name in inspect.signature(base).parameters
+            if base is not object
+        ]
         hint = close_to(refused[0], known) or 'remove it from the config'
         return f'{owner.__name__} takes no argument {refused[0]!r}; {hint}'
     if absent:
@@ -201,14 +242,14 @@ def _wrong_config(cause: BaseException) -> Optional[str]:
     return None
 
 
-def _registered_names(registry: Registry) -> List[str]:
+def _registered_names(registry: Registry) -> list[str]:
     names = list(registry.module_dict)
     for child in registry.children.values():
         names += _registered_names(child)
     return names
 
 
-def _frame_of(trace: Optional[TracebackType], function: str) -> Optional[Dict[str, Any]]:
+def _frame_of(trace: TracebackType | None, function: str) -> dict[str, Any] | None:
     """The variables of the innermost call of a function in a traceback."""
     found = None
     while trace is not None:
@@ -218,20 +259,24 @@ def _frame_of(trace: Optional[TracebackType], function: str) -> Optional[Dict[st
     return found
 
 
-def _unsafe_checkpoint(cause: BaseException) -> Optional[str]:
+def _unsafe_checkpoint(cause: BaseException) -> str | None:
     """Explain what a checkpoint of a library's model zoo ends in, which torch itself refuses."""
     if not isinstance(cause, pickle.UnpicklingError):
         return None
     first_line = str(cause).partition('\n')[0]
-    return ('a file was not loaded: it is damaged, or asks for what could run code '
-            f'({first_line}); the log above names it. Download it again, or do not use it')
+    return (
+        'a file was not loaded: it is damaged, or asks for what could run code '
+        f'({first_line}); the log above names it. Download it again, or do not use it'
+    )
 
 
-def _launch_or_memory(cause: BaseException) -> Optional[str]:
+def _launch_or_memory(cause: BaseException) -> str | None:
     message = _message(cause)
     if isinstance(cause, torch.OutOfMemoryError) or 'out of memory' in message:
-        return (f'{message.splitlines()[0]} Lower train_dataloader.batch_size or the image size, '
-                'or train with --amp')
+        return (
+            f'{message.splitlines()[0]} Lower train_dataloader.batch_size or the image size, '
+            'or train with --amp'
+        )
     if 'EADDRINUSE' in message or 'address already in use' in message.lower():
         return 'the port of this launch is in use; choose another one, for example PORT=29511'
     return None

@@ -1,8 +1,10 @@
 """Load a config, and refuse one that cannot be read."""
+
 import difflib
 import inspect
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import PretrainedInit
@@ -17,10 +19,19 @@ CONFIG_SUFFIXES = ('.py', '.yaml', '.yml', '.json')
 
 # Keys that the Runner, its hooks or the tools read from a config beside the Runner's arguments.
 _CONFIG_KEYS = {
-    'activation_checkpointing', 'compile', 'custom_imports', 'default_scope',
-    'efficient_conv_bn_eval', 'find_unused_parameters', 'max_bad_images', 'model_wrapper_cfg',
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'default_scope',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'max_bad_images',
+    'model_wrapper_cfg',
     'runner_type',
-    'sync_bn', 'tta_model', 'tta_pipeline', 'work_dir'
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+    'work_dir',
 }
 # Variables that the libraries' configs use for themselves, which look like misspelt keys.
 _VARIABLES = {'models', 'test_pipeline', 'train_pipeline', 'val_pipeline'}
@@ -29,7 +40,7 @@ _VARIABLES = {'models', 'test_pipeline', 'train_pipeline', 'val_pipeline'}
 _TYPO_RATIO = 0.85
 
 
-def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Config:
+def load_config(path: str, cfg_options: dict[str, Any] | None = None) -> Config:
     """Load a config file with the command line's changes, checked.
 
     Args:
@@ -53,8 +64,10 @@ def load_config(path: str, cfg_options: Optional[Dict[str, Any]] = None) -> Conf
         except (KeyError, TypeError) as error:
             raise ConfigError(f'--cfg-options {_as_typed(cfg_options)}: {error.args[0]}') from error
     if cfg.get('default_scope') not in SCOPES:
-        raise ConfigError(f"{path}: default_scope is {cfg.get('default_scope')!r}; set it to the "
-                          f'library that runs the task, one of {", ".join(SCOPES)}')
+        raise ConfigError(
+            f'{path}: default_scope is {cfg.get("default_scope")!r}; set it to the '
+            f'library that runs the task, one of {", ".join(SCOPES)}'
+        )
     _name_initialisers(cfg.get('model'))
     return cfg
 
@@ -66,8 +79,11 @@ def _name_initialisers(part: Any) -> None:
     """
     if isinstance(part, dict) and part.get('type') is PretrainedInit:
         part['type'] = 'Pretrained'
-    for value in part.values() if isinstance(part, dict) else (
-            part if isinstance(part, (list, tuple)) else ()):
+    for value in (
+        part.values()
+        if isinstance(part, dict)
+        else (part if isinstance(part, (list, tuple)) else ())
+    ):
         _name_initialisers(value)
 
 
@@ -103,30 +119,40 @@ def close_to(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 def _read(path: Path) -> Config:
     if not path.is_file():
         folder = path.parent
-        siblings = [entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES
-                    ] if folder.is_dir() else []
+        siblings = (
+            [entry.name for entry in folder.iterdir() if entry.suffix in CONFIG_SUFFIXES]
+            if folder.is_dir()
+            else []
+        )
         hint = close_to(path.name, siblings, cutoff=0.5) or 'give the path of a config file'
         raise ConfigError(f'config {path} does not exist; {hint}')
     if path.suffix not in CONFIG_SUFFIXES:
-        raise ConfigError(f'config {path} is no config file; give one that ends in '
-                          f'{", ".join(CONFIG_SUFFIXES)}')
+        raise ConfigError(
+            f'config {path} is no config file; give one that ends in {", ".join(CONFIG_SUFFIXES)}'
+        )
     try:
         return Config.fromfile(str(path))
     except SyntaxError as error:
-        raise ConfigError(f'config {_file_being_read(error, path)} has a syntax error: {error}; '
-                          'mend that line') from error
+        raise ConfigError(
+            f'config {_file_being_read(error, path)} has a syntax error: {error}; mend that line'
+        ) from error
     except FileNotFoundError as error:
         missing = error.filename or error
-        raise ConfigError(f'config {path}: its base {missing} does not exist; a path in _base_ is '
-                          'relative to the file that names it') from error
+        raise ConfigError(
+            f'config {path}: its base {missing} does not exist; a path in _base_ is '
+            'relative to the file that names it'
+        ) from error
     except ImportError as error:
         cause = error.__cause__ or error.__context__ or error
-        raise ConfigError(f'config {path}: an import fails ({cause}); install the package (pip '
-                          'install -e . for this one) or mend custom_imports') from error
+        raise ConfigError(
+            f'config {path}: an import fails ({cause}); install the package (pip '
+            'install -e . for this one) or mend custom_imports'
+        ) from error
     except Exception as error:
         # A config is code: whatever it raises is the config's mistake, told with its place.
-        raise ConfigError(f'config {_file_being_read(error, path)} fails with '
-                          f'{type(error).__name__}: {error}') from error
+        raise ConfigError(
+            f'config {_file_being_read(error, path)} fails with {type(error).__name__}: {error}'
+        ) from error
 
 
 def _file_being_read(error: Exception, path: Path) -> str:
@@ -157,7 +183,7 @@ def _check_keys(cfg: Config, path: str) -> None:
             raise ConfigError(f'config {path}: nothing reads the key {key!r}; {hint}')
 
 
-def _check_options(cfg: Config, cfg_options: Dict[str, Any]) -> None:
+def _check_options(cfg: Config, cfg_options: dict[str, Any]) -> None:
     known = known_keys()
     for option in cfg_options:
         key = option.split('.')[0]
@@ -165,10 +191,12 @@ def _check_options(cfg: Config, cfg_options: Dict[str, Any]) -> None:
             hint = close_to(key, known) or f'the config has {", ".join(sorted(cfg))}'
             raise ConfigError(f'--cfg-options {option}: the config has no key {key!r}; {hint}')
         if key not in known and isinstance(cfg[key], (str, int, float)):
-            raise ConfigError(f'--cfg-options {option}: nothing reads the variable {key!r} any '
-                              'more, the config has used it; set the keys that it stands in, such '
-                              f'as train_dataloader.dataset.{key}')
+            raise ConfigError(
+                f'--cfg-options {option}: nothing reads the variable {key!r} any '
+                'more, the config has used it; set the keys that it stands in, such '
+                f'as train_dataloader.dataset.{key}'
+            )
 
 
-def _as_typed(cfg_options: Dict[str, Any]) -> str:
+def _as_typed(cfg_options: dict[str, Any]) -> str:
     return ' '.join(f'{key}={value}' for key, value in cfg_options.items())

@@ -1,6 +1,7 @@
 """Data-parallel training over several processes."""
+
 from functools import partial
-from typing import Any, Optional, Tuple
+from typing import Any
 
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODEL_WRAPPERS
@@ -23,21 +24,33 @@ class BucketViewDDP(MMDistributedDataParallel):
         **kwargs: See :class:`mmengine.model.MMDistributedDataParallel`.
     """
 
-    def __init__(self, module: nn.Module, broadcast_buffers: bool = False,
-                 gradient_as_bucket_view: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        broadcast_buffers: bool = False,
+        gradient_as_bucket_view: bool = True,
+        **kwargs: Any,
+    ) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad and parameter.dim() > 1 and 1 in parameter.shape:
-                parameter.register_hook(partial(
-                    _with_strides, shape=tuple(parameter.shape), strides=parameter.stride()))
-        super().__init__(module, broadcast_buffers=broadcast_buffers,
-                         gradient_as_bucket_view=gradient_as_bucket_view, **kwargs)
+                parameter.register_hook(
+                    partial(_with_strides, shape=tuple(parameter.shape), strides=parameter.stride())
+                )
+        super().__init__(
+            module,
+            broadcast_buffers=broadcast_buffers,
+            gradient_as_bucket_view=gradient_as_bucket_view,
+            **kwargs,
+        )
 
 
-def _with_strides(gradient: Tensor, shape: Tuple[int, ...],
-                  strides: Tuple[int, ...]) -> Optional[Tensor]:
+def _with_strides(
+    gradient: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> Tensor | None:
     """The same gradient in other strides, None if they differ where it matters."""
     if gradient.stride() == strides or any(
-            own != wanted and length > 1
-            for own, wanted, length in zip(gradient.stride(), strides, shape)):
+        own != wanted and length > 1
+        for own, wanted, length in zip(gradient.stride(), strides, shape)
+    ):
         return None
     return gradient.as_strided(shape, strides)

@@ -1,8 +1,10 @@
 """Losses and gradients that are not finite: noticed without waiting for the GPU, explained, acted on."""
+
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint, save_new_file
 from groupmamba_mm.errors import ConfigError, UserError
+
 from .provenance import describe_version
 from .randomness import seed_step
 
@@ -66,28 +69,31 @@ class HealthHook(Hook):
     Raises:
         ConfigError: If an argument has another value.
     """
+
     priority = 'VERY_HIGH'  # before anything that could read or save what is not finite
 
     def __init__(self, policy: str = 'stop', max_events: int = 20) -> None:
         if policy not in POLICIES:
-            raise ConfigError(f'default_hooks.health.policy must be one of {list(POLICIES)}, got '
-                              f'{policy!r}')
+            raise ConfigError(
+                f'default_hooks.health.policy must be one of {list(POLICIES)}, got {policy!r}'
+            )
         if max_events < 0:
-            raise ConfigError(f'default_hooks.health.max_events must be 0 or more, got '
-                              f'{max_events}')
+            raise ConfigError(
+                f'default_hooks.health.max_events must be 0 or more, got {max_events}'
+            )
         self.policy = policy
         self.max_events = max_events
         self.events = 0
         self.left_out: set = set()
-        self._handles: List[Any] = []
+        self._handles: list[Any] = []
         self._clear()
 
     def _clear(self) -> None:
-        self._pending: Deque[Tuple[int, int, Optional[torch.cuda.Event]]] = deque()
-        self._failed: Optional[int] = None
-        self._reason: Optional[str] = None
-        self._tripped: Optional[Tensor] = None
-        self._bad_gradient: Optional[Tensor] = None
+        self._pending: deque[tuple[int, int, torch.cuda.Event | None]] = deque()
+        self._failed: int | None = None
+        self._reason: str | None = None
+        self._tripped: Tensor | None = None
+        self._bad_gradient: Tensor | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Look at the gradients before each update from now on.
@@ -99,16 +105,19 @@ class HealthHook(Hook):
         # read as an array: the copy is there once its event is
         self._host = torch.zeros(_SLOTS, dtype=torch.bool, pin_memory=torch.cuda.is_available())
         self._host_view = self._host.numpy()
-        self._buffers: List[Tensor] = []
+        self._buffers: list[Tensor] = []
         if self.policy == 'skip':
-            self._buffers = [buffer for buffer in runner.model.buffers()
-                             if buffer.is_floating_point()]
+            self._buffers = [
+                buffer for buffer in runner.model.buffers() if buffer.is_floating_point()
+            ]
         self._saved_buffers = [buffer.clone() for buffer in self._buffers]
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         optimizer = runner.optim_wrapper.optimizer
-        self._handles = [optimizer.register_step_pre_hook(self._before_update),
-                         optimizer.register_step_post_hook(self._after_update)]
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_update),
+            optimizer.register_step_post_hook(self._after_update),
+        ]
 
     def after_train(self, runner: Runner) -> None:
         """Let the optimizer alone again.
@@ -138,8 +147,12 @@ class HealthHook(Hook):
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *unused: Any) -> None:
         """Leave an update out whose gradients are not finite."""
-        parameters = [parameter for group in optimizer.param_groups
-                      for parameter in group['params'] if parameter.grad is not None]
+        parameters = [
+            parameter
+            for group in optimizer.param_groups
+            for parameter in group['params']
+            if parameter.grad is not None
+        ]
         if self._runner.iter in self.left_out:
             _drop_gradients(parameters)
             return
@@ -165,8 +178,13 @@ class HealthHook(Hook):
         if self._scaler is None and hasattr(optimizer, 'found_inf'):
             del optimizer.found_inf
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[Dict[str, Any]] = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
         """Note whether the step was finite, to be read later.
 
         Args:
@@ -177,15 +195,20 @@ class HealthHook(Hook):
         """
         if runner.iter in self.left_out:
             return
-        flags = [~value.detach().isfinite().all() for key, value in (outputs or {}).items()
-                 if 'loss' in key and isinstance(value, Tensor)]
+        flags = [
+            ~value.detach().isfinite().all()
+            for key, value in (outputs or {}).items()
+            if 'loss' in key and isinstance(value, Tensor)
+        ]
         if self._bad_gradient is not None:
             flags.append(self._bad_gradient)
         if self._scaler is not None and (runner.iter + 1) % _LOSS_SCALE_INTERVAL == 0:
             scale = self._scaler.get_scale()
             if scale < _LEAST_LOSS_SCALE:
-                self._reason = (f'the loss scale has fallen to {scale:g}, so the gradients overflow '
-                                'at every step; train in bf16 (--amp bf16)')
+                self._reason = (
+                    f'the loss scale has fallen to {scale:g}, so the gradients overflow '
+                    'at every step; train in bf16 (--amp bf16)'
+                )
             flags.append(torch.tensor(self._reason is not None))
         if not flags:
             return
@@ -194,8 +217,9 @@ class HealthHook(Hook):
         slot = runner.iter % len(self._host_view)
         if len(self._pending) == len(self._host_view):
             self.failure_code(wait=True)
-        self._host[slot].copy_(torch.stack([one.to(device) for one in flags]).any(),
-                               non_blocking=True)
+        self._host[slot].copy_(
+            torch.stack([one.to(device) for one in flags]).any(), non_blocking=True
+        )
         event = None
         if device.type == 'cuda':
             event = torch.cuda.Event()
@@ -223,7 +247,7 @@ class HealthHook(Hook):
                 self._failed = iteration
         return 0 if self._failed is None else _LAST_ITERATION - self._failed
 
-    def act(self, runner: Runner, failure: int, group: Optional[dist.ProcessGroup]) -> None:
+    def act(self, runner: Runner, failure: int, group: dist.ProcessGroup | None) -> None:
         """Do what the policy says. All processes call this at the same step.
 
         Args:
@@ -240,25 +264,39 @@ class HealthHook(Hook):
         if self.policy == 'skip' and self.events <= self.max_events:
             runner.logger.warning(
                 f'the loss or a gradient of iteration {iteration + 1} was not finite: its update '
-                f'was left out ({self.events} of at most {self.max_events})')
+                f'was left out ({self.events} of at most {self.max_events})'
+            )
             self._failed = None
             return
         if self.policy == 'roll_back' and self.events <= self.max_events:
             self._roll_back(runner, iteration)
         report = self._reason or explain_step(runner, iteration)
         found = _gather((report, self._save(runner, iteration, report) if report else None), group)
-        texts = [f'{text}{f" (process {rank})" if len(found) > 1 else ""}; replay it with python '
-                 f'tools/analysis_tools/replay_step.py CONFIG {file}'
-                 for rank, (text, file) in enumerate(found) if text]
-        limit = '' if self.policy == 'stop' else (
-            f', and {self.max_events} such steps were left out before '
-            '(default_hooks.health.max_events)')
+        texts = [
+            f'{text}{f" (process {rank})" if len(found) > 1 else ""}; replay it with python '
+            f'tools/analysis_tools/replay_step.py CONFIG {file}'
+            for rank, (text, file) in enumerate(found)
+            if text
+        ]
+        limit = (
+            ''
+            if self.policy == 'stop'
+            else (
+                f', and {self.max_events} such steps were left out before '
+                '(default_hooks.health.max_events)'
+            )
+        )
         raise NonFiniteError(
-            f'the loss or a gradient of iteration {iteration + 1} is not finite{limit}: ' + (
-                texts[0] if texts else 'repeating the step gave finite numbers, so it was another '
-                'process, or it depends on the order of sums') +
-            '. No checkpoint holds it. Lower the learning rate, clip the gradients, or set '
-            'default_hooks.health.policy to skip or roll_back')
+            f'the loss or a gradient of iteration {iteration + 1} is not finite{limit}: '
+            + (
+                texts[0]
+                if texts
+                else 'repeating the step gave finite numbers, so it was another '
+                'process, or it depends on the order of sums'
+            )
+            + '. No checkpoint holds it. Lower the learning rate, clip the gradients, or set '
+            'default_hooks.health.policy to skip or roll_back'
+        )
 
     def _roll_back(self, runner: Runner, iteration: int) -> None:
         folder = runner.work_dir
@@ -268,10 +306,12 @@ class HealthHook(Hook):
         if newest is None:
             raise NonFiniteError(
                 f'the loss or a gradient of iteration {iteration + 1} is not finite, and there is '
-                f'no checkpoint in {folder} to roll back to; save earlier: --checkpoint-minutes')
+                f'no checkpoint in {folder} to roll back to; save earlier: --checkpoint-minutes'
+            )
         runner.logger.warning(
             f'the loss or a gradient of iteration {iteration + 1} was not finite: going back to '
-            f'{newest}, and leaving that update out ({self.events} of at most {self.max_events})')
+            f'{newest}, and leaving that update out ({self.events} of at most {self.max_events})'
+        )
         self._clear()
         self.left_out.add(iteration)
         runner.optim_wrapper.zero_grad()
@@ -282,18 +322,31 @@ class HealthHook(Hook):
 
     def _save(self, runner: Runner, iteration: int, report: str) -> str:
         """Save what the step was made of."""
-        file = os.path.join(runner.work_dir,
-                            f'nonfinite_iter_{iteration + 1}_process_{get_rank()}.pth')
-        step = dict(iteration=iteration, seed=runner.seed, rank=get_rank(),
-                    world_size=get_world_size(), report=report, version=describe_version())
+        file = os.path.join(
+            runner.work_dir, f'nonfinite_iter_{iteration + 1}_process_{get_rank()}.pth'
+        )
+        step = dict(
+            iteration=iteration,
+            seed=runner.seed,
+            rank=get_rank(),
+            world_size=get_world_size(),
+            report=report,
+            version=describe_version(),
+        )
         if os.path.exists(file):
             os.remove(file)
-        save_new_file(dict(meta=step, state_dict=_bare(runner.model).state_dict(),
-                           batch=runner.train_loop.batches.load_again(iteration)), file)
+        save_new_file(
+            dict(
+                meta=step,
+                state_dict=_bare(runner.model).state_dict(),
+                batch=runner.train_loop.batches.load_again(iteration),
+            ),
+            file,
+        )
         return file
 
 
-def _drop_gradients(parameters: List[nn.Parameter]) -> None:
+def _drop_gradients(parameters: list[nn.Parameter]) -> None:
     for parameter in parameters:
         parameter.grad = None  # torch's optimizers pass over such parameters
 
@@ -302,7 +355,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _gather(item: Any, group: Optional[dist.ProcessGroup]) -> List[Any]:
+def _gather(item: Any, group: dist.ProcessGroup | None) -> list[Any]:
     if group is None:
         return [item]
     items = [None] * dist.get_world_size(group)
@@ -310,7 +363,7 @@ def _gather(item: Any, group: Optional[dist.ProcessGroup]) -> List[Any]:
     return items
 
 
-def explain_step(runner: Runner, iteration: int) -> Optional[str]:
+def explain_step(runner: Runner, iteration: int) -> str | None:
     """Repeat a training step and find what was not finite first.
 
     Args:
@@ -321,12 +374,14 @@ def explain_step(runner: Runner, iteration: int) -> Optional[str]:
         str: The module and the tensor; None if all of it is finite.
     """
     batch = runner.train_loop.batches.load_again(iteration)
-    return first_nonfinite(_bare(runner.model), runner.optim_wrapper, batch, runner.seed, iteration,
-                           get_rank())
+    return first_nonfinite(
+        _bare(runner.model), runner.optim_wrapper, batch, runner.seed, iteration, get_rank()
+    )
 
 
-def first_nonfinite(model: nn.Module, optim_wrapper: OptimWrapper, batch: Any, seed: int,
-                    iteration: int, rank: int) -> Optional[str]:
+def first_nonfinite(
+    model: nn.Module, optim_wrapper: OptimWrapper, batch: Any, seed: int, iteration: int, rank: int
+) -> str | None:
     """Run one training step of a model without its update, and find what was not finite first.
 
     Args:
@@ -347,8 +402,11 @@ def first_nonfinite(model: nn.Module, optim_wrapper: OptimWrapper, batch: Any, s
     if text is not None:
         return text
     watch = _Watch(model)
-    eager = torch.compiler.set_stance('force_eager') if hasattr(
-        torch.compiler, 'set_stance') else nullcontext()
+    eager = (
+        torch.compiler.set_stance('force_eager')
+        if hasattr(torch.compiler, 'set_stance')
+        else nullcontext()
+    )
     model.train()
     seed_step(seed, iteration, rank)
     with ExitStack() as stack:
@@ -394,10 +452,11 @@ class _Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.first: Optional[str] = None
+        self.first: str | None = None
         self._handles = [
             module.register_forward_hook(self._forward_hook(name or 'the model', module))
-            for name, module in model.named_modules()]
+            for name, module in model.named_modules()
+        ]
 
     def close(self) -> None:
         """Look no more."""
@@ -413,7 +472,9 @@ class _Watch:
                 if tensor.requires_grad:
                     tensor.register_hook(
                         lambda gradient, path=path: self._note(
-                            gradient, f'the gradient by the output{path} of {place}'))
+                            gradient, f'the gradient by the output{path} of {place}'
+                        )
+                    )
 
         return look
 
@@ -422,14 +483,14 @@ class _Watch:
             self.first = f'{what} is the first that is not finite: {_describe(tensor)}'
 
 
-def _first_in_batch(batch: Any) -> Optional[str]:
+def _first_in_batch(batch: Any) -> str | None:
     for path, tensor in _tensors(batch):
         if not _finite(tensor):
             return f'its batch holds {_describe(tensor)} in batch{path}'
     return None
 
 
-def _tensors(value: Any, path: str = '') -> List[Tuple[str, Tensor]]:
+def _tensors(value: Any, path: str = '') -> list[tuple[str, Tensor]]:
     """List the floating point tensors in nested containers, each with its place."""
     if isinstance(value, Tensor):
         return [(path, value)] if value.is_floating_point() else []

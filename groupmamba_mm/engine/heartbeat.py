@@ -1,4 +1,5 @@
 """Notice that another process of a training has died or stands still, and end with its name."""
+
 import os
 import socket
 import sys
@@ -6,7 +7,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -20,6 +21,7 @@ SILENT_SECONDS = 40.0
 
 class Peer(NamedTuple):
     """A process of the training."""
+
     rank: int
     machine: str
     pid: int
@@ -45,10 +47,10 @@ class Heartbeat:
         if 'GROUP_RANK' in os.environ:
             machine += f', node {os.environ["GROUP_RANK"]}'
         own = Peer(dist.get_rank(), machine, os.getpid())
-        peers: List[Peer] = [own] * dist.get_world_size()
+        peers: list[Peer] = [own] * dist.get_world_size()
         dist.all_gather_object(peers, own, group=group)
         self.neighbours = [peer for peer in peers if peer.machine == machine and peer != own]
-        leaders: Dict[str, Peer] = {}
+        leaders: dict[str, Peer] = {}
         for peer in peers:
             leaders.setdefault(peer.machine, peer)
         self.own = own
@@ -65,8 +67,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         store = self._connect() if self.watches_machines else None
-        stopped_since: Dict[int, float] = {}
-        heard: Dict[int, tuple] = {peer.rank: (None, time.monotonic()) for peer in self.others}
+        stopped_since: dict[int, float] = {}
+        heard: dict[int, tuple] = {peer.rank: (None, time.monotonic()) for peer in self.others}
         beat = 0
         while not self._ended.wait(INTERVAL):
             for peer in self.neighbours:
@@ -75,26 +77,34 @@ class Heartbeat:
                 beat += 1
                 self._listen(store, beat, heard)
 
-    def _look_at(self, peer: Peer, stopped_since: Dict[int, float]) -> None:
+    def _look_at(self, peer: Peer, stopped_since: dict[int, float]) -> None:
         state = process_state(peer.pid)
         if state is None or state in 'ZX':
-            self._end(f'{peer} has ended; what it wrote last says why, or the system killed it '
-                      '(memory: dmesg)')
+            self._end(
+                f'{peer} has ended; what it wrote last says why, or the system killed it '
+                '(memory: dmesg)'
+            )
         if state not in 'Tt':
             stopped_since.pop(peer.rank, None)
-        elif time.monotonic() - stopped_since.setdefault(
-                peer.rank, time.monotonic()) > STOPPED_SECONDS:
-            self._end(f'{peer} has been stopped for {STOPPED_SECONDS:.0f} s (SIGSTOP or a '
-                      'debugger)')
+        elif (
+            time.monotonic() - stopped_since.setdefault(peer.rank, time.monotonic())
+            > STOPPED_SECONDS
+        ):
+            self._end(
+                f'{peer} has been stopped for {STOPPED_SECONDS:.0f} s (SIGSTOP or a debugger)'
+            )
 
     def _connect(self) -> dist.Store:
         store = dist.TCPStore(
-            os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
-            timeout=timedelta(seconds=SILENT_SECONDS / 4))
+            os.environ['MASTER_ADDR'],
+            int(os.environ['MASTER_PORT']),
+            is_master=False,
+            timeout=timedelta(seconds=SILENT_SECONDS / 4),
+        )
         attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
         return dist.PrefixStore(f'groupmamba_heartbeat/{attempt}', store)
 
-    def _listen(self, store: dist.Store, beat: int, heard: Dict[int, tuple]) -> None:
+    def _listen(self, store: dist.Store, beat: int, heard: dict[int, tuple]) -> None:
         """Say that this machine is there, and hear of the others."""
         try:
             store.set(str(self.own.rank), str(beat))
@@ -107,20 +117,25 @@ class Heartbeat:
         for peer in self.others:
             silent = time.monotonic() - heard[peer.rank][1]
             if silent > SILENT_SECONDS:
-                self._end(f'the machine of {peer} has been silent for {silent:.0f} s: it is down, '
-                          'its process has ended, or the network is')
+                self._end(
+                    f'the machine of {peer} has been silent for {silent:.0f} s: it is down, '
+                    'its process has ended, or the network is'
+                )
 
     def _end(self, text: str) -> None:
         if self._ended.is_set():
             return
         sys.stdout.flush()
-        print(f'error: process {self.own.rank} ends, as {text}. Start again with --resume',
-              file=sys.stderr, flush=True)
+        print(
+            f'error: process {self.own.rank} ends, as {text}. Start again with --resume',
+            file=sys.stderr,
+            flush=True,
+        )
         # The main thread may be waiting where no exception reaches it.
         os._exit(1)
 
 
-def process_state(pid: int) -> Optional[str]:
+def process_state(pid: int) -> str | None:
     """Ask Linux for the state of a process on this machine.
 
     Args:

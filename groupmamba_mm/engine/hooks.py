@@ -1,8 +1,10 @@
 """Hooks: the host ahead of the GPU in training, and painted predictions in testing."""
+
 import os
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Deque, List, Optional, Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -36,6 +38,7 @@ class RunAheadHook(Hook):
     Raises:
         ValueError: If that is less than 1.
     """
+
     # before the timer's, so that waiting is a part of the step's time
     priority = 'ABOVE_NORMAL'
 
@@ -43,7 +46,7 @@ class RunAheadHook(Hook):
         if max_steps < 1:
             raise ValueError(f'max_steps must be 1 or more, got {max_steps}')
         self.max_steps = max_steps
-        self._ends: Deque[torch.cuda.Event] = deque()
+        self._ends: deque[torch.cuda.Event] = deque()
 
     def before_train(self, runner: Runner) -> None:
         """Make the copies of the data asynchronous.
@@ -56,8 +59,9 @@ class RunAheadHook(Hook):
                 # most of the libraries' preprocessors have no argument for it
                 module._non_blocking = True
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Wait for the step that is too far behind.
 
         Args:
@@ -87,12 +91,13 @@ class DrawPredictionsHook(Hook):
         out_dir (str): The folder.
         score_thr (float): Boxes below this score are not painted (mmdet). Defaults to 0.3.
     """
+
     priority = 'NORMAL'
 
     def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
         self.out_dir = Path(out_dir)
         self.score_thr = score_thr
-        self.image_roots: List[str] = []
+        self.image_roots: list[str] = []
 
     def before_test(self, runner: Runner) -> None:
         """Look up the image folders of the test data.
@@ -105,11 +110,9 @@ class DrawPredictionsHook(Hook):
         if meta and meta.get('classes'):
             runner.visualizer.dataset_meta = dict(meta, classes=readable_names(meta['classes']))
 
-    def after_test_iter(self,
-                        runner: Runner,
-                        batch_idx: int,
-                        data_batch: Any = None,
-                        outputs: Sequence[Any] = ()) -> None:
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
+    ) -> None:
         """Paint the predictions of one batch.
 
         Args:
@@ -127,7 +130,8 @@ class DrawPredictionsHook(Hook):
             else:
                 threshold = {'pred_score_thr': self.score_thr} if 'pred_instances' in sample else {}
                 runner.visualizer.add_datasample(
-                    out_file.stem, image, sample, out_file=str(out_file), **threshold)
+                    out_file.stem, image, sample, out_file=str(out_file), **threshold
+                )
 
 
 @HOOKS.register_module()
@@ -141,16 +145,15 @@ class WriteLabelsHook(Hook):
     Args:
         out_dir (str): The folder.
     """
+
     priority = 'NORMAL'
 
     def __init__(self, out_dir: str) -> None:
         self.out_dir = Path(out_dir)
 
-    def after_test_iter(self,
-                        runner: Runner,
-                        batch_idx: int,
-                        data_batch: Any = None,
-                        outputs: Sequence[Any] = ()) -> None:
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
+    ) -> None:
         """Write the predictions of one batch.
 
         Args:
@@ -168,7 +171,7 @@ class WriteLabelsHook(Hook):
             Image.fromarray(labels.astype(np.uint8)).save(file)
 
 
-def relative_name(img_path: str, roots: List[str]) -> str:
+def relative_name(img_path: str, roots: list[str]) -> str:
     """Name an image by its path below one of its data set's folders.
 
     Args:
@@ -185,7 +188,7 @@ def relative_name(img_path: str, roots: List[str]) -> str:
     return os.path.basename(img_path)
 
 
-def image_roots(dataset: Any) -> List[str]:
+def image_roots(dataset: Any) -> list[str]:
     """List the image folders of a data set, wrapped ones and parts of a union included."""
     if isinstance(dataset, ConcatDataset):
         return [root for part in dataset.datasets for root in image_roots(part)]

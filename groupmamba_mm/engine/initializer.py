@@ -1,5 +1,4 @@
 """``init_cfg=dict(type='Pretrained', ...)`` of any module: read safely, reported, or refused."""
-from typing import Optional
 
 from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit, update_init_info
@@ -8,8 +7,13 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from groupmamba_mm.checkpoint import (expected_unused_keys, load_checkpoint_file,
-                                      match_state_dict, state_dict_of, without_prefix)
+from groupmamba_mm.checkpoint import (
+    expected_unused_keys,
+    load_checkpoint_file,
+    match_state_dict,
+    state_dict_of,
+    without_prefix,
+)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 
 #: Share of a module's elements that a checkpoint has to fill: the rest may be a new head.
@@ -27,8 +31,9 @@ class CheckedPretrainedInit(PretrainedInit):
         map_location (str): As in :func:`torch.load`. Defaults to 'cpu'.
     """
 
-    def __init__(self, checkpoint: str, prefix: Optional[str] = None,
-                 map_location: str = 'cpu') -> None:
+    def __init__(
+        self, checkpoint: str, prefix: str | None = None, map_location: str = 'cpu'
+    ) -> None:
         super().__init__(checkpoint, prefix, map_location)
 
     def __call__(self, module: nn.Module) -> None:
@@ -50,12 +55,14 @@ class CheckedPretrainedInit(PretrainedInit):
         source = self.checkpoint + (f' (prefix {self.prefix!r})' if self.prefix else '')
         expected_missing = getattr(module, 'expected_missing_keys', tuple)()
         report = match_state_dict(
-            module.state_dict(), state_dict, expected_missing=[BATCH_COUNTERS, *expected_missing],
-            expected_unused=expected_unused_keys(module))
+            module.state_dict(),
+            state_dict,
+            expected_missing=[BATCH_COUNTERS, *expected_missing],
+            expected_unused=expected_unused_keys(module),
+        )
         log_report(report, source, MMLogger.get_current_instance())
         require_share(report, MIN_SHARE, source)
         # with its hooks, by which some modules resize what is of another size
         load_state_dict(module, state_dict, strict=False)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())
-

@@ -1,5 +1,6 @@
 """Mixed precision: its names, and testing in it."""
-from typing import Sequence
+
+from collections.abc import Sequence
 
 import torch
 from mmengine.device import get_device

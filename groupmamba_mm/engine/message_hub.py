@@ -1,6 +1,6 @@
 """Logged values that stay on the GPU until somebody reads them."""
+
 from collections import OrderedDict, defaultdict
-from typing import Dict, List, Tuple, Union
 
 import numpy as np
 import torch
@@ -25,12 +25,17 @@ class DeferredMessageHub(MessageHub):
     """
 
     def __init__(self, name: str, **kwargs) -> None:
-        self._pending: Dict[str, List[Tuple[Union[Tensor, int, float], int]]] = OrderedDict()
+        self._pending: dict[str, list[tuple[Tensor | int | float, int]]] = OrderedDict()
         self._num_pending = 0
         super().__init__(name, **kwargs)
 
-    def update_scalar(self, key: str, value: Union[int, float, np.ndarray, Tensor], count: int = 1,
-                      resumed: bool = True) -> None:
+    def update_scalar(
+        self,
+        key: str,
+        value: int | float | np.ndarray | Tensor,
+        count: int = 1,
+        resumed: bool = True,
+    ) -> None:
         """Write a value down, see :meth:`mmengine.logging.MessageHub.update_scalar`.
 
         Args:
@@ -67,15 +72,18 @@ class DeferredMessageHub(MessageHub):
         numbers = {}
         for members in groups.values():
             fetched = torch.stack([value for *_, value in members]).tolist()
-            numbers.update({(key, index): number
-                            for (key, index, _), number in zip(members, fetched)})
+            numbers.update(
+                {(key, index): number for (key, index, _), number in zip(members, fetched)}
+            )
         for key, entries in waiting.items():
-            self._append(key, [numbers.get((key, index), value)
-                               for index, (value, _) in enumerate(entries)],
-                         [count for _, count in entries])
+            self._append(
+                key,
+                [numbers.get((key, index), value) for index, (value, _) in enumerate(entries)],
+                [count for _, count in entries],
+            )
             self._num_pending -= len(entries)
 
-    def _append(self, key: str, values: List[Union[int, float]], counts: List[int]) -> None:
+    def _append(self, key: str, values: list[int | float], counts: list[int]) -> None:
         buffer = self._log_scalars.get(key)
         if buffer is None:
             self._log_scalars[key] = HistoryBuffer(values, counts)
@@ -105,8 +113,10 @@ class DeferredMessageHub(MessageHub):
         """
         self.fetch(key)
         if key not in self._log_scalars:
-            raise KeyError(f'nothing is logged as {key!r}; there are '
-                           f'{sorted(self._log_scalars.keys() | self._pending.keys())}')
+            raise KeyError(
+                f'nothing is logged as {key!r}; there are '
+                f'{sorted(self._log_scalars.keys() | self._pending.keys())}'
+            )
         return self._log_scalars[key]
 
     def state_dict(self) -> dict:

@@ -1,6 +1,6 @@
 """Optimizers in few launches, and their wrappers without waiting for the GPU."""
+
 import inspect
-from typing import List, Optional, Union
 
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
@@ -20,9 +20,12 @@ class SyncFree:
     """
 
     def _clip_grad(self) -> None:
-        parameters = [parameter for group in self.optimizer.param_groups
-                      for parameter in group['params']
-                      if parameter.requires_grad and parameter.grad is not None]
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group['params']
+            if parameter.requires_grad and parameter.grad is not None
+        ]
         if parameters:
             norm = self.clip_func(parameters, **self.clip_grad_kwargs)
             if norm is not None:
@@ -36,10 +39,12 @@ class SyncFree:
                 it is.
         """
         own = self.optimizer.param_groups
-        groups = [dict(saved, **{name: group[name] for name in _IMPLEMENTATIONS if name in group})
-                  for saved, group in zip(state_dict['param_groups'], own)]
+        groups = [
+            dict(saved, **{name: group[name] for name in _IMPLEMENTATIONS if name in group})
+            for saved, group in zip(state_dict['param_groups'], own)
+        ]
         # a number of groups that does not fit is the optimizer's to refuse
-        groups += state_dict['param_groups'][len(own):]
+        groups += state_dict['param_groups'][len(own) :]
         super().load_state_dict(dict(state_dict, param_groups=groups))
 
 
@@ -58,8 +63,10 @@ class SyncFreeAmpOptimWrapper(SyncFree, AmpOptimWrapper):
 
 
 #: The mixed precision counterparts of wrappers, by their names in configs.
-AMP_WRAPPERS = {'OptimWrapper': 'AmpOptimWrapper',
-                'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper'}
+AMP_WRAPPERS = {
+    'OptimWrapper': 'AmpOptimWrapper',
+    'SyncFreeOptimWrapper': 'SyncFreeAmpOptimWrapper',
+}
 #: The other way round.
 PLAIN_WRAPPERS = {amp: plain for plain, amp in AMP_WRAPPERS.items()}
 
@@ -92,11 +99,13 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         self.optimizer_cfg = with_fused(self.optimizer_cfg, model)
         return super().__call__(model)
 
-    def add_params(self,
-                   params: List[dict],
-                   module: nn.Module,
-                   prefix: str = '',
-                   is_dcn_module: Optional[Union[int, float]] = None) -> None:
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: int | float | None = None,
+    ) -> None:
         """Add the groups of a module, merged once the whole model is through.
 
         Args:
@@ -112,7 +121,7 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if prefix == '':  # the parent calls itself for the children with their names
             params[:] = self._merge(params)
 
-    def _merge(self, params: List[dict]) -> List[dict]:
+    def _merge(self, params: list[dict]) -> list[dict]:
         return merge_groups(params)
 
 
@@ -132,16 +141,18 @@ def with_fused(optimizer_cfg: dict, model: nn.Module) -> dict:
         with OPTIMIZERS.switch_scope_and_registry(None) as registry:
             optimizer = registry.get(optimizer)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if (optimizer is None or not optimizer.__module__.startswith('torch.optim')
-            or 'fused' not in inspect.signature(optimizer).parameters
-            or not {'foreach', 'fused', 'differentiable'}.isdisjoint(optimizer_cfg)
-            or not all(parameter.is_cuda and parameter.is_floating_point()
-                       for parameter in trained)):
+    if (
+        optimizer is None
+        or not optimizer.__module__.startswith('torch.optim')
+        or 'fused' not in inspect.signature(optimizer).parameters
+        or not {'foreach', 'fused', 'differentiable'}.isdisjoint(optimizer_cfg)
+        or not all(parameter.is_cuda and parameter.is_floating_point() for parameter in trained)
+    ):
         return optimizer_cfg
     return dict(optimizer_cfg, fused=True)
 
 
-def merge_groups(groups: List[dict]) -> List[dict]:
+def merge_groups(groups: list[dict]) -> list[dict]:
     """Join parameter groups with equal options.
 
     Args:
@@ -153,13 +164,15 @@ def merge_groups(groups: List[dict]) -> List[dict]:
     Raises:
         ConfigError: If a parameter is in two groups.
     """
-    merged: List[dict] = []
+    merged: list[dict] = []
     seen = set()
     for group in groups:
         # PyTorch only warns about one in the same group twice, and then updates it twice
         if not seen.isdisjoint(map(id, group['params'])):
-            raise ConfigError('a parameter is in the model twice, under two names; set '
-                              'optim_wrapper.paramwise_cfg.bypass_duplicate=True')
+            raise ConfigError(
+                'a parameter is in the model twice, under two names; set '
+                'optim_wrapper.paramwise_cfg.bypass_duplicate=True'
+            )
         seen.update(map(id, group['params']))
         options = {key: value for key, value in group.items() if key != 'params'}
         for other in merged:

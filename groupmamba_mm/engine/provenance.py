@@ -1,6 +1,7 @@
 """Which state of this package a run was made with."""
+
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from groupmamba_mm.version import __version__
@@ -8,7 +9,7 @@ from groupmamba_mm.version import __version__
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-@lru_cache(maxsize=None)
+@cache
 def describe_version() -> str:
     """Name the package's version and, in a checkout, its commit.
 
@@ -26,5 +27,10 @@ def describe_version() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(['git', '-C', str(_ROOT), *arguments], check=True, capture_output=True,
-                          text=True, timeout=10).stdout.strip()
+    return subprocess.run(
+        ['git', '-C', str(_ROOT), *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=10,
+    ).stdout.strip()

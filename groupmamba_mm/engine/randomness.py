@@ -5,9 +5,11 @@ these three. So a training that is resumed anywhere draws what the uninterrupted
 any generator's state in the checkpoint, and however many workers load the data and for however
 long they live.
 """
+
 import itertools
 import random
-from typing import Any, Dict, Iterator, List, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ class SeededBatchSampler:
         self.loader = loader
         self.batch_sampler = loader.batch_sampler
         self.endless = endless
-        self._given: Dict[int, SeededBatch] = {}
+        self._given: dict[int, SeededBatch] = {}
         self.set_position(0, 0, 0)
 
     @classmethod
@@ -125,8 +127,7 @@ class SeededBatchSampler:
         Returns:
             Any: The batch.
         """
-        return self.loader.collate_fn(
-            self.loader.dataset.__getitems__(self._given[iteration]))
+        return self.loader.collate_fn(self.loader.dataset.__getitems__(self._given[iteration]))
 
     def _all_batches(self) -> Iterator[Sequence[int]]:
         yield from self.batch_sampler
@@ -147,10 +148,10 @@ class _SeededFetch:
         self.dataset = dataset
         self.fetch = getattr(dataset, '__getitems__', self._one_by_one)
 
-    def __call__(self, indices: Sequence[int]) -> List[Any]:
+    def __call__(self, indices: Sequence[int]) -> list[Any]:
         if isinstance(indices, SeededBatch):  # not those of a validation, which may share the data
             _seed_generators(indices.seed)
         return self.fetch(indices)
 
-    def _one_by_one(self, indices: Sequence[int]) -> List[Any]:
+    def _one_by_one(self, indices: Sequence[int]) -> list[Any]:
         return [self.dataset[index] for index in indices]

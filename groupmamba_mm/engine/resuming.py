@@ -1,5 +1,7 @@
 """What a resumed training takes from its checkpoint, and what it says about the rest."""
-from typing import Any, Dict, Iterator, List
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
@@ -23,7 +25,7 @@ def total_batch_size(runner: Runner) -> int:
     return runner.world_size * runner.train_dataloader.batch_sampler.batch_size
 
 
-def position_meta(runner: Runner, meta: Dict[str, Any]) -> Dict[str, Any]:
+def position_meta(runner: Runner, meta: dict[str, Any]) -> dict[str, Any]:
     """Add to a checkpoint's meta where in the data its training is.
 
     Args:
@@ -36,11 +38,15 @@ def position_meta(runner: Runner, meta: Dict[str, Any]) -> Dict[str, Any]:
     loop = runner.train_loop
     # at an epoch's end, the checkpoint counts the epoch that the loop is still in
     done = meta['iter'] - loop.epoch_start if meta['epoch'] == loop.epoch else 0
-    return dict(batches_done=done, total_batch_size=total_batch_size(runner),
-                validated_iter=loop.validated_iter, gradients=_summed_gradients(runner))
+    return dict(
+        batches_done=done,
+        total_batch_size=total_batch_size(runner),
+        validated_iter=loop.validated_iter,
+        gradients=_summed_gradients(runner),
+    )
 
 
-def _summed_gradients(runner: Runner) -> Dict[str, torch.Tensor]:
+def _summed_gradients(runner: Runner) -> dict[str, torch.Tensor]:
     """Collect the gradients between two updates, which accumulation makes out of several steps.
 
     Each process has its own until the update averages them: here their mean is taken early.
@@ -59,7 +65,7 @@ def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def go_on_at(runner: Runner, meta: Dict[str, Any]) -> None:
+def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
     """Set a runner's loop to where a checkpoint was saved.
 
     With another total batch size, the epoch goes on behind the images that were seen. A training
@@ -79,15 +85,23 @@ def go_on_at(runner: Runner, meta: Dict[str, Any]) -> None:
         runner.logger.warning(
             f'the checkpoint was saved with {saved} images a step, this run has {now}: the epoch '
             'goes on behind the images that were seen, and the learning rate is what it was, which '
-            'may not suit')
+            'may not suit'
+        )
         done = done * saved // now
         if not loop.endless:
             ratio = saved / now
             iteration = epoch * len(runner.train_dataloader) + done
             for schedule in _schedules(runner):
                 if not schedule.by_epoch:
-                    for key in ('begin', 'end', 'total_iters', 'T_max', 'last_step',
-                                '_global_step', 'step_size'):
+                    for key in (
+                        'begin',
+                        'end',
+                        'total_iters',
+                        'T_max',
+                        'last_step',
+                        '_global_step',
+                        'step_size',
+                    ):
                         if key in vars(schedule):
                             setattr(schedule, key, round(getattr(schedule, key) * ratio))
     loop.go_on_at(epoch, iteration, done, meta.get('validated_iter', iteration))
@@ -97,7 +111,7 @@ def go_on_at(runner: Runner, meta: Dict[str, Any]) -> None:
             parameter.grad = gradients[name].to(parameter)
 
 
-def schedules_of(runner: Runner) -> List[Dict[str, Any]]:
+def schedules_of(runner: Runner) -> list[dict[str, Any]]:
     """Copy the states of a runner's schedules.
 
     Args:
@@ -116,7 +130,7 @@ def _schedules(runner: Runner) -> Iterator[Any]:
         yield from group
 
 
-def warn_of_kept_schedule(runner: Runner, of_config: List[Dict[str, Any]]) -> None:
+def warn_of_kept_schedule(runner: Runner, of_config: list[dict[str, Any]]) -> None:
     """Say so when the schedule in a checkpoint is another one than the config's.
 
     Args:
@@ -129,23 +143,31 @@ def warn_of_kept_schedule(runner: Runner, of_config: List[Dict[str, Any]]) -> No
         differences += [
             f'{type(schedule).__name__}.{key}={_short(kept[key])} (config: {_short(value)})'
             for key, value in asked.items()
-            if key not in _COUNTERS and key in kept and kept[key] != value]
+            if key not in _COUNTERS and key in kept and kept[key] != value
+        ]
     if not differences:
         return
-    ends = [schedule.end / (1 if schedule.by_epoch else len(runner.train_dataloader))
-            for schedule in _schedules(runner)]
-    unit, last = ('epoch', runner.max_epochs) if not runner.train_loop.endless else (
-        'iteration', runner.max_iters)
+    ends = [
+        schedule.end / (1 if schedule.by_epoch else len(runner.train_dataloader))
+        for schedule in _schedules(runner)
+    ]
+    unit, last = (
+        ('epoch', runner.max_epochs)
+        if not runner.train_loop.endless
+        else ('iteration', runner.max_iters)
+    )
     stays = ''
     if unit == 'epoch' and max(ends) < last:
-        stays = (f' From epoch {max(ends):g} to {last} the learning rate stays where the schedule '
-                 'ended.')
+        stays = (
+            f' From epoch {max(ends):g} to {last} the learning rate stays where the schedule ended.'
+        )
     elif unit == 'iteration' and max(schedule.end for schedule in _schedules(runner)) < last:
         stays = f' Behind its end, up to iteration {last}, the learning rate stays where it ended.'
     runner.logger.warning(
         f'the schedule of the checkpoint is kept, not the one of the config: '
         f'{"; ".join(differences)}.{stays} For a new schedule start from the weights: '
-        '--cfg-options load_from=FILE, without --resume')
+        '--cfg-options load_from=FILE, without --resume'
+    )
 
 
 def _short(value: Any) -> str:
@@ -161,10 +183,13 @@ def warn_if_finished(runner: Runner) -> None:
     """
     if runner.iter < runner.max_iters:
         return
-    done, option = ((f'{runner.iter} of {runner.max_iters} iterations', 'max_iters')
-                    if runner.train_loop.endless else
-                    (f'{runner.epoch} of {runner.max_epochs} epochs', 'max_epochs'))
+    done, option = (
+        (f'{runner.iter} of {runner.max_iters} iterations', 'max_iters')
+        if runner.train_loop.endless
+        else (f'{runner.epoch} of {runner.max_epochs} epochs', 'max_epochs')
+    )
     runner.logger.warning(
         f'this training is finished: {done} are done, so there is nothing left to train. To train '
         f'on, raise train_cfg.{option}; for a new schedule start from the weights: '
-        '--cfg-options load_from=FILE, without --resume')
+        '--cfg-options load_from=FILE, without --resume'
+    )

@@ -1,11 +1,13 @@
 """Decisions that all processes of a training take at the same step: to save, and to stop."""
+
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,9 +37,9 @@ class SignalListener:
     """Remember the first signal, and let the second one end the process at once."""
 
     def __init__(self) -> None:
-        self.received: Optional[signal.Signals] = None
+        self.received: signal.Signals | None = None
         self._time = 0.0
-        self._handlers: Dict[signal.Signals, Any] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def start(self) -> None:
         """Listen, if this is the main thread: Python delivers signals to no other."""
@@ -50,7 +52,7 @@ class SignalListener:
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
@@ -75,7 +77,7 @@ class _IgnoreSignals:
         worker_init_fn (Callable, optional): What the loader's config does in a new worker.
     """
 
-    def __init__(self, worker_init_fn: Optional[Callable[[int], None]]) -> None:
+    def __init__(self, worker_init_fn: Callable[[int], None] | None) -> None:
         self.worker_init_fn = worker_init_fn
 
     def __call__(self, worker_id: int) -> None:
@@ -97,10 +99,10 @@ class Agreement:
     def __init__(self, size: int) -> None:
         self.size = size
         self.group = dist.new_group(backend='gloo') if is_distributed() else None
-        self._work: Optional[dist.Work] = None
+        self._work: dist.Work | None = None
         self._values = torch.zeros(size, dtype=torch.int64)
 
-    def exchange(self, numbers: Sequence[int]) -> List[int]:
+    def exchange(self, numbers: Sequence[int]) -> list[int]:
         """Hand in numbers and read what came of those before. All processes call it alike.
 
         Args:
@@ -116,7 +118,7 @@ class Agreement:
         self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, self.group, async_op=True)
         return agreed
 
-    def settle(self, numbers: Sequence[int]) -> List[int]:
+    def settle(self, numbers: Sequence[int]) -> list[int]:
         """Hand in numbers and wait for what comes of them. All processes call it alike.
 
         Args:
@@ -130,7 +132,7 @@ class Agreement:
             return before
         return [max(pair) for pair in zip(before, self._finish())]
 
-    def _finish(self) -> List[int]:
+    def _finish(self) -> list[int]:
         if self._work is None:
             return [0] * self.size
         self._work.wait()
@@ -144,13 +146,14 @@ class RunControlHook(Hook):
 
     The runner registers it in every training.
     """
+
     priority = 'LOWEST'  # behind the checkpoints of the config's interval
 
     def __init__(self) -> None:
         self.signals = SignalListener()
-        self.agreement: Optional[Agreement] = None
-        self.heartbeat: Optional[Heartbeat] = None
-        self.health: Optional[HealthHook] = None
+        self.agreement: Agreement | None = None
+        self.heartbeat: Heartbeat | None = None
+        self.health: HealthHook | None = None
         self._shared_val_steps = 0
 
     def before_train(self, runner: Runner) -> None:
@@ -160,7 +163,8 @@ class RunControlHook(Hook):
             runner (Runner): The runner.
         """
         self.checkpoint = next(
-            (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
+            (hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None
+        )
         self.health = next(hook for hook in runner.hooks if isinstance(hook, HealthHook))
         loops = [runner.train_loop] + ([] if runner.val_loop is None else [runner.val_loop])
         for loader in (loop.dataloader for loop in loops):
@@ -189,8 +193,9 @@ class RunControlHook(Hook):
             self.heartbeat.close()
         self.agreement = self.heartbeat = None
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+    ) -> None:
         """Agree on what follows behind this step, and do it.
 
         Args:
@@ -203,7 +208,8 @@ class RunControlHook(Hook):
             RunStopped: If a signal came.
         """
         stop, save, failure = self.agreement.exchange(
-            [self.signals.received or 0, self._is_time(), self.health.failure_code()])
+            [self.signals.received or 0, self._is_time(), self.health.failure_code()]
+        )
         if failure:
             self.health.act(runner, failure, self.agreement.group)
         if not stop and not save:
@@ -217,8 +223,11 @@ class RunControlHook(Hook):
 
     def _is_time(self) -> bool:
         minutes = getattr(self.checkpoint, 'minutes', None)
-        return (minutes is not None and is_main_process()
-                and time.monotonic() - max(self._time, self.checkpoint.saved_time) > minutes * 60)
+        return (
+            minutes is not None
+            and is_main_process()
+            and time.monotonic() - max(self._time, self.checkpoint.saved_time) > minutes * 60
+        )
 
     def settle(self, runner: Runner) -> None:
         """Look at all that was computed so far, before it is saved. All processes call it alike.
@@ -242,8 +251,13 @@ class RunControlHook(Hook):
         all_reduce(steps, op='min')
         self._shared_val_steps = int(steps)
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                       outputs: Optional[Sequence] = None) -> None:
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence | None = None,
+    ) -> None:
         """Stop inside a validation, before which the training was saved.
 
         Args:
@@ -265,6 +279,10 @@ class RunControlHook(Hook):
         name = signal.Signals(number).name
         saved = self.checkpoint is not None and self.checkpoint.saved_iter == done
         raise RunStopped(
-            f'stopped by {name} behind iteration {done}; ' +
-            (f'{self.checkpoint.last_ckpt} is saved, go on with --resume' if saved else
-             'the config saves no checkpoint, or it could not be written'))
+            f'stopped by {name} behind iteration {done}; '
+            + (
+                f'{self.checkpoint.last_ckpt} is saved, go on with --resume'
+                if saved
+                else 'the config saves no checkpoint, or it could not be written'
+            )
+        )

@@ -1,8 +1,9 @@
 """Logs for people: what a run is in a few lines, the rest in files beside the log."""
+
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import mmengine.logging
 import platformdirs
@@ -20,10 +21,15 @@ from .provenance import describe_version
 # What libraries warn of and nobody can act upon: our own or their own use of what will change, and
 # names that metrics and data sets need not have.
 _NOT_ACTIONABLE = (
-    '"FileClient" will be deprecated', '"HardDiskBackend" is the alias',
-    'The prefix is not set in metric class', 'has no metainfo', 'Exp name: ',
+    '"FileClient" will be deprecated',
+    '"HardDiskBackend" is the alias',
+    'The prefix is not set in metric class',
+    'has no metainfo',
+    'Exp name: ',
     # said in short by log_optimizer
-    'paramwise_options -- ', 'all SyncBatchNorm (SyncBN) layers in the model will be')
+    'paramwise_options -- ',
+    'all SyncBatchNorm (SyncBN) layers in the model will be',
+)
 
 
 class ActionableFilter(logging.Filter):
@@ -67,13 +73,13 @@ def import_formatter() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / 'groupmamba_mm_formatter.lock'):
-            import yapf  # noqa: F401
+            import yapf
     except OSError:  # read-only: yapf writes nothing either
         import yapf  # noqa: F401
 
 
 @master_only
-def log_run(runner: Runner, env_cfg: Dict[str, Any]) -> None:
+def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
     """Say what a run is, and write its whole environment and config beside the log.
 
     Args:
@@ -96,7 +102,8 @@ def log_run(runner: Runner, env_cfg: Dict[str, Any]) -> None:
     runner.logger.info(
         f'groupmamba_mm {describe_version()}, torch {torch.__version__}, mmengine '
         f'{mmengine.__version__}; {runner.world_size} process(es) by launcher {runner.launcher}, '
-        f'{device} each; seed {runner.seed}. {files} are in {os.path.relpath(folder)}')
+        f'{device} each; seed {runner.seed}. {files} are in {os.path.relpath(folder)}'
+    )
 
 
 def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
@@ -106,12 +113,14 @@ def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
         optim_wrapper (OptimWrapper): The optimizer with its wrapper.
         logger (logging.Logger): Where it is said.
     """
-    sets: Dict[str, int] = {}
+    sets: dict[str, int] = {}
     for group in optim_wrapper.optimizer.param_groups:
         options = f'lr {group["lr"]:g}, weight decay {group.get("weight_decay", 0):g}'
         sets[options] = sets.get(options, 0) + len(group['params'])
-    logger.info(f'{type(optim_wrapper.optimizer).__name__}: ' + '; '.join(
-        f'{count} tensors with {options}' for options, count in sets.items()))
+    logger.info(
+        f'{type(optim_wrapper.optimizer).__name__}: '
+        + '; '.join(f'{count} tensors with {options}' for options, count in sets.items())
+    )
 
 
 def names_of_hooks(hooks: Any) -> str:
@@ -138,9 +147,11 @@ def keep_init_info_out(model: nn.Module, folder: str) -> None:
 
     @master_only
     def write() -> None:
-        lines = [f'{name} {tuple(parameter.shape)}: '
-                 f'{model._params_init_info[parameter]["init_info"].strip()}'
-                 for name, parameter in model.named_parameters()]
+        lines = [
+            f'{name} {tuple(parameter.shape)}: '
+            f'{model._params_init_info[parameter]["init_info"].strip()}'
+            for name, parameter in model.named_parameters()
+        ]
         Path(folder, 'initialization.txt').write_text('\n'.join(lines) + '\n')
 
     if hasattr(model, '_dump_init_info'):

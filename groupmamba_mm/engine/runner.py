@@ -1,12 +1,14 @@
 """mmengine's runner with checkpoints that are checked, and with processes on CPUs."""
+
 import importlib
 import logging
 import os
 import re
 import subprocess
 from collections import OrderedDict
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any
 
 import torch
 from mmengine.device import get_device
@@ -21,23 +23,28 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from groupmamba_mm.backbones.groupmamba import CUDA_GRAPH_MODES
-from groupmamba_mm.checkpoint import (CheckpointError, expected_unused_keys, load_all_safely,
-                                      load_checkpoint_file, load_matched, match_state_dict,
-                                      state_dict_of)
+from groupmamba_mm.checkpoint import (
+    CheckpointError,
+    expected_unused_keys,
+    load_all_safely,
+    load_checkpoint_file,
+    load_matched,
+    match_state_dict,
+    state_dict_of,
+)
 from groupmamba_mm.checkpoint.matching import BATCH_COUNTERS, log_report, require_share
 from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
 from groupmamba_mm.errors import ConfigError, LaunchError
+
 from .checkpointing import SafeCheckpointHook
 from .config_checks import type_name
 from .loops import AMP_ARGUMENTS
 from .message_hub import DeferredMessageHub
 from .optim import PLAIN_WRAPPERS
 from .provenance import describe_version
-from .resuming import (go_on_at, position_meta, schedules_of, warn_if_finished,
-                       warn_of_kept_schedule)
+from .resuming import go_on_at, position_meta, schedules_of, warn_if_finished, warn_of_kept_schedule
 from .run_control import RunControlHook
-from .run_log import (ActionableFilter, keep_init_info_out, log_optimizer, log_run,
-                      names_of_hooks)
+from .run_log import ActionableFilter, keep_init_info_out, log_optimizer, log_run, names_of_hooks
 from .train_loops import RESUMABLE_LOOPS
 
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
@@ -63,9 +70,10 @@ class CheckedRunner(Runner):
     - The host does not wait for the GPU in a step of training: see :class:`DeferredMessageHub`,
       :class:`.RunAheadHook`, which is a default hook, and the optimizer's wrappers.
     """
+
     _min_matched_share = 1.0
     _resuming = False
-    _resumed_meta: Dict[str, Any] = {}
+    _resumed_meta: dict[str, Any] = {}
 
     def train(self) -> nn.Module:
         """Train, see :meth:`mmengine.runner.Runner.train`.
@@ -122,17 +130,20 @@ class CheckedRunner(Runner):
         folder = (folders or [self.work_dir])[0]
         newest = newest_whole_checkpoint(folder, self.logger.warning)
         if newest is None:
-            self.logger.warning(f'There is no checkpoint to resume in {folder}: training starts '
-                                'from the beginning.')
+            self.logger.warning(
+                f'There is no checkpoint to resume in {folder}: training starts from the beginning.'
+            )
             return
         self.resume(str(newest))
         warn_if_finished(self)
 
-    def resume(self,
-               filename: str,
-               resume_optimizer: bool = True,
-               resume_param_scheduler: bool = True,
-               map_location: Union[str, Callable] = 'default') -> None:
+    def resume(
+        self,
+        filename: str,
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: str | Callable = 'default',
+    ) -> None:
         """Continue a training, see :meth:`mmengine.runner.Runner.resume`.
 
         Args:
@@ -152,11 +163,13 @@ class CheckedRunner(Runner):
         warn_of_kept_schedule(self, of_config)
         go_on_at(self, self._resumed_meta)
 
-    def load_checkpoint(self,
-                        filename: str,
-                        map_location: Union[str, Callable] = 'cpu',
-                        strict: bool = False,
-                        revise_keys: list = [(r'^module\.', '')]) -> dict:
+    def load_checkpoint(
+        self,
+        filename: str,
+        map_location: str | Callable = 'cpu',
+        strict: bool = False,
+        revise_keys: list = [(r'^module\.', '')],
+    ) -> dict:
         """Load a checkpoint that was read safely and fits the model.
 
         Args:
@@ -178,7 +191,8 @@ class CheckedRunner(Runner):
         if self._resuming and not {'meta', 'message_hub'} <= checkpoint.keys():
             raise CheckpointError(
                 f'checkpoint {filename} holds weights only (its keys: {list(checkpoint)[:5]}), so '
-                'no training can be resumed from it; start from it with --cfg-options load_from=')
+                'no training can be resumed from it; start from it with --cfg-options load_from='
+            )
         if self._resuming:
             require_same_groups(checkpoint, self.optim_wrapper, filename)
         if 'state_dict' not in checkpoint:
@@ -190,8 +204,11 @@ class CheckedRunner(Runner):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         report = match_state_dict(
-            model.state_dict(), checkpoint['state_dict'], expected_missing=[BATCH_COUNTERS],
-            expected_unused=expected_unused_keys(model))
+            model.state_dict(),
+            checkpoint['state_dict'],
+            expected_missing=[BATCH_COUNTERS],
+            expected_unused=expected_unused_keys(model),
+        )
         log_report(report, filename, self.logger)
         require_share(report, 1.0 if strict else self._min_matched_share, filename)
 
@@ -209,8 +226,9 @@ class CheckedRunner(Runner):
         self.logger.info(f'Load checkpoint from {filename}')
         return checkpoint
 
-    def save_checkpoint(self, out_dir: str, filename: str, *args: Any,
-                        meta: Optional[dict] = None, **kwargs: Any) -> None:
+    def save_checkpoint(
+        self, out_dir: str, filename: str, *args: Any, meta: dict | None = None, **kwargs: Any
+    ) -> None:
         """Save a checkpoint, see :meth:`mmengine.runner.Runner.save_checkpoint`.
 
         All processes call this, the first one writes, and all of them fail if it cannot.
@@ -239,11 +257,11 @@ class CheckedRunner(Runner):
         if is_distributed():
             message = [failed]
             broadcast_object_list(message)
-            failed, = message
+            (failed,) = message
         if failed is not None:
             raise CheckpointError(failed)
 
-    def build_train_loop(self, loop: Union[BaseLoop, Dict]) -> BaseLoop:
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the loop of training, of mmengine's own kinds one that can begin anywhere.
 
         Args:
@@ -255,12 +273,13 @@ class CheckedRunner(Runner):
         if isinstance(loop, dict):
             loop = dict(loop)
             if 'by_epoch' in loop and 'type' not in loop:
-                loop['type'] = ('EpochBasedTrainLoop' if loop.pop('by_epoch') else
-                                'IterBasedTrainLoop')
+                loop['type'] = (
+                    'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
+                )
             loop['type'] = RESUMABLE_LOOPS.get(_name_of_type(loop['type']), loop['type'])
         return super().build_train_loop(loop)
 
-    def setup_env(self, env_cfg: Dict) -> None:
+    def setup_env(self, env_cfg: dict) -> None:
         """Set the process up, joining the others through gloo where there is no GPU.
 
         Args:
@@ -296,7 +315,7 @@ class CheckedRunner(Runner):
             handler.addFilter(ActionableFilter())
         return logger
 
-    def _log_env(self, env_cfg: Dict) -> None:
+    def _log_env(self, env_cfg: dict) -> None:
         log_run(self, env_cfg)
 
     def get_hooks_info(self) -> str:
@@ -313,7 +332,7 @@ class CheckedRunner(Runner):
         super()._init_model_weights()
         vars(model).pop('_dump_init_info', None)
 
-    def build_message_hub(self, message_hub: Optional[Dict] = None) -> MessageHub:
+    def build_message_hub(self, message_hub: dict | None = None) -> MessageHub:
         """Build what logged values are written to, see :class:`DeferredMessageHub`.
 
         Args:
@@ -323,9 +342,10 @@ class CheckedRunner(Runner):
             MessageHub: The hub.
         """
         return DeferredMessageHub.get_instance(
-            **{'name': self._experiment_name, **(message_hub or {})})
+            **{'name': self._experiment_name, **(message_hub or {})}
+        )
 
-    def register_default_hooks(self, hooks: Optional[Dict[str, Union[Hook, Dict]]] = None) -> None:
+    def register_default_hooks(self, hooks: dict[str, Hook | dict] | None = None) -> None:
         """Register the default hooks.
 
         :class:`.RunAheadHook` as ``run_ahead`` and :class:`.HealthHook` as ``health`` are among
@@ -344,7 +364,7 @@ class CheckedRunner(Runner):
             hooks['health'] = dict(dict(type='HealthHook'), **hooks.get('health') or {})
         super().register_default_hooks(hooks)
 
-    def wrap_model(self, model_wrapper_cfg: Optional[Dict], model: nn.Module) -> nn.Module:
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for several processes in :class:`BucketViewDDP`, on CPUs too.
 
         Args:
@@ -355,19 +375,23 @@ class CheckedRunner(Runner):
             nn.Module: The model, wrapped if there are several processes.
         """
         if self.distributed and not is_model_wrapper(model):
-            model_wrapper_cfg = dict(model_wrapper_cfg or dict(
-                find_unused_parameters=self.cfg.get('find_unused_parameters', False)))
+            model_wrapper_cfg = dict(
+                model_wrapper_cfg
+                or dict(find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+            )
             model_wrapper_cfg.setdefault('type', 'BucketViewDDP')
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
         if any(type(module).__name__ == 'SyncBatchNorm' for module in model.modules()):
-            self.logger.warning('SyncBatchNorm needs GPUs: every process uses the statistics of '
-                                'its own images (BatchNorm) on these CPUs.')
+            self.logger.warning(
+                'SyncBatchNorm needs GPUs: every process uses the statistics of '
+                'its own images (BatchNorm) on these CPUs.'
+            )
         model = revert_sync_batchnorm(model)
         return MODEL_WRAPPERS.build(model_wrapper_cfg, default_args=dict(module=model))
 
-    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: Optional[Dict] = None) -> None:
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
         """Scale the learning rate with the batch, accumulated steps counted, and say so.
 
         Args:
@@ -378,8 +402,11 @@ class CheckedRunner(Runner):
             return
         base, loader = auto_scale_lr['base_batch_size'], self._train_dataloader
         images = loader['batch_size'] if isinstance(loader, dict) else loader.batch_size
-        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [
-            optim_wrapper]
+        wrappers = (
+            optim_wrapper.values()
+            if isinstance(optim_wrapper, OptimWrapperDict)
+            else [optim_wrapper]
+        )
         for wrapper in wrappers:
             steps = getattr(wrapper, '_accumulative_counts', 1)
             size = images * self.world_size * steps
@@ -390,9 +417,10 @@ class CheckedRunner(Runner):
                 f'Learning rate scaled by {size / base:g}, from {before:g} to '
                 f'{before * size / base:g}: an update is of {size} images '
                 f'({images} in each of {self.world_size} processes, {steps} accumulated), and the '
-                f'config is for {base}.')
+                f'config is for {base}.'
+            )
 
-    def build_optim_wrapper(self, optim_wrapper: Union[OptimWrapper, Dict]) -> OptimWrapper:
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
         """Build the optimizer, in fp32 where there is no GPU.
 
         Args:
@@ -416,7 +444,7 @@ class CheckedRunner(Runner):
         return built
 
 
-def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:
+def require_gradients_that_last(model: nn.Module, optim_wrapper: dict) -> None:
     """Refuse to add up gradients over steps that replay CUDA graphs.
 
     Args:
@@ -433,11 +461,11 @@ def require_gradients_that_last(model: nn.Module, optim_wrapper: Dict) -> None:
         raise ConfigError(
             f'compile_mode={replayed[0]!r} with optim_wrapper.accumulative_counts={count}: CUDA '
             "graphs write each step's gradients over those of the step before; take "
-            "compile_mode='default'")
+            "compile_mode='default'"
+        )
 
 
-def require_same_groups(checkpoint: dict, optim_wrapper: Union[OptimWrapper, Dict],
-                        source: str) -> None:
+def require_same_groups(checkpoint: dict, optim_wrapper: OptimWrapper | dict, source: str) -> None:
     """Refuse to resume an optimizer whose parameters are grouped in another way.
 
     Args:
@@ -450,17 +478,23 @@ def require_same_groups(checkpoint: dict, optim_wrapper: Union[OptimWrapper, Dic
     """
     if not isinstance(optim_wrapper, OptimWrapper) or 'optimizer' not in checkpoint:
         return
-    saved, built = (len(groups) for groups in (checkpoint['optimizer']['param_groups'],
-                                               optim_wrapper.optimizer.param_groups))
+    saved, built = (
+        len(groups)
+        for groups in (
+            checkpoint['optimizer']['param_groups'],
+            optim_wrapper.optimizer.param_groups,
+        )
+    )
     if saved != built:
         kind = 'Default' if saved > built else 'Merged'
         raise CheckpointError(
             f'the optimizer in checkpoint {source} has {saved} groups of parameters, the one of '
             f'this run has {built}; resume with the constructor that training was started with: '
-            f'--cfg-options optim_wrapper.constructor={kind}OptimWrapperConstructor')
+            f'--cfg-options optim_wrapper.constructor={kind}OptimWrapperConstructor'
+        )
 
 
-def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
+def without_amp(optim_wrapper: dict, logger: logging.Logger) -> dict:
     """Turn the config of a mixed precision optimizer into its fp32 counterpart.
 
     Args:
@@ -473,8 +507,10 @@ def without_amp(optim_wrapper: Dict, logger: logging.Logger) -> Dict:
     kind = type_name(optim_wrapper, 'OptimWrapper')
     if kind not in PLAIN_WRAPPERS:
         return optim_wrapper
-    logger.warning(f'No GPU: training in fp32, not in the mixed precision of the config '
-                   f"({optim_wrapper.get('dtype', 'float16')}).")
+    logger.warning(
+        f'No GPU: training in fp32, not in the mixed precision of the config '
+        f'({optim_wrapper.get("dtype", "float16")}).'
+    )
     plain = {key: value for key, value in optim_wrapper.items() if key not in AMP_ARGUMENTS}
     return dict(plain, type=PLAIN_WRAPPERS[kind])
 
@@ -511,10 +547,11 @@ def require_enough_gpus(launcher: str) -> None:
     if 0 < gpus < processes:
         raise LaunchError(
             f'{processes} processes were started on a machine with {gpus} GPU(s) in sight; start '
-            f'at most {gpus}, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU')
+            f'at most {gpus}, or set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU'
+        )
 
 
-def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
+def init_cpu_processes(launcher: str, timeout: int | None = None) -> None:
     """Join the processes of a launch through gloo.
 
     mmengine's own start asks for a GPU with every launcher.
@@ -529,16 +566,24 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     """
     names = {
         'slurm': dict(RANK='SLURM_PROCID', WORLD_SIZE='SLURM_NTASKS', LOCAL_RANK='SLURM_LOCALID'),
-        'mpi': dict(RANK='OMPI_COMM_WORLD_RANK', WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
-                    LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK'),
+        'mpi': dict(
+            RANK='OMPI_COMM_WORLD_RANK',
+            WORLD_SIZE='OMPI_COMM_WORLD_SIZE',
+            LOCAL_RANK='OMPI_COMM_WORLD_LOCAL_RANK',
+        ),
         'pytorch': dict(RANK='RANK', WORLD_SIZE='WORLD_SIZE', LOCAL_RANK='LOCAL_RANK'),
     }[launcher]
     unset = [name for name in names.values() if name not in os.environ]
     if unset:
-        starter = {'slurm': 'tools/slurm_train.sh', 'mpi': 'mpirun',
-                   'pytorch': 'tools/dist_train.sh'}[launcher]
-        raise LaunchError(f'--launcher {launcher}: {", ".join(unset)} not set in the environment; '
-                          f'start with {starter}, or use --launcher none')
+        starter = {
+            'slurm': 'tools/slurm_train.sh',
+            'mpi': 'mpirun',
+            'pytorch': 'tools/dist_train.sh',
+        }[launcher]
+        raise LaunchError(
+            f'--launcher {launcher}: {", ".join(unset)} not set in the environment; '
+            f'start with {starter}, or use --launcher none'
+        )
     for name, source in names.items():
         os.environ[name] = os.environ[source]
     if 'MASTER_ADDR' not in os.environ:
@@ -551,7 +596,7 @@ def init_cpu_processes(launcher: str, timeout: Optional[int] = None) -> None:
     torch.distributed.init_process_group('gloo', **options, **store_of_restart())
 
 
-def store_of_restart() -> Dict[str, Any]:
+def store_of_restart() -> dict[str, Any]:
     """Name a place of its own for processes that torchrun has started again to meet at.
 
     torchrun keeps its store, in which the addresses of the processes that are gone still stand.
@@ -564,9 +609,13 @@ def store_of_restart() -> Dict[str, Any]:
         return {}
     rank, world_size = int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])
     store = torch.distributed.TCPStore(
-        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world_size, is_master=False)
-    return dict(store=torch.distributed.PrefixStore(f'restart_{attempt}', store), rank=rank,
-                world_size=world_size)
+        os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), world_size, is_master=False
+    )
+    return dict(
+        store=torch.distributed.PrefixStore(f'restart_{attempt}', store),
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def end_workers(loader: DataLoader) -> None:
@@ -583,7 +632,7 @@ def end_workers(loader: DataLoader) -> None:
         loader._iterator = None
 
 
-def _name_of_type(kind: Union[str, type]) -> str:
+def _name_of_type(kind: str | type) -> str:
     """Name a type as configs do, which is a class in one of mmengine's pure Python style."""
     return (kind if isinstance(kind, str) else kind.__name__).split('.')[-1]
 
@@ -592,12 +641,16 @@ def _first_host() -> str:
     """Name the machine of rank 0, which Slurm knows where there are several."""
     if int(os.environ.get('SLURM_NNODES', 1)) == 1:
         return '127.0.0.1'
-    hosts = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
-                           check=True, capture_output=True, text=True).stdout
+    hosts = subprocess.run(
+        ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     return hosts.split()[0]
 
 
-def _revised(state_dict: Dict, revise_keys: list) -> Dict:
+def _revised(state_dict: dict, revise_keys: list) -> dict:
     """Rename keys by patterns, keeping the modules' versions."""
     revised = {}
     for key, value in state_dict.items():

@@ -1,14 +1,18 @@
 """TensorBoard, Weights & Biases and MLflow: scalars, learning rates and example predictions."""
+
 import importlib.util
-from typing import Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config
 
 from groupmamba_mm.errors import ConfigError
 
 #: mmengine's backends by the names on the command line, which are the packages' too.
-TRACKERS = {'tensorboard': 'TensorboardVisBackend', 'wandb': 'WandbVisBackend',
-            'mlflow': 'MLflowVisBackend'}
+TRACKERS = {
+    'tensorboard': 'TensorboardVisBackend',
+    'wandb': 'WandbVisBackend',
+    'mlflow': 'MLflowVisBackend',
+}
 
 # By library: its visualizer, the hook that paints predictions, and what switches that on.
 _PAINTING = {
@@ -36,7 +40,8 @@ def track_with(cfg: Config, names: Sequence[str]) -> None:
     backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
     present = {backend['type'] for backend in backends}
     cfg.visualizer.vis_backends = backends + [
-        dict(type=TRACKERS[name]) for name in names if TRACKERS[name] not in present]
+        dict(type=TRACKERS[name]) for name in names if TRACKERS[name] not in present
+    ]
     cfg.setdefault('default_hooks', {})
     painting = cfg.default_hooks.setdefault('visualization', dict(type=hook))
     painting[switch] = True

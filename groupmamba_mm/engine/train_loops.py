@@ -1,5 +1,7 @@
 """mmengine's loops of training, which can begin at any iteration."""
-from typing import Any, Iterator
+
+from collections.abc import Iterator
+from typing import Any
 
 from mmengine.dist import broadcast, get_rank, is_distributed
 from mmengine.model import is_model_wrapper
@@ -17,6 +19,7 @@ class _ResumableLoop:
         epoch_start (int): The iteration at which this pass over the data began.
         validated_iter (int): The iteration that was validated last, -1 for none.
     """
+
     endless: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,11 +63,16 @@ class _ResumableLoop:
     def validate_if_due(self) -> None:
         """Validate at the config's intervals, what a checkpoint of this moment holds."""
         self._decide_current_val_interval()
-        done, last = ((self._iter, self._max_iters) if self.endless else
-                      (self._epoch, self._max_epochs))
-        if (self.runner.val_loop is None or done == 0 or done < self.val_begin
-                or self.validated_iter == self._iter
-                or (done % self.val_interval and done != last)):
+        done, last = (
+            (self._iter, self._max_iters) if self.endless else (self._epoch, self._max_epochs)
+        )
+        if (
+            self.runner.val_loop is None
+            or done == 0
+            or done < self.val_begin
+            or self.validated_iter == self._iter
+            or (done % self.val_interval and done != last)
+        ):
             return
         self._share_buffers()
         self.runner.call_hook('before_train_val')
@@ -89,6 +97,7 @@ class ResumableEpochLoop(_ResumableLoop, EpochBasedTrainLoop):
 
     Args: as :class:`mmengine.runner.EpochBasedTrainLoop`.
     """
+
     endless = False
 
     def run(self) -> Any:
@@ -128,6 +137,7 @@ class ResumableIterLoop(_ResumableLoop, IterBasedTrainLoop):
 
     Args: as :class:`mmengine.runner.IterBasedTrainLoop`.
     """
+
     endless = True
 
     def run(self) -> Any:

@@ -1,12 +1,14 @@
 """The command line of training, put into a config."""
+
 import os
 import os.path as osp
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
 
 from groupmamba_mm.errors import ConfigError
+
 from .config_checks import type_name
 from .loops import AMP_ARGUMENTS, AMP_DTYPES
 from .optim import AMP_WRAPPERS, PLAIN_WRAPPERS
@@ -15,8 +17,7 @@ from .tracking import track_with
 _SPLITS = ('train', 'val', 'test')
 
 
-def set_common_options(cfg: Config, config_path: str, work_dir: Optional[str],
-                       launcher: str) -> None:
+def set_common_options(cfg: Config, config_path: str, work_dir: str | None, launcher: str) -> None:
     """Set what training and testing share: runner, work directory, launcher and loaders.
 
     Args:
@@ -64,13 +65,15 @@ def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
         loader.persistent_workers = False
 
 
-def apply_train_options(cfg: Config,
-                        resume: Optional[str] = None,
-                        amp: Optional[str] = None,
-                        auto_scale_lr: bool = False,
-                        no_validate: bool = False,
-                        checkpoint_minutes: Optional[float] = None,
-                        track: Sequence[str] = ()) -> None:
+def apply_train_options(
+    cfg: Config,
+    resume: str | None = None,
+    amp: str | None = None,
+    auto_scale_lr: bool = False,
+    no_validate: bool = False,
+    checkpoint_minutes: float | None = None,
+    track: Sequence[str] = (),
+) -> None:
     """Set what training alone has.
 
     Args:
@@ -89,8 +92,10 @@ def apply_train_options(cfg: Config,
         ConfigError: If the config cannot do what was asked for.
     """
     if cfg.get('train_dataloader') is None or cfg.get('optim_wrapper') is None:
-        raise ConfigError(f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
-                          'it cannot be trained; take a config of configs/')
+        raise ConfigError(
+            f'config {cfg.filename} has no train_dataloader or no optim_wrapper, so '
+            'it cannot be trained; take a config of configs/'
+        )
     if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
         resume = 'auto'  # torchrun has started all processes again, as one of them died
     if resume is not None:
@@ -100,9 +105,11 @@ def apply_train_options(cfg: Config,
         _set_amp(cfg, amp)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise ConfigError(f'--auto-scale-lr: config {cfg.filename} does not say which batch '
-                              'size its learning rate is for; add '
-                              'auto_scale_lr=dict(base_batch_size=...)')
+            raise ConfigError(
+                f'--auto-scale-lr: config {cfg.filename} does not say which batch '
+                'size its learning rate is for; add '
+                'auto_scale_lr=dict(base_batch_size=...)'
+            )
         cfg.auto_scale_lr.enable = True
     if checkpoint_minutes is not None:
         if checkpoint_minutes <= 0:
@@ -119,8 +126,10 @@ def _set_amp(cfg: Config, amp: str) -> None:
     kind = type_name(wrapper, 'OptimWrapper')
     plain = PLAIN_WRAPPERS.get(kind, kind)
     if plain not in AMP_WRAPPERS:
-        raise ConfigError(f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
-                          f'counterpart; use one of {", ".join(AMP_WRAPPERS)}, or leave --amp away')
+        raise ConfigError(
+            f'--amp: optim_wrapper.type is {kind!r}, which has no mixed precision '
+            f'counterpart; use one of {", ".join(AMP_WRAPPERS)}, or leave --amp away'
+        )
     if amp == 'off':
         for key in AMP_ARGUMENTS:
             wrapper.pop(key, None)

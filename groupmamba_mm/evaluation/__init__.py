@@ -1,4 +1,5 @@
 """Metrics that mmseg lacks. Importing this package needs mmseg."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.evaluation'):

@@ -1,5 +1,4 @@
 """The mean IoU with and without the background."""
-from typing import Dict
 
 import numpy as np
 from mmengine.registry import METRICS
@@ -18,7 +17,7 @@ class ForegroundIoUMetric(IoUMetric):
         **kwargs: See there.
     """
 
-    def compute_metrics(self, results: list) -> Dict[str, float]:
+    def compute_metrics(self, results: list) -> dict[str, float]:
         """Compute the metrics of all images.
 
         Args:

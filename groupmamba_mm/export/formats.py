@@ -1,12 +1,13 @@
 """Writing the formats, and comparing what was written with PyTorch."""
+
 import logging
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from groupmamba_mm.errors import CheckpointError, ExportError
 from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.ops.selective_scan.recurrence import as_one_node
 from groupmamba_mm.version import __version__
+
 from .graph import example_image
 
 #: Largest difference from PyTorch's outputs, as a share of the largest output.
@@ -37,11 +39,12 @@ class Exported:
         latency: Milliseconds for one image, median: of PyTorch and of the file.
         notes: Lines about the file.
     """
+
     path: Path
     seconds: float
-    differences: Dict[Tuple[int, ...], float] = field(default_factory=dict)
-    latency: Tuple[float, ...] = ()
-    notes: List[str] = field(default_factory=list)
+    differences: dict[tuple[int, ...], float] = field(default_factory=dict)
+    latency: tuple[float, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 class Format(ABC):
@@ -52,15 +55,16 @@ class Format(ABC):
         names: Its outputs' names.
         metadata: Facts about the model that the file is to carry.
     """
+
     suffix: str
 
-    def __init__(self, module: nn.Module, names: Sequence[str], metadata: Dict[str, str]) -> None:
+    def __init__(self, module: nn.Module, names: Sequence[str], metadata: dict[str, str]) -> None:
         self.module = module
         self.names = list(names)
         self.metadata = dict(metadata, groupmamba_mm=__version__)
 
     @abstractmethod
-    def write(self, path: Path, size: Tuple[int, int], fixed: bool) -> List[str]:
+    def write(self, path: Path, size: tuple[int, int], fixed: bool) -> list[str]:
         """Write the file.
 
         Args:
@@ -83,63 +87,81 @@ class Format(ABC):
             From images (B, C, H, W) to the outputs.
         """
 
-    def _sizes(self, fixed: bool) -> Tuple:
+    def _sizes(self, fixed: bool) -> tuple:
         dynamic = torch.export.Dim.DYNAMIC
-        return None if fixed else ({0: dynamic, 2: dynamic, 3: dynamic}, )
+        return None if fixed else ({0: dynamic, 2: dynamic, 3: dynamic},)
 
-    def _example(self, size: Tuple[int, int], fixed: bool) -> Tuple[Tensor]:
+    def _example(self, size: tuple[int, int], fixed: bool) -> tuple[Tensor]:
         # sizes that are one or equal would be taken for such
-        return (example_image(self.module, 1, size) if fixed else
-                example_image(self.module, 2, (size[0], size[1] + 32)), )
+        return (
+            example_image(self.module, 1, size)
+            if fixed
+            else example_image(self.module, 2, (size[0], size[1] + 32)),
+        )
 
 
 class OnnxFormat(Format):
     """ONNX: standard operators alone, the scans as two ``Scan`` nodes each."""
+
     suffix = '.onnx'
 
-    def write(self, path: Path, size: Tuple[int, int], fixed: bool) -> List[str]:
+    def write(self, path: Path, size: tuple[int, int], fixed: bool) -> list[str]:
         """See :class:`Format`."""
         with explain_missing('export to ONNX'):
             import onnxruntime  # noqa: F401, before minutes are spent
         from .onnx_recurrence import onnx_recurrence
+
         node = torch.ops.groupmamba_mm.recurrence.default
         shapes = self._sizes(fixed)
         with as_one_node():
             program = torch.onnx.export(
-                self.module, self._example(size, fixed), dynamo=True, optimize=False,
-                verbose=False, input_names=['image'], output_names=self.names,
-                dynamic_shapes=shapes, custom_translation_table={node: onnx_recurrence})
+                self.module,
+                self._example(size, fixed),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                input_names=['image'],
+                output_names=self.names,
+                dynamic_shapes=shapes,
+                custom_translation_table={node: onnx_recurrence},
+            )
         program.model.metadata_props.update(self.metadata)
         program.save(str(path), external_data=False)
         counts = Counter(node.op_type for node in program.model.graph)
         constants = counts.pop('Constant', 0)
         opset = program.model.opset_imports['']
-        return [f'opset {opset}, {sum(counts.values())} nodes and {constants} constants, '
-                f"{counts['Scan']} of them Scan"]
+        return [
+            f'opset {opset}, {sum(counts.values())} nodes and {constants} constants, '
+            f'{counts["Scan"]} of them Scan'
+        ]
 
     def load(self, path: Path) -> Run:
         """See :class:`Format`."""
         import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(path), options,
-                                               providers=['CPUExecutionProvider'])
-        return lambda image: [torch.from_numpy(output) for output in
-                              session.run(self.names, {'image': image.numpy()})]
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=['CPUExecutionProvider']
+        )
+        return lambda image: [
+            torch.from_numpy(output) for output in session.run(self.names, {'image': image.numpy()})
+        ]
 
 
 class TorchExportFormat(Format):
     """A program of torch.export, in PyTorch's own operators: loading it needs PyTorch alone."""
+
     suffix = '.pt2'
 
-    def write(self, path: Path, size: Tuple[int, int], fixed: bool) -> List[str]:
+    def write(self, path: Path, size: tuple[int, int], fixed: bool) -> list[str]:
         """See :class:`Format`."""
-        program = torch.export.export(self.module, self._example(size, fixed),
-                                      dynamic_shapes=self._sizes(fixed))
+        program = torch.export.export(
+            self.module, self._example(size, fixed), dynamic_shapes=self._sizes(fixed)
+        )
         torch.export.save(program, str(path), extra_files=self.metadata)
-        ranges = ', '.join(f'{name} {bounds}' for name, bounds in
-                           program.range_constraints.items())
+        ranges = ', '.join(f'{name} {bounds}' for name, bounds in program.range_constraints.items())
         return [f'{len(program.graph.nodes)} nodes' + (f'; sizes: {ranges}' if ranges else '')]
 
     def load(self, path: Path) -> Run:
@@ -150,9 +172,10 @@ class TorchExportFormat(Format):
 
 class SafetensorsFormat(Format):
     """The weights alone, by our names, with the config's name beside them."""
+
     suffix = '.safetensors'
 
-    def write(self, path: Path, size: Tuple[int, int], fixed: bool) -> List[str]:
+    def write(self, path: Path, size: tuple[int, int], fixed: bool) -> list[str]:
         """See :class:`Format`."""
         with explain_missing('export to safetensors'):
             from safetensors.torch import save_file
@@ -163,10 +186,12 @@ class SafetensorsFormat(Format):
     def load(self, path: Path) -> Run:
         """See :class:`Format`."""
         from safetensors.torch import load_file
+
         weights = load_file(str(path))
         own = self._model.state_dict()
-        if own.keys() != weights.keys() or any(not torch.equal(own[k], v)
-                                               for k, v in weights.items()):
+        if own.keys() != weights.keys() or any(
+            not torch.equal(own[k], v) for k, v in weights.items()
+        ):
             raise ExportError(f'{path} does not hold the tensors that were written')
         return lambda image: _as_list(self.module(image))
 
@@ -175,13 +200,19 @@ class SafetensorsFormat(Format):
         return getattr(self.module, 'model', self.module)
 
 
-FORMATS = {'onnx': OnnxFormat, 'torch-export': TorchExportFormat,
-           'safetensors': SafetensorsFormat}
+FORMATS = {'onnx': OnnxFormat, 'torch-export': TorchExportFormat, 'safetensors': SafetensorsFormat}
 
 
 @torch.no_grad()
-def export_model(module: nn.Module, names: Sequence[str], kind: str, path: Path,
-                 size: Tuple[int, int], fixed: bool, metadata: Dict[str, str]) -> Exported:
+def export_model(
+    module: nn.Module,
+    names: Sequence[str],
+    kind: str,
+    path: Path,
+    size: tuple[int, int],
+    fixed: bool,
+    metadata: dict[str, str],
+) -> Exported:
     """Write a file and check it against PyTorch, at several sizes unless it is for one.
 
     Args:
@@ -218,20 +249,23 @@ def export_model(module: nn.Module, names: Sequence[str], kind: str, path: Path,
     for batch, image_size in shapes:
         image = example_image(module, batch, image_size)
         pairs = zip(run(image), _as_list(module(image)))
-        worst = max(((found - wanted).abs().max() / wanted.abs().max()).item()
-                    for found, wanted in pairs)
+        worst = max(
+            ((found - wanted).abs().max() / wanted.abs().max()).item() for found, wanted in pairs
+        )
         result.differences[tuple(image.shape)] = worst
         if not worst <= TOLERANCE:
             path.unlink()
-            raise ExportError(f'{kind} differs from PyTorch by {worst:.1e} of the largest output '
-                              f'for images {tuple(image.shape)}, more than {TOLERANCE:g}; the '
-                              'file was removed')
+            raise ExportError(
+                f'{kind} differs from PyTorch by {worst:.1e} of the largest output '
+                f'for images {tuple(image.shape)}, more than {TOLERANCE:g}; the '
+                'file was removed'
+            )
     image = example_image(module, 1, size)
     result.latency = tuple(_milliseconds(call, image) for call in (module, run))
     return result
 
 
-def _as_list(outputs) -> List[Tensor]:
+def _as_list(outputs) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 

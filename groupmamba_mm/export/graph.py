@@ -1,5 +1,4 @@
 """What of a model is exported, and how its graph is recorded."""
-from typing import Tuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class Logits(nn.Module):
         return self.model(image, mode='tensor')
 
 
-def exported_module(model: nn.Module) -> Tuple[nn.Module, Tuple[str, ...]]:
+def exported_module(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """The part of a model that other runtimes can run: a classifier, or a dense backbone.
 
     Args:
@@ -42,20 +41,21 @@ def exported_module(model: nn.Module) -> Tuple[nn.Module, Tuple[str, ...]]:
     """
     backbone = getattr(model, 'backbone', model)
     if not isinstance(backbone, GroupMamba):
-        raise ConfigError(f'the backbone is {type(backbone).__name__}, and only models on '
-                          'GroupMamba are exported')
+        raise ConfigError(
+            f'the backbone is {type(backbone).__name__}, and only models on GroupMamba are exported'
+        )
     for module in backbone.modules():
         if isinstance(module, GroupedSSM):
             module.scan_backend = 'torch'
     if backbone.out_indices is not None:
         return backbone.eval(), tuple(f'stage{i + 1}' for i in backbone.out_indices)
     if model is backbone:
-        return backbone.eval(), ('features', )
+        return backbone.eval(), ('features',)
     plain = isinstance(model, GroupMambaClassifier)
-    return (model if plain else Logits(model)).eval(), ('logits', )
+    return (model if plain else Logits(model)).eval(), ('logits',)
 
 
-def example_image(module: nn.Module, batch: int, size: Tuple[int, int]) -> Tensor:
+def example_image(module: nn.Module, batch: int, size: tuple[int, int]) -> Tensor:
     """A random image (B, C, H, W) on the CPU for a module of :func:`exported_module`."""
     backbone = next(m for m in module.modules() if isinstance(m, GroupMamba))
     generator = torch.Generator().manual_seed(0)

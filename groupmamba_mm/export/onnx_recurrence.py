@@ -1,4 +1,5 @@
 """The scan's recurrence in ONNX's standard operators, as a function of an exported model."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('export to ONNX'):
@@ -52,11 +53,25 @@ def onnx_recurrence(log_a: FLOAT[...], b: FLOAT[...]) -> FLOAT[...]:
     h_start = op.Expand(op.Constant(value_float=0.0), op.Concat(batch, chunks, width, axis=0))
     decay_start = op.Expand(op.Constant(value_float=1.0), op.Concat(batch, chunks, width, axis=0))
     h_end, decay_end, h, decay = op.Scan(
-        h_start, decay_start, log_a4, b4, body=token, num_scan_inputs=2,
-        scan_input_axes=[2, 2], scan_output_axes=[2, 2])
+        h_start,
+        decay_start,
+        log_a4,
+        b4,
+        body=token,
+        num_scan_inputs=2,
+        scan_input_axes=[2, 2],
+        scan_output_axes=[2, 2],
+    )
     state_start = op.Expand(op.Constant(value_float=0.0), op.Concat(batch, width, axis=0))
-    _, entering = op.Scan(state_start, h_end, decay_end, body=chunk, num_scan_inputs=2,
-                          scan_input_axes=[1, 1], scan_output_axes=[1])
+    _, entering = op.Scan(
+        state_start,
+        h_end,
+        decay_end,
+        body=chunk,
+        num_scan_inputs=2,
+        scan_input_axes=[1, 1],
+        scan_output_axes=[1],
+    )
     h = op.Add(h, op.Mul(decay, op.Unsqueeze(entering, two)))
     h = op.Reshape(h, op.Concat(batch, padded, width, axis=0))
     return op.Reshape(op.Slice(h, zero, length, one), full_shape)

@@ -1,4 +1,5 @@
 """Classification heads; importing this module registers them and needs mmpretrain."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.heads'):

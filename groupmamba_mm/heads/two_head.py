@@ -1,5 +1,4 @@
 """The released model's classification head: two linear layers, their mean at test time."""
-from typing import List, Optional, Tuple
 
 from mmengine.registry import MODELS
 from mmpretrain.models.heads import ClsHead
@@ -25,13 +24,15 @@ class TwoHeadClsHead(ClsHead):
             normal with std 0.02.
     """
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 loss: dict = dict(type='CrossEntropyLoss', loss_weight=1.0),
-                 topk: Tuple[int, ...] = (1, ),
-                 cal_acc: bool = False,
-                 init_cfg: Optional[dict] = dict(type='TruncNormal', layer='Linear', std=0.02)):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        loss: dict = dict(type='CrossEntropyLoss', loss_weight=1.0),
+        topk: tuple[int, ...] = (1,),
+        cal_acc: bool = False,
+        init_cfg: dict | None = dict(type='TruncNormal', layer='Linear', std=0.02),
+    ):
         super().__init__(loss=loss, topk=topk, cal_acc=cal_acc, init_cfg=init_cfg)
         if num_classes < 1:
             raise ValueError(f'num_classes must be at least 1, got {num_classes}')
@@ -39,23 +40,25 @@ class TwoHeadClsHead(ClsHead):
         self.label_fc = nn.Linear(in_channels, num_classes)
         self.teacher_fc = nn.Linear(in_channels, num_classes)
 
-    def forward_heads(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, Tensor]:
+    def forward_heads(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Both heads' logits, (B, K) each."""
         features = self.pre_logits(feats)
         return self.label_fc(features), self.teacher_fc(features)
 
-    def forward(self, feats: Tuple[Tensor, ...]) -> Tensor:
+    def forward(self, feats: tuple[Tensor, ...]) -> Tensor:
         """The mean logits, (B, K)."""
         label, teacher = self.forward_heads(feats)
         return (label + teacher) / 2
 
-    def loss(self, feats: Tuple[Tensor, ...], data_samples: List[DataSample], **kwargs) -> dict:
+    def loss(self, feats: tuple[Tensor, ...], data_samples: list[DataSample], **kwargs) -> dict:
         """Mean of the two heads' losses on the label, and their parts for the log."""
         scores = self.forward_heads(feats)
         label_loss, teacher_loss = (
-            self._get_loss(score, data_samples, **kwargs) for score in scores)
-        losses = dict(loss_label_head=label_loss['loss'] / 2,
-                      loss_teacher_head=teacher_loss['loss'] / 2)
+            self._get_loss(score, data_samples, **kwargs) for score in scores
+        )
+        losses = dict(
+            loss_label_head=label_loss['loss'] / 2, loss_teacher_head=teacher_loss['loss'] / 2
+        )
         if self.cal_acc:
             mean = self._get_loss((scores[0] + scores[1]) / 2, data_samples, **kwargs)
             losses.update((k, v) for k, v in mean.items() if k.startswith('accuracy'))

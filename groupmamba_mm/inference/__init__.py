@@ -1,4 +1,5 @@
 """Trained models at work on images of one's own."""
+
 from .building import build_with_weights
 from .predictor import Predictor
 

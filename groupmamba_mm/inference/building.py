@@ -1,6 +1,6 @@
 """A config's model with the weights of a checkpoint that fits it whole."""
+
 from pathlib import Path
-from typing import Union
 
 from torch import nn
 
@@ -15,7 +15,7 @@ with explain_missing('models of configs'):
     from groupmamba_mm.analysis.building import build_model
 
 
-def build_with_weights(cfg: Config, checkpoint: Union[str, Path]) -> nn.Module:
+def build_with_weights(cfg: Config, checkpoint: str | Path) -> nn.Module:
     """Build a config's model and load a checkpoint, every tensor of it.
 
     Args:
@@ -35,6 +35,12 @@ def build_with_weights(cfg: Config, checkpoint: Union[str, Path]) -> nn.Module:
         cfg.model.backbone = dict(cfg.model.backbone, init_cfg=None)
         cfg.model.backbone.pop('compile_mode', None)
     model = build_model(cfg)
-    load_matching(model, weights, source=str(checkpoint), min_matched_share=1.,
-                  expected_missing=[BATCH_COUNTERS], expected_unused=expected_unused_keys(model))
+    load_matching(
+        model,
+        weights,
+        source=str(checkpoint),
+        min_matched_share=1.0,
+        expected_missing=[BATCH_COUNTERS],
+        expected_unused=expected_unused_keys(model),
+    )
     return model.eval()

@@ -1,8 +1,10 @@
 """Predicting on single images, the same way for the three tasks."""
+
 from collections import defaultdict
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from groupmamba_mm.checkpoint import read_tensors
 from groupmamba_mm.errors import ConfigError
 from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.model_zoo import config_path
+
 from .building import build_with_weights
 from .tasks import TASKS
 
@@ -28,7 +31,7 @@ with explain_missing('groupmamba_mm.inference'):
 _ANNOTATION_STEPS = ('LoadAnnotations', 'LoadPanopticAnnotations')
 _LOADING_STEPS = ('LoadImageFromFile', 'CheckedLoadImageFromFile')
 
-Image = Union[str, Path, np.ndarray]
+Image = str | Path | np.ndarray
 
 
 class Predictor:
@@ -47,12 +50,20 @@ class Predictor:
         CheckpointError: The checkpoint cannot be read safely or does not fit.
     """
 
-    def __init__(self, config: Union[str, Path, Config], checkpoint: Union[str, Path],
-                 device: Optional[str] = None, score_thr: float = 0.3, top: int = 5) -> None:
+    def __init__(
+        self,
+        config: str | Path | Config,
+        checkpoint: str | Path,
+        device: str | None = None,
+        score_thr: float = 0.3,
+        top: int = 5,
+    ) -> None:
         self.cfg = cfg = _config(config)
         if cfg.get('test_dataloader') is None:
-            raise ConfigError(f'config {cfg.filename} has no test_dataloader, whose pipeline says '
-                              'how images are prepared; take a config of configs/')
+            raise ConfigError(
+                f'config {cfg.filename} has no test_dataloader, whose pipeline says '
+                'how images are prepared; take a config of configs/'
+            )
         self.model = revert_sync_batchnorm(build_with_weights(cfg, checkpoint))
         self.model.to(device or get_device())
         dataset = cfg.test_dataloader.dataset
@@ -62,15 +73,16 @@ class Predictor:
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             self._pipeline = Compose(_image_steps(dataset.pipeline))
             self._visualizer = VISUALIZERS.build(
-                dict(type=TASKS[cfg.default_scope].visualizer, name=f'predictor-{id(self)}'))
+                dict(type=TASKS[cfg.default_scope].visualizer, name=f'predictor-{id(self)}')
+            )
         meta = _dataset_meta(cfg, dataset, checkpoint)
-        self.classes: Optional[Sequence[str]] = meta.get('classes')
+        self.classes: Sequence[str] | None = meta.get('classes')
         self._visualizer.dataset_meta = dict(meta, palette=meta.get('palette') or 'random')
         self._visualizer.dataset_meta.setdefault('classes', None)
         self._task = TASKS[cfg.default_scope](self.classes, score_thr, top)
 
     @torch.inference_mode()
-    def __call__(self, images: Union[Image, Sequence[Image]]) -> Union[Dict, List[Dict]]:
+    def __call__(self, images: Image | Sequence[Image]) -> dict | list[dict]:
         """Predict.
 
         Args:
@@ -102,15 +114,16 @@ class Predictor:
         return self._load(dict(img_path=str(image)))['img']
 
     @torch.inference_mode()
-    def predict_samples(self, images: Sequence[Image]) -> List[Any]:
+    def predict_samples(self, images: Sequence[Image]) -> list[Any]:
         """The libraries' own data samples for images; see :meth:`__call__`."""
         by_shape = defaultdict(list)
         for index, image in enumerate(images):
             array = self.read(image)
             shape = array.shape[:2]
             path = image if isinstance(image, (str, Path)) else ''
-            prepared = self._pipeline(dict(img=array, img_path=str(path), img_shape=shape,
-                                           ori_shape=shape, img_id=index))
+            prepared = self._pipeline(
+                dict(img=array, img_path=str(path), img_shape=shape, ori_shape=shape, img_id=index)
+            )
             # some preprocessors take one size at a time
             by_shape[tuple(prepared['inputs'].shape)].append((index, prepared))
         samples = {}
@@ -119,7 +132,7 @@ class Predictor:
             samples.update(zip((index for index, _ in group), found))
         return [samples[index] for index in range(len(samples))]
 
-    def describe(self, sample: Any) -> Dict[str, Any]:
+    def describe(self, sample: Any) -> dict[str, Any]:
         """A data sample as plain data; see :meth:`__call__`."""
         return self._task.describe(sample)
 
@@ -138,7 +151,7 @@ class Predictor:
         return np.ascontiguousarray(self._visualizer.get_image()[..., ::-1])
 
 
-def _config(config: Union[str, Path, Config]) -> Config:
+def _config(config: str | Path | Config) -> Config:
     if isinstance(config, Config):
         return config
     path = Path(config)
@@ -147,13 +160,16 @@ def _config(config: Union[str, Path, Config]) -> Config:
     return load_config(str(path))
 
 
-def _image_steps(pipeline: Sequence[Dict]) -> List[Dict]:
+def _image_steps(pipeline: Sequence[dict]) -> list[dict]:
     """A test pipeline without the steps that read files."""
-    return [deepcopy(step) for step in pipeline
-            if step['type'].split('.')[-1] not in (*_ANNOTATION_STEPS, *_LOADING_STEPS)]
+    return [
+        deepcopy(step)
+        for step in pipeline
+        if step['type'].split('.')[-1] not in (*_ANNOTATION_STEPS, *_LOADING_STEPS)
+    ]
 
 
-def _dataset_meta(cfg: Config, dataset: Dict, checkpoint: Union[str, Path]) -> Dict[str, Any]:
+def _dataset_meta(cfg: Config, dataset: dict, checkpoint: str | Path) -> dict[str, Any]:
     """Names and colours of the classes: the checkpoint's, else the config's, else the data set's."""
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         own = dict(getattr(DATASETS.get(dataset.type), 'METAINFO', {}))

@@ -1,9 +1,10 @@
 """Where images come from: files, folders, patterns, videos and standard input."""
+
 import glob
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Union
 
 import numpy as np
 
@@ -25,11 +26,12 @@ class Source:
         name: What it is called in results: a path, ``-``, or a video with the frame's number.
         image: The file, or the array (H, W, 3), uint8, BGR.
     """
+
     name: str
-    image: Union[Path, np.ndarray]
+    image: Path | np.ndarray
 
 
-def find_files(where: str) -> List[Path]:
+def find_files(where: str) -> list[Path]:
     """The files that an argument stands for.
 
     Args:
@@ -47,8 +49,9 @@ def find_files(where: str) -> List[Path]:
     if path.is_dir():
         files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise DataError(f'folder {where} has no images ({", ".join(IMAGE_SUFFIXES)}) in it or '
-                            'below it')
+            raise DataError(
+                f'folder {where} has no images ({", ".join(IMAGE_SUFFIXES)}) in it or below it'
+            )
         return files
     files = sorted(p for p in map(Path, glob.glob(where, recursive=True)) if p.is_file())
     if not files:
@@ -107,6 +110,6 @@ def frames_per_second(path: Path) -> float:
     """The speed of a video."""
     video = cv2.VideoCapture(str(path))
     try:
-        return video.get(cv2.CAP_PROP_FPS) or 25.
+        return video.get(cv2.CAP_PROP_FPS) or 25.0
     finally:
         video.release()

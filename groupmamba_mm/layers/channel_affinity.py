@@ -1,4 +1,5 @@
 """Channel affinity modulation (CAM), Eq. 7-9."""
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

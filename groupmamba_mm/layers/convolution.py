@@ -1,5 +1,4 @@
 """Depthwise convolutions over channels-last tokens: on the grid, and along a sequence."""
-from typing import Tuple
 
 from torch import Tensor, nn
 
@@ -16,7 +15,7 @@ class GridDepthwiseConv(nn.Conv2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1, groups=channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, C) -> (B, C, H, W), no copy
         x = super().forward(x)

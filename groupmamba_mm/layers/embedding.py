@@ -1,5 +1,4 @@
 """Stems and down-sampling: from an image to tokens, and from one stage to the next."""
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,7 @@ class _ConvEmbedding(nn.Module):
         self.convs = convs
         self.norm = nn.LayerNorm(out_channels, eps=1e-5)
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C_in, H, W) to tokens (B, L, C_out) and their grid (H', W')."""
         x = self.convs(image.contiguous(memory_format=torch.channels_last))
         grid = (x.shape[2], x.shape[3])
@@ -68,7 +67,9 @@ class PaperStem(_ConvEmbedding):
                 nn.BatchNorm2d(stem_channels),
                 nn.ReLU(),
                 nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
-            ), out_channels)
+            ),
+            out_channels,
+        )
 
 
 class OfficialStem(_ConvEmbedding):
@@ -93,7 +94,9 @@ class OfficialStem(_ConvEmbedding):
                 nn.BatchNorm2d(stem_channels),
                 nn.ReLU(),
                 nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
-            ), out_channels)
+            ),
+            out_channels,
+        )
 
 
 class Downsample(_ConvEmbedding):
@@ -105,10 +108,9 @@ class Downsample(_ConvEmbedding):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), out_channels)
+        super().__init__(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), out_channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, L, C_in) of ``grid`` to (B, L', C_out) and their grid, rounded up."""
         return super().forward(x.unflatten(1, grid).permute(0, 3, 1, 2))  # -> (B, C, H, W)
 
@@ -120,6 +122,6 @@ class NormedDownsample(Downsample):
         super().__init__(in_channels, out_channels)
         self.pre_norm = nn.LayerNorm(in_channels, eps=1e-6)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """As :meth:`Downsample.forward`."""
         return super().forward(self.pre_norm(x), grid)

@@ -1,5 +1,4 @@
 """Feed-forward networks."""
-from typing import Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +61,6 @@ class ConvFFN(nn.Module):
         self.dwconv = GridDepthwiseConv(hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) tokens of an H x W grid to (B, L, C)."""
         return self.fc2(F.gelu(self.dwconv(self.fc1(x), grid)))

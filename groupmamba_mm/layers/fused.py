@@ -4,9 +4,11 @@ The submodules of a block are not called there, only their parameters are read. 
 submodule that somebody hooked, replaced or patched therefore runs module by module instead, and
 says so once.
 """
+
 import functools
 import logging
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Type, Union
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +28,14 @@ class Residual(NamedTuple):
         branch: (B, L, >=C), what is to be added to its first C channels.
         drop_scale: (B,), stochastic depth's factor of the branch, or None.
     """
+
     tokens: Tensor
     branch: Tensor
-    drop_scale: Optional[Tensor]
+    drop_scale: Tensor | None
 
     def materialize(self) -> Tensor:
         """The sum, in the precision of the stream."""
-        branch = self.branch[..., :self.tokens.shape[-1]]
+        branch = self.branch[..., : self.tokens.shape[-1]]
         if self.drop_scale is None:
             return self.tokens + branch
         scale = self.drop_scale.view(-1, 1, 1).to(self.tokens.dtype)
@@ -41,12 +44,18 @@ class Residual(NamedTuple):
 
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody sees or changes what goes in and out of a module, by a hook or a patch."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-                or module._backward_pre_hooks or 'forward' in module.__dict__)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or 'forward' in module.__dict__
+    )
 
 
-def find_parts(block: nn.Module, kinds: Dict[str, Tuple[Type[nn.Module], ...]]
-               ) -> Optional[Dict[str, nn.Module]]:
+def find_parts(
+    block: nn.Module, kinds: dict[str, tuple[type[nn.Module], ...]]
+) -> dict[str, nn.Module] | None:
     """The submodules of a block whose place the kernels can take.
 
     Args:
@@ -71,25 +80,32 @@ def find_parts(block: nn.Module, kinds: Dict[str, Tuple[Type[nn.Module], ...]]
     return parts
 
 
-def find_parameters(parts: Dict[str, nn.Module], names: Sequence[str],
-                    shapes: Sequence[Tuple[int, ...]]) -> Optional[List[Tensor]]:
+def find_parameters(
+    parts: dict[str, nn.Module], names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> list[Tensor] | None:
     """Parameters by their names in the block; None, with a warning, if one is not as expected."""
     found = []
     for name, shape in zip(names, shapes):
         part, own_name = _split_name(name)
         parameter = parts[part]._parameters[own_name]
-        if parameter is None or parameter.shape != shape or (
-                found and parameter.dtype != found[0].dtype):
-            is_like = 'missing' if parameter is None else \
-                f'{tuple(parameter.shape)} in {parameter.dtype}'
-            return _report(f'{name} of a block is {is_like}, where {tuple(shape)} in one dtype for '
-                           'all parameters is wanted')
+        if (
+            parameter is None
+            or parameter.shape != shape
+            or (found and parameter.dtype != found[0].dtype)
+        ):
+            is_like = (
+                'missing' if parameter is None else f'{tuple(parameter.shape)} in {parameter.dtype}'
+            )
+            return _report(
+                f'{name} of a block is {is_like}, where {tuple(shape)} in one dtype for '
+                'all parameters is wanted'
+            )
         found.append(parameter)
     return found
 
 
-@functools.lru_cache(maxsize=None)
-def _split_name(name: str) -> Tuple[str, str]:
+@functools.cache
+def _split_name(name: str) -> tuple[str, str]:
     parent, _, child = name.rpartition('.')
     return parent, child
 
@@ -97,11 +113,13 @@ def _split_name(name: str) -> Tuple[str, str]:
 def _report(problem: str) -> None:
     if problem not in _reported:
         _reported.add(problem)
-        logger.warning('a block runs module by module instead of in kernels, which takes several '
-                       f'times as long: {problem}')
+        logger.warning(
+            'a block runs module by module instead of in kernels, which takes several '
+            f'times as long: {problem}'
+        )
 
 
-def draw_drop_path(drop_path: nn.Module, x: Tensor) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+def draw_drop_path(drop_path: nn.Module, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Stochastic depth's factors of a block's two branches, each (B,): 0 or 1 / (1 - p).
 
     None without it. The branches are dropped independently of each other.
@@ -119,10 +137,17 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def run(family: str, spec: NamedTuple, grid: Tuple[int, int], x: Union[Tensor, Residual],
-        drops: Tuple[Optional[Tensor], Optional[Tensor]], parameters: List[Tensor]) -> Residual:
+def run(
+    family: str,
+    spec: NamedTuple,
+    grid: tuple[int, int],
+    x: Tensor | Residual,
+    drops: tuple[Tensor | None, Tensor | None],
+    parameters: list[Tensor],
+) -> Residual:
     """:func:`groupmamba_mm.ops.blocks.run_block` between what blocks hand on to each other."""
     tokens, branch, branch_drop = x if isinstance(x, Residual) else (x, None, None)
-    stream, branch = run_block(family, spec, grid, compute_dtype(tokens), tokens, branch,
-                               branch_drop, drops[0], parameters)
+    stream, branch = run_block(
+        family, spec, grid, compute_dtype(tokens), tokens, branch, branch_drop, drops[0], parameters
+    )
     return Residual(stream, branch, drops[1])

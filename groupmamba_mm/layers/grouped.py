@@ -1,4 +1,5 @@
 """Linear layer and LayerNorm applied to each group of channels on its own."""
+
 import math
 
 import torch
@@ -18,8 +19,9 @@ class GroupedLinear(nn.Module):
     The weight is (G, out_features, in_features), the bias (G, out_features).
     """
 
-    def __init__(self, in_features: int, out_features: int, num_groups: int,
-                 bias: bool = True) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, num_groups: int, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_groups, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(num_groups, out_features)) if bias else None
@@ -38,8 +40,10 @@ class GroupedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         groups, out_features, in_features = self.weight.shape
-        return (f'in_features={in_features}, out_features={out_features}, num_groups={groups}, '
-                f'bias={self.bias is not None}')
+        return (
+            f'in_features={in_features}, out_features={out_features}, num_groups={groups}, '
+            f'bias={self.bias is not None}'
+        )
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
@@ -73,9 +77,10 @@ class GroupedLayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         width = x.shape[-1] // self.num_groups
-        normed = F.layer_norm(x.unflatten(-1, (self.num_groups, width)), (width, ), eps=self.eps)
-        return torch.addcmul(self.bias.to(normed.dtype), normed.flatten(-2),
-                             self.weight.to(normed.dtype))
+        normed = F.layer_norm(x.unflatten(-1, (self.num_groups, width)), (width,), eps=self.eps)
+        return torch.addcmul(
+            self.bias.to(normed.dtype), normed.flatten(-2), self.weight.to(normed.dtype)
+        )
 
     def extra_repr(self) -> str:
         return f'{self.weight.shape[0]}, num_groups={self.num_groups}, eps={self.eps}'

@@ -1,4 +1,5 @@
 """The released recipe's initial values."""
+
 import math
 
 from torch import nn
@@ -28,6 +29,7 @@ def init_parameters(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, OfficialMixer):
             nn.init.ones_(layer.skip_scale)
-        elif isinstance(layer, (nn.LayerNorm, nn.BatchNorm2d, GroupedLayerNorm, GroupedSSM,
-                                nn.Conv1d)):
+        elif isinstance(
+            layer, (nn.LayerNorm, nn.BatchNorm2d, GroupedLayerNorm, GroupedSSM, nn.Conv1d)
+        ):
             layer.reset_parameters()

@@ -1,11 +1,13 @@
 """Cases of the kernels' first-use check: whole blocks by kernels against the plain ones in fp64."""
-from typing import Callable, Iterator, Tuple
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from groupmamba_mm.ops import tracing
 from groupmamba_mm.ops.self_test import register_case
+
 from .official_layer import OfficialBlock
 from .paper_layer import ModulatedGroupMambaLayer
 
@@ -18,18 +20,19 @@ def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> C
 
     def build(backend: str) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
-        blocks = nn.ModuleList(block(channels, (_DIRECTIONS, ), ffn_ratio, 1, True, 0., backend)
-                               for _ in range(2))
+        blocks = nn.ModuleList(
+            block(channels, (_DIRECTIONS,), ffn_ratio, 1, True, 0.0, backend) for _ in range(2)
+        )
         with torch.no_grad():
             for name, parameter in blocks.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 if parameter.dim() < 2:
                     parameter.copy_(0.1 * noise + (0 if name.endswith('bias') else 1))
                 else:
-                    parameter.copy_(noise / parameter[0].numel()**0.5)
+                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
         return blocks
 
-    def run(device: torch.device) -> Iterator[Tuple[str, Tensor, Tensor]]:
+    def run(device: torch.device) -> Iterator[tuple[str, Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(2, _GRID[0] * _GRID[1], channels, generator=generator)
         weight = torch.randn(x.shape, generator=generator).to(device)
@@ -44,8 +47,10 @@ def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> C
             with torch.autocast(device.type, torch.bfloat16, enabled=backend == 'triton'):
                 y = model[1](model[0](tokens, _GRID, False), _GRID)
             (y * weight).sum().backward()
-            results.append([('output', y.detach()), ('gradient of tokens', tokens.grad)] + [
-                (f'gradient of {name}', p.grad) for name, p in model.named_parameters()])
+            results.append(
+                [('output', y.detach()), ('gradient of tokens', tokens.grad)]
+                + [(f'gradient of {name}', p.grad) for name, p in model.named_parameters()]
+            )
         for (name, got), (_, expected) in zip(*results):
             yield f'{run.__name__}, {name}', got, expected
 

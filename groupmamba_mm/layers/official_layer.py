@@ -1,6 +1,6 @@
 """The released model's block: SS2D units, modulated mixer, convolutional FFN."""
+
 import math
-from typing import Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from groupmamba_mm.ops.selective_scan.directions import direction_bits
+
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import GridDepthwiseConv
@@ -34,12 +35,13 @@ class GroupedSS2D(nn.Module):
         width = channels // groups
         self.in_proj = GroupedLinear(width, 2 * width, groups, bias=False)
         self.conv2d = GridDepthwiseConv(channels)
-        self.ssm = GroupedSSM(channels, groups, math.ceil(width / 16), d_state, scan_backend,
-                              has_norm=True)
+        self.ssm = GroupedSSM(
+            channels, groups, math.ceil(width / 16), d_state, scan_backend, has_norm=True
+        )
         self.out_norm = GroupedLayerNorm(channels, groups, eps=1e-5)
         self.out_proj = GroupedLinear(width, width, groups, bias=False)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) tokens of an H x W grid to (B, L, C)."""
         groups = len(self.plan[0])
         x, z = self.in_proj(x.unflatten(-1, (groups, x.shape[-1] // groups))).chunk(2, dim=-1)
@@ -61,8 +63,9 @@ class OfficialMixer(nn.Module):
         scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
-    def __init__(self, channels: int, plan: ScanPlan, d_state: int, channel_affinity: bool,
-                 scan_backend: str) -> None:
+    def __init__(
+        self, channels: int, plan: ScanPlan, d_state: int, channel_affinity: bool, scan_backend: str
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.affinity = ChannelAffinity(channels) if channel_affinity else NoChannelAffinity()
@@ -70,7 +73,7 @@ class OfficialMixer(nn.Module):
         self.skip_scale = nn.Parameter(torch.ones(1))
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) tokens of an H x W grid to (B, L, C)."""
         u = self.norm(x)
         scale = self.skip_scale * self.affinity(u)  # both (B, 1, C), before they meet the tokens
@@ -83,16 +86,25 @@ class OfficialBlock(nn.Module):
     Args: as :class:`groupmamba_mm.layers.ModulatedGroupMambaLayer`.
     """
 
-    def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
-                 channel_affinity: bool, drop_path: float, scan_backend: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        plan: ScanPlan,
+        ffn_ratio: float,
+        d_state: int,
+        channel_affinity: bool,
+        drop_path: float,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         self.mixer = OfficialMixer(channels, plan, d_state, channel_affinity, scan_backend)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.ffn = ConvFFN(channels, ffn_ratio)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
-    def forward(self, x: Union[Tensor, fused.Residual], grid: Tuple[int, int],
-                settle: bool = True) -> Union[Tensor, fused.Residual]:
+    def forward(
+        self, x: Tensor | fused.Residual, grid: tuple[int, int], settle: bool = True
+    ) -> Tensor | fused.Residual:
         """(B, L, C) tokens of an H x W grid to (B, L, C).
 
         Args:
@@ -111,11 +123,12 @@ class OfficialBlock(nn.Module):
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.ffn(self.norm2(x), grid))
 
-    def _run_fused(self, x: Union[Tensor, fused.Residual], tokens: Tensor,
-                   grid: Tuple[int, int]) -> Optional[fused.Residual]:
+    def _run_fused(
+        self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
+    ) -> fused.Residual | None:
         """By kernels; None if a submodule is not what they stand for."""
-        from groupmamba_mm.ops.blocks.official import (AFFINITY_PARAMETERS, PARAMETERS,
-                                                       OfficialSpec)
+        from groupmamba_mm.ops.blocks.official import AFFINITY_PARAMETERS, PARAMETERS, OfficialSpec
+
         kinds, names = _FUSED_PARTS, PARAMETERS
         if type(self.mixer.affinity) is not NoChannelAffinity:
             kinds, names = _FUSED_PARTS_WITH_AFFINITY, PARAMETERS + AFFINITY_PARAMETERS
@@ -124,10 +137,17 @@ class OfficialBlock(nn.Module):
             return None
         ssm, norm = parts['mixer.ss2d.ssm'], parts['mixer.norm']
         spec = OfficialSpec(
-            norm.normalized_shape[0], ssm.num_groups, parts['ffn.fc1'].out_features, ssm.dt_rank,
-            ssm.d_state, *direction_bits(parts['mixer.ss2d'].plan[0]),
-            parts['mixer.affinity.fc1'].out_features if names is not PARAMETERS else 0, norm.eps,
-            parts['mixer.ss2d.out_norm'].eps, parts['norm2'].eps)
+            norm.normalized_shape[0],
+            ssm.num_groups,
+            parts['ffn.fc1'].out_features,
+            ssm.dt_rank,
+            ssm.d_state,
+            *direction_bits(parts['mixer.ss2d'].plan[0]),
+            parts['mixer.affinity.fc1'].out_features if names is not PARAMETERS else 0,
+            norm.eps,
+            parts['mixer.ss2d.out_norm'].eps,
+            parts['norm2'].eps,
+        )
         parameters = fused.find_parameters(parts, names, spec.shapes())
         if parameters is None:
             return None
@@ -137,14 +157,25 @@ class OfficialBlock(nn.Module):
 
 #: The submodules of a block that the kernels stand for.
 _FUSED_PARTS = {
-    'mixer': (OfficialMixer, ), 'mixer.norm': (nn.LayerNorm, ),
-    'mixer.affinity': (ChannelAffinity, NoChannelAffinity), 'mixer.ss2d': (GroupedSS2D, ),
-    'mixer.ss2d.in_proj': (GroupedLinear, ), 'mixer.ss2d.conv2d': (GridDepthwiseConv, ),
-    'mixer.ss2d.ssm': (GroupedSSM, ), 'mixer.ss2d.out_norm': (GroupedLayerNorm, ),
-    'mixer.ss2d.out_proj': (GroupedLinear, ), 'mixer.proj': (nn.Linear, ),
-    'norm2': (nn.LayerNorm, ), 'ffn': (ConvFFN, ), 'ffn.fc1': (nn.Linear, ),
-    'ffn.dwconv': (GridDepthwiseConv, ), 'ffn.fc2': (nn.Linear, ),
-    'drop_path': (StochasticDepth, ),
+    'mixer': (OfficialMixer,),
+    'mixer.norm': (nn.LayerNorm,),
+    'mixer.affinity': (ChannelAffinity, NoChannelAffinity),
+    'mixer.ss2d': (GroupedSS2D,),
+    'mixer.ss2d.in_proj': (GroupedLinear,),
+    'mixer.ss2d.conv2d': (GridDepthwiseConv,),
+    'mixer.ss2d.ssm': (GroupedSSM,),
+    'mixer.ss2d.out_norm': (GroupedLayerNorm,),
+    'mixer.ss2d.out_proj': (GroupedLinear,),
+    'mixer.proj': (nn.Linear,),
+    'norm2': (nn.LayerNorm,),
+    'ffn': (ConvFFN,),
+    'ffn.fc1': (nn.Linear,),
+    'ffn.dwconv': (GridDepthwiseConv,),
+    'ffn.fc2': (nn.Linear,),
+    'drop_path': (StochasticDepth,),
 }
-_FUSED_PARTS_WITH_AFFINITY = {**_FUSED_PARTS, 'mixer.affinity.fc1': (nn.Linear, ),
-                              'mixer.affinity.fc2': (nn.Linear, )}
+_FUSED_PARTS_WITH_AFFINITY = {
+    **_FUSED_PARTS,
+    'mixer.affinity.fc1': (nn.Linear,),
+    'mixer.affinity.fc2': (nn.Linear,),
+}

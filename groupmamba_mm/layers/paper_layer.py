@@ -1,6 +1,6 @@
 """The paper's modulated group mamba layer, Eq. 3-9."""
+
 import math
-from typing import Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
 from groupmamba_mm.ops.selective_scan.directions import direction_bits
+
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
 from .convolution import CausalConv1d
@@ -47,17 +48,17 @@ class GroupedMamba1d(nn.Module):
         self.ssm = GroupedSSM(groups * inner, groups, math.ceil(width / 16), d_state, scan_backend)
         self.out_proj = GroupedLinear(inner, width, groups, bias=False)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, G, d) tokens of an H x W grid to (B, L, G, d)."""
         x, z = self.in_proj(x).chunk(2, dim=-1)
         outputs = [self._scan(x, grid, directions) for directions in self.plan]
         y = outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
         return self.out_proj(y * F.silu(z))
 
-    def _scan(self, x: Tensor, grid: Tuple[int, int], directions: Tuple[str, ...]) -> Tensor:
+    def _scan(self, x: Tensor, grid: tuple[int, int], directions: tuple[str, ...]) -> Tensor:
         # The convolution runs along the scanned sequence: bring the tokens into that order first,
         # where the scan itself goes straight ahead.
-        ahead = (('left-right', ) * len(directions), )
+        ahead = (('left-right',) * len(directions),)
         tokens = group_to_scan_order(x, grid, directions).flatten(2)
         y = self.ssm(self.conv1d(tokens, self.ssm.resolve_backend(tokens)), grid, ahead)
         return group_from_scan_order(y.unflatten(-1, x.shape[-2:]), grid, directions)
@@ -81,7 +82,7 @@ class GroupedVSSS(nn.Module):
         self.norm2 = GroupedLayerNorm(channels, self.num_groups)
         self.ffn = GroupedFFN(channels // self.num_groups, self.num_groups, VSSS_FFN_RATIO)
 
-    def forward(self, x: Tensor, grid: Tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         groups = (self.num_groups, x.shape[-1] // self.num_groups)
         x = x + self.mamba(self.norm1(x).unflatten(-1, groups), grid).flatten(2)
@@ -101,8 +102,16 @@ class ModulatedGroupMambaLayer(nn.Module):
         scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
-    def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
-                 channel_affinity: bool, drop_path: float, scan_backend: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        plan: ScanPlan,
+        ffn_ratio: float,
+        d_state: int,
+        channel_affinity: bool,
+        drop_path: float,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         self.affinity = ChannelAffinity(channels) if channel_affinity else NoChannelAffinity()
         self.vsss = GroupedVSSS(channels, plan, d_state, scan_backend)
@@ -110,8 +119,9 @@ class ModulatedGroupMambaLayer(nn.Module):
         self.ffn = FFN(channels, ffn_ratio)
         self.drop_path = StochasticDepth(drop_path, 'row')
 
-    def forward(self, x: Union[Tensor, fused.Residual], grid: Tuple[int, int],
-                settle: bool = True) -> Union[Tensor, fused.Residual]:
+    def forward(
+        self, x: Tensor | fused.Residual, grid: tuple[int, int], settle: bool = True
+    ) -> Tensor | fused.Residual:
         """(B, L, C) tokens of an H x W grid to (B, L, C); see :meth:`OfficialBlock.forward`."""
         tokens = x.tokens if isinstance(x, fused.Residual) else x
         mamba = self.vsss.mamba
@@ -123,10 +133,12 @@ class ModulatedGroupMambaLayer(nn.Module):
         modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
         return x + self.drop_path(self.ffn(self.norm(modulated)))
 
-    def _run_fused(self, x: Union[Tensor, fused.Residual], tokens: Tensor,
-                   grid: Tuple[int, int]) -> Optional[fused.Residual]:
+    def _run_fused(
+        self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
+    ) -> fused.Residual | None:
         """By kernels; None if a submodule is not what they stand for."""
         from groupmamba_mm.ops.blocks.paper import AFFINITY_PARAMETERS, PARAMETERS, PaperSpec
+
         kinds, names = _FUSED_PARTS, PARAMETERS
         if type(self.affinity) is not NoChannelAffinity:
             kinds, names = _FUSED_PARTS_WITH_AFFINITY, PARAMETERS + AFFINITY_PARAMETERS
@@ -135,12 +147,20 @@ class ModulatedGroupMambaLayer(nn.Module):
             return None
         ssm, norm, conv = parts['vsss.mamba.ssm'], parts['norm'], parts['vsss.mamba.conv1d']
         spec = PaperSpec(
-            norm.normalized_shape[0], ssm.num_groups, ssm.dt_proj_weight.shape[1],
-            conv.kernel_size[0], parts['vsss.ffn.fc1'].weight.shape[1],
-            parts['ffn.fc1'].out_features, ssm.dt_rank, ssm.d_state,
+            norm.normalized_shape[0],
+            ssm.num_groups,
+            ssm.dt_proj_weight.shape[1],
+            conv.kernel_size[0],
+            parts['vsss.ffn.fc1'].weight.shape[1],
+            parts['ffn.fc1'].out_features,
+            ssm.dt_rank,
+            ssm.d_state,
             *direction_bits(parts['vsss.mamba'].plan[0]),
             parts['affinity.fc1'].out_features if names is not PARAMETERS else 0,
-            parts['vsss.norm1'].eps, parts['vsss.norm2'].eps, norm.eps)
+            parts['vsss.norm1'].eps,
+            parts['vsss.norm2'].eps,
+            norm.eps,
+        )
         parameters = fused.find_parameters(parts, names, spec.shapes())
         if parameters is None:
             return None
@@ -150,14 +170,26 @@ class ModulatedGroupMambaLayer(nn.Module):
 
 #: The submodules of a layer that the kernels stand for.
 _FUSED_PARTS = {
-    'affinity': (ChannelAffinity, NoChannelAffinity), 'vsss': (GroupedVSSS, ),
-    'vsss.norm1': (GroupedLayerNorm, ), 'vsss.mamba': (GroupedMamba1d, ),
-    'vsss.mamba.in_proj': (GroupedLinear, ), 'vsss.mamba.conv1d': (CausalConv1d, ),
-    'vsss.mamba.ssm': (GroupedSSM, ), 'vsss.mamba.out_proj': (GroupedLinear, ),
-    'vsss.norm2': (GroupedLayerNorm, ), 'vsss.ffn': (GroupedFFN, ),
-    'vsss.ffn.fc1': (GroupedLinear, ), 'vsss.ffn.fc2': (GroupedLinear, ),
-    'norm': (nn.LayerNorm, ), 'ffn': (FFN, ), 'ffn.fc1': (nn.Linear, ), 'ffn.fc2': (nn.Linear, ),
-    'drop_path': (StochasticDepth, ),
+    'affinity': (ChannelAffinity, NoChannelAffinity),
+    'vsss': (GroupedVSSS,),
+    'vsss.norm1': (GroupedLayerNorm,),
+    'vsss.mamba': (GroupedMamba1d,),
+    'vsss.mamba.in_proj': (GroupedLinear,),
+    'vsss.mamba.conv1d': (CausalConv1d,),
+    'vsss.mamba.ssm': (GroupedSSM,),
+    'vsss.mamba.out_proj': (GroupedLinear,),
+    'vsss.norm2': (GroupedLayerNorm,),
+    'vsss.ffn': (GroupedFFN,),
+    'vsss.ffn.fc1': (GroupedLinear,),
+    'vsss.ffn.fc2': (GroupedLinear,),
+    'norm': (nn.LayerNorm,),
+    'ffn': (FFN,),
+    'ffn.fc1': (nn.Linear,),
+    'ffn.fc2': (nn.Linear,),
+    'drop_path': (StochasticDepth,),
 }
-_FUSED_PARTS_WITH_AFFINITY = {**_FUSED_PARTS, 'affinity.fc1': (nn.Linear, ),
-                              'affinity.fc2': (nn.Linear, )}
+_FUSED_PARTS_WITH_AFFINITY = {
+    **_FUSED_PARTS,
+    'affinity.fc1': (nn.Linear,),
+    'affinity.fc2': (nn.Linear,),
+}

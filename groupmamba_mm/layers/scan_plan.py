@@ -1,14 +1,19 @@
 """Which group is scanned in which direction."""
-from typing import Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 from groupmamba_mm.ops.selective_scan import check_directions
 
 #: One entry for each scan, whose outputs are summed; an entry names a direction for each group.
-ScanPlan = Tuple[Tuple[str, ...], ...]
+ScanPlan = tuple[tuple[str, ...], ...]
 
 
-def make_scan_plan(num_groups: int, directions: Optional[Sequence[str]], share_directions: bool,
-                   default: Sequence[str]) -> ScanPlan:
+def make_scan_plan(
+    num_groups: int,
+    directions: Sequence[str] | None,
+    share_directions: bool,
+    default: Sequence[str],
+) -> ScanPlan:
     """Assign directions to groups.
 
     Args:
@@ -32,10 +37,11 @@ def make_scan_plan(num_groups: int, directions: Optional[Sequence[str]], share_d
         directions = default if share_directions else default[:num_groups]
     directions = check_directions(directions)
     if share_directions:
-        return tuple((name, ) * num_groups for name in directions)
+        return tuple((name,) * num_groups for name in directions)
     if num_groups % len(directions):
         raise ValueError(
             f'{len(directions)} directions cannot be shared out evenly among {num_groups} groups; '
             'give a number of directions that divides num_groups, or set share_directions=True '
-            'to scan every group in all of them')
-    return (directions * (num_groups // len(directions)), )
+            'to scan every group in all of them'
+        )
+    return (directions * (num_groups // len(directions)),)

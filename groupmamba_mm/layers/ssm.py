@@ -1,12 +1,13 @@
 """The selective state-space model of all groups: projections, discretisation, scan."""
+
 import math
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groupmamba_mm.ops import check_backend, grouped_ssm, resolve_backend, selective_scan
+
 from .grouped import grouped_linear
 from .scan_plan import ScanPlan
 
@@ -27,8 +28,15 @@ class GroupedSSM(nn.Module):
     (G, d, dt_rank), ``dt_proj_bias`` (G, d), ``A_log`` (G, d, N), ``D`` (C,).
     """
 
-    def __init__(self, channels: int, num_groups: int, dt_rank: int, d_state: int = 1,
-                 scan_backend: str = 'auto', has_norm: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_groups: int,
+        dt_rank: int,
+        d_state: int = 1,
+        scan_backend: str = 'auto',
+        has_norm: bool = False,
+    ) -> None:
         super().__init__()
         width = channels // num_groups
         self.num_groups = num_groups
@@ -48,9 +56,10 @@ class GroupedSSM(nn.Module):
         """Mamba's initialisation: dt log-uniform in [dt_min, dt_max], A = -(1..N), D = 1."""
         bound = 1 / math.sqrt(self.x_proj_weight.shape[-1])
         nn.init.uniform_(self.x_proj_weight, -bound, bound)
-        nn.init.uniform_(self.dt_proj_weight, -self.dt_rank**-0.5, self.dt_rank**-0.5)
+        nn.init.uniform_(self.dt_proj_weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         dt = torch.exp(
-            torch.rand_like(self.dt_proj_bias) * math.log(dt_max / dt_min) + math.log(dt_min))
+            torch.rand_like(self.dt_proj_bias) * math.log(dt_max / dt_min) + math.log(dt_min)
+        )
         self.dt_proj_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
         steps = torch.arange(1, self.d_state + 1, dtype=self.A_log.dtype, device=self.A_log.device)
         self.A_log.copy_(torch.log(steps).expand_as(self.A_log))
@@ -61,25 +70,34 @@ class GroupedSSM(nn.Module):
         backend = self.resolve_backend(x)
         if backend == 'triton':
             outputs = [
-                grouped_ssm(x, *self.parameters_of_scan(), grid=grid, directions=directions,
-                            gated=False, backend='triton') for directions in plan
+                grouped_ssm(
+                    x,
+                    *self.parameters_of_scan(),
+                    grid=grid,
+                    directions=directions,
+                    gated=False,
+                    backend='triton',
+                )
+                for directions in plan
             ]
             return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
         low_rank, B, C = grouped_linear(
-            x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight).split(
-                [self.dt_rank, self.d_state, self.d_state], dim=-1)
+            x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight
+        ).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         dt = grouped_linear(low_rank, self.dt_proj_weight)
         # dt, A and the state decide how long the memory is: fp32 at least, also under autocast
         dtype = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
         A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
         outputs = [
-            selective_scan(x, dt, A, B, C, self.D, grid=grid, directions=directions,
-                           backend=backend) for directions in plan
+            selective_scan(
+                x, dt, A, B, C, self.D, grid=grid, directions=directions, backend=backend
+            )
+            for directions in plan
         ]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
-    def parameters_of_scan(self) -> Tuple[Tensor, ...]:
+    def parameters_of_scan(self) -> tuple[Tensor, ...]:
         """The parameters in the order of :func:`groupmamba_mm.ops.grouped_ssm`."""
         return self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
 
@@ -90,14 +108,17 @@ class GroupedSSM(nn.Module):
     def resolve_backend(self, x: Tensor) -> str:
         """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""
         width = self.D.shape[0] // self.num_groups if self.has_norm else 1
-        return resolve_backend(self.scan_backend, x.device, x.dtype, self.d_state, self.num_groups,
-                               width, self.dt_rank)
+        return resolve_backend(
+            self.scan_backend, x.device, x.dtype, self.d_state, self.num_groups, width, self.dt_rank
+        )
 
     def count_macs(self, x: Tensor, grid, plan: ScanPlan) -> int:
         """Multiply-adds of the scans alone, by the convention 9*B*L*C*N + B*L*C for each."""
         return len(plan) * x.numel() * (9 * self.d_state + 1)
 
     def extra_repr(self) -> str:
-        return (f'channels={self.D.shape[0]}, num_groups={self.num_groups}, '
-                f'dt_rank={self.dt_rank}, d_state={self.d_state}, '
-                f'scan_backend={self.scan_backend!r}')
+        return (
+            f'channels={self.D.shape[0]}, num_groups={self.num_groups}, '
+            f'dt_rank={self.dt_rank}, d_state={self.d_state}, '
+            f'scan_backend={self.scan_backend!r}'
+        )

@@ -1,4 +1,5 @@
 """How a classifier's backbone ends: from the last stage's tokens to one vector an image."""
+
 from torch import Tensor, nn
 
 from .ffn import FFN
@@ -12,8 +13,15 @@ class PoolNorm(nn.Module):
     Args: as :class:`ClassBlock`; all but ``channels`` are without effect here.
     """
 
-    def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
-                 channel_affinity: bool, scan_backend: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        plan: ScanPlan,
+        ffn_ratio: float,
+        d_state: int,
+        channel_affinity: bool,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=1e-5)
 
@@ -37,8 +45,15 @@ class ClassBlock(nn.Module):
         scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`.
     """
 
-    def __init__(self, channels: int, plan: ScanPlan, ffn_ratio: float, d_state: int,
-                 channel_affinity: bool, scan_backend: str) -> None:
+    def __init__(
+        self,
+        channels: int,
+        plan: ScanPlan,
+        ffn_ratio: float,
+        d_state: int,
+        channel_affinity: bool,
+        scan_backend: str,
+    ) -> None:
         super().__init__()
         self.mixer = OfficialMixer(channels, plan, d_state, channel_affinity, scan_backend)
         self.norm1 = nn.LayerNorm(channels, eps=1e-6)

@@ -1,4 +1,5 @@
 """Whole classifiers in plain PyTorch: built in one line, for timm and for the Hugging Face Hub."""
+
 from .classifier import GroupMambaClassifier
 from .factory import create_model
 from .pretrained import load_pretrained

@@ -1,6 +1,8 @@
 """The classifier in plain PyTorch, with the methods that timm's users know."""
+
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.backbones.kernels import prepare_kernels
 from groupmamba_mm.layers import init_parameters
+
 from .heads import LinearHead, TwoLinearHead
 from .hub import HubModel
 from .pretrained import load_pretrained
@@ -41,16 +44,18 @@ class GroupMambaClassifier(nn.Module, HubModel):
         TypeError: An option that the backbone does not have.
     """
 
-    def __init__(self,
-                 arch: Union[str, dict],
-                 num_classes: int = 1000,
-                 in_chans: int = 3,
-                 global_pool: str = 'avg',
-                 drop_rate: float = 0.,
-                 drop_path_rate: float = 0.,
-                 device: Union[str, torch.device, None] = None,
-                 dtype: Optional[torch.dtype] = None,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        arch: str | dict,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = 'avg',
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         for fixed in ('in_channels', 'out_indices', 'init_cfg', 'compile_mode'):
             if fixed in options:
@@ -59,8 +64,9 @@ class GroupMambaClassifier(nn.Module, HubModel):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         with nullcontext() if device is None else torch.device(device):
-            self.backbone = GroupMamba(arch, in_channels=in_chans, drop_path_rate=drop_path_rate,
-                                       **options)
+            self.backbone = GroupMamba(
+                arch, in_channels=in_chans, drop_path_rate=drop_path_rate, **options
+            )
             self.head_drop = nn.Dropout(drop_rate)
             dims = self.backbone.arch.embed_dims
             self.num_features = self.head_hidden_size = dims[-1]
@@ -69,7 +75,8 @@ class GroupMambaClassifier(nn.Module, HubModel):
         self.to(dtype=dtype)
         self.feature_info = [
             dict(num_chs=width, reduction=4 * 2**i, module=f'backbone.stages.{i}.{depth - 1}')
-            for i, (width, depth) in enumerate(zip(dims, self.backbone.arch.depths))]
+            for i, (width, depth) in enumerate(zip(dims, self.backbone.arch.depths))
+        ]
 
     def __call__(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """:meth:`forward`, the first time behind :func:`prepare_kernels`, as the backbone's own."""
@@ -100,10 +107,15 @@ class GroupMambaClassifier(nn.Module, HubModel):
         x = self.head_drop(self.backbone.summary(x.flatten(2).transpose(1, 2)))  # -> (B, L, C)
         return x if pre_logits else self.head(x)
 
-    def forward_intermediates(self, x: Tensor, indices: Union[int, Sequence[int], None] = None,
-                              norm: bool = False, stop_early: bool = False,
-                              output_fmt: str = 'NCHW', intermediates_only: bool = False
-                              ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """The maps of stages, as timm's method of that name.
 
         Args:
@@ -132,8 +144,9 @@ class GroupMambaClassifier(nn.Module, HubModel):
             return maps
         return tokens.unflatten(1, grid).permute(0, 3, 1, 2), maps
 
-    def prune_intermediate_layers(self, indices: Union[int, Sequence[int]] = 1,
-                                  prune_norm: bool = False, prune_head: bool = True) -> List[int]:
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
         """Drop what the stages asked for do not need, as timm's method of that name.
 
         Args:
@@ -148,7 +161,7 @@ class GroupMambaClassifier(nn.Module, HubModel):
         last = max(taken)
         backbone = self.backbone
         is_shorter = last < len(backbone.stages) - 1
-        backbone.stages = backbone.stages[:last + 1]
+        backbone.stages = backbone.stages[: last + 1]
         backbone.downsamples = backbone.downsamples[:last]
         if is_shorter or prune_head:
             self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
@@ -156,12 +169,12 @@ class GroupMambaClassifier(nn.Module, HubModel):
             self.reset_classifier(0, '')
         return taken
 
-    def get_classifier(self) -> Union[nn.Module, Tuple[nn.Module, ...]]:
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, ...]:
         """The linear layer, or a tuple of both."""
         layers = self.head.classifiers()
         return layers[0] if len(layers) == 1 else layers
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one.
 
         Args:
@@ -177,15 +190,22 @@ class GroupMambaClassifier(nn.Module, HubModel):
         """Recompute each layer's activations in the backward pass, or not."""
         self.backbone.with_cp = enable
 
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's groups for layer-wise learning rates: stem, layers one by one, the rest."""
         # a down-sampling stands between the last layer of a stage and the first of the next
-        between = (r'^backbone\.downsamples\.(\d+)', (99999, ))
-        return dict(stem=r'^backbone\.stem', blocks=[
-            between, (r'^backbone\.stages\.(\d+)' if coarse else
-                      r'^backbone\.stages\.(\d+)\.(\d+)', None)])
+        between = (r'^backbone\.downsamples\.(\d+)', (99999,))
+        return dict(
+            stem=r'^backbone\.stem',
+            blocks=[
+                between,
+                (
+                    r'^backbone\.stages\.(\d+)' if coarse else r'^backbone\.stages\.(\d+)\.(\d+)',
+                    None,
+                ),
+            ],
+        )
 
-    def no_weight_decay(self) -> Set[str]:
+    def no_weight_decay(self) -> set[str]:
         """Parameters of two or more dimensions that are not decayed: none, as released."""
         return set()
 
@@ -194,10 +214,15 @@ class GroupMambaClassifier(nn.Module, HubModel):
         load_pretrained(self, checkpoint_path)
 
     @property
-    def config(self) -> Dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """See :class:`HubModel`."""
-        return dict(self._options, num_classes=self.num_classes, in_chans=self.in_chans,
-                    global_pool=self.global_pool, drop_rate=self.drop_rate)
+        return dict(
+            self._options,
+            num_classes=self.num_classes,
+            in_chans=self.in_chans,
+            global_pool=self.global_pool,
+            drop_rate=self.drop_rate,
+        )
 
     def _set_head(self, num_classes: int, global_pool: str) -> None:
         if global_pool not in POOLINGS:
@@ -207,7 +232,7 @@ class GroupMambaClassifier(nn.Module, HubModel):
         self.num_classes, self.global_pool = num_classes, global_pool
         self.head = HEADS[self.backbone.arch.family](self.num_features, num_classes)
 
-    def _stage_indices(self, indices: Union[int, Sequence[int], None]) -> List[int]:
+    def _stage_indices(self, indices: int | Sequence[int] | None) -> list[int]:
         total = len(self.backbone.stages)
         if indices is None:
             return list(range(total))

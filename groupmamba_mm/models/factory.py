@@ -1,23 +1,28 @@
 """A model in one line."""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Sequence, Union
+from typing import Any
 
 from torch import nn
 
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.layers import init_parameters
+
 from .classifier import GroupMambaClassifier
 from .pretrained import load_pretrained
 
 
-def create_model(arch: Union[str, dict],
-                 pretrained: Union[str, Path, None] = None,
-                 num_classes: int = 1000,
-                 in_chans: int = 3,
-                 features_only: bool = False,
-                 out_indices: Optional[Sequence[int]] = None,
-                 drop_path_rate: float = 0.,
-                 **options: Any) -> nn.Module:
+def create_model(
+    arch: str | dict,
+    pretrained: str | Path | None = None,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    drop_path_rate: float = 0.0,
+    **options: Any,
+) -> nn.Module:
     """Build a classifier or a dense backbone, with weights if there are any.
 
     Args:
@@ -43,18 +48,28 @@ def create_model(arch: Union[str, dict],
     """
     if not features_only:
         if out_indices is not None:
-            raise ValueError(f'out_indices={out_indices!r} is for features_only=True; a '
-                             'classifier has one output')
-        model = GroupMambaClassifier(arch, num_classes=num_classes, in_chans=in_chans,
-                                     drop_path_rate=drop_path_rate, **options)
+            raise ValueError(
+                f'out_indices={out_indices!r} is for features_only=True; a '
+                'classifier has one output'
+            )
+        model = GroupMambaClassifier(
+            arch,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            drop_path_rate=drop_path_rate,
+            **options,
+        )
     else:
         stages = (0, 1, 2, 3) if out_indices is None else out_indices
-        model = GroupMamba(arch, in_channels=in_chans, out_indices=stages,
-                           drop_path_rate=drop_path_rate, **options)
+        model = GroupMamba(
+            arch, in_channels=in_chans, out_indices=stages, drop_path_rate=drop_path_rate, **options
+        )
         init_parameters(model)
     if pretrained is not None:
         if isinstance(pretrained, bool):
-            raise ValueError(f'pretrained={pretrained}: this package publishes no weights; give '
-                             'a file, an address, a folder or a repository, or None')
+            raise ValueError(
+                f'pretrained={pretrained}: this package publishes no weights; give '
+                'a file, an address, a folder or a repository, or None'
+            )
         load_pretrained(model, pretrained)
     return model

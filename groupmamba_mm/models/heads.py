@@ -1,5 +1,4 @@
 """The linear classifiers of both families, with mmpretrain's names, so that weights serve both."""
-from typing import Tuple
 
 from torch import Tensor, nn
 
@@ -11,20 +10,22 @@ class LinearHead(nn.Module):
         channels: Width C of the feature vector.
         num_classes: Number of classes K; 0 gives the features back.
     """
-    layers = ('fc', )
+
+    layers = ('fc',)
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         for name in self.layers:
-            self.add_module(name, nn.Linear(channels, num_classes) if num_classes else
-                            nn.Identity())
+            self.add_module(
+                name, nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+            )
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C) to logits (B, K)."""
         return self.fc(features)
 
-    def classifiers(self) -> Tuple[nn.Module, ...]:
+    def classifiers(self) -> tuple[nn.Module, ...]:
         """The layers whose outputs are logits."""
         return tuple(getattr(self, name) for name in self.layers)
 
@@ -34,6 +35,7 @@ class TwoLinearHead(LinearHead):
 
     Args: as :class:`LinearHead`.
     """
+
     layers = ('label_fc', 'teacher_fc')
 
     def forward(self, features: Tensor) -> Tensor:

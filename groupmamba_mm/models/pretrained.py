@@ -1,14 +1,21 @@
 """Weights into whole classifiers and dense backbones, whatever wrote them."""
+
 import math
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Union
+from typing import Any
 
 from torch import Tensor, nn
 
 from groupmamba_mm.backbones import GroupMamba
-from groupmamba_mm.checkpoint import (ExpectedKeys, LoadReport, convert_official, load_matching,
-                                      read_tensors, state_dict_of)
+from groupmamba_mm.checkpoint import (
+    ExpectedKeys,
+    LoadReport,
+    convert_official,
+    load_matching,
+    read_tensors,
+    state_dict_of,
+)
 from groupmamba_mm.checkpoint.loading import CHECKPOINT_SUFFIXES
 from groupmamba_mm.checkpoint.matching import without_prefix
 from groupmamba_mm.checkpoint.official import pick_official_weights
@@ -23,7 +30,7 @@ _REPOSITORY = re.compile(r'[\w.-]+/[\w.-]+')
 _RELEASED_KEY = 'patch_embed1.norm.weight'
 
 
-def load_pretrained(model: nn.Module, source: Union[str, Path]) -> LoadReport:
+def load_pretrained(model: nn.Module, source: str | Path) -> LoadReport:
     """Load weights of any origin, report what was loaded, and refuse what does not fit.
 
     Takes checkpoints of this project's trainings, bare state dicts, the released files (converted
@@ -44,8 +51,8 @@ def load_pretrained(model: nn.Module, source: Union[str, Path]) -> LoadReport:
         MissingExtraError: A library that the source needs is not installed.
     """
     weights = fit_to_model(read_weights(source), model)
-    missing: List[ExpectedKeys] = []
-    unused: List[ExpectedKeys] = []
+    missing: list[ExpectedKeys] = []
+    unused: list[ExpectedKeys] = []
     if isinstance(model, GroupMamba):
         missing += model.expected_missing_keys()
         unused += model.expected_unused_keys()
@@ -62,11 +69,17 @@ def load_pretrained(model: nn.Module, source: Union[str, Path]) -> LoadReport:
             reason = f'{classes} classes in the checkpoint, {model.num_classes} in the model'
             weights = {k: v for k, v in weights.items() if k not in found}
             missing.append(ExpectedKeys(r'^head\.', reason))
-    return load_matching(model, weights, source=str(source), min_matched_share=1.,
-                         expected_missing=missing, expected_unused=unused)
+    return load_matching(
+        model,
+        weights,
+        source=str(source),
+        min_matched_share=1.0,
+        expected_missing=missing,
+        expected_unused=unused,
+    )
 
 
-def read_weights(source: Union[str, Path]) -> Dict[str, Tensor]:
+def read_weights(source: str | Path) -> dict[str, Tensor]:
     """Read a checkpoint's tensors by the names of :class:`GroupMambaClassifier`.
 
     Args:
@@ -81,7 +94,7 @@ def read_weights(source: Union[str, Path]) -> Dict[str, Tensor]:
     return with_our_names(read_tensors(_find(source)), str(source))
 
 
-def with_our_names(checkpoint: Dict[str, Any], source: str) -> Dict[str, Tensor]:
+def with_our_names(checkpoint: dict[str, Any], source: str) -> dict[str, Tensor]:
     """Bring what a checkpoint holds to the names of :class:`GroupMambaClassifier`.
 
     Args:
@@ -106,7 +119,7 @@ def with_our_names(checkpoint: Dict[str, Any], source: str) -> Dict[str, Tensor]
     return weights
 
 
-def fit_to_model(weights: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+def fit_to_model(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring names and the first convolution to what a model has.
 
     Args:
@@ -135,13 +148,15 @@ def _for_channels(weight: Tensor, channels: int) -> Tensor:
     return repeated * (given / channels)
 
 
-def _find(source: Union[str, Path]) -> Union[str, Path]:
+def _find(source: str | Path) -> str | Path:
     text = str(source)
     if Path(text).is_dir():
         return Path(text) / HUB_WEIGHTS
     is_named = text.startswith(_HUB_PREFIX) or (
-        _REPOSITORY.fullmatch(text) and not Path(text).exists()
-        and Path(text).suffix not in CHECKPOINT_SUFFIXES)
+        _REPOSITORY.fullmatch(text)
+        and not Path(text).exists()
+        and Path(text).suffix not in CHECKPOINT_SUFFIXES
+    )
     return hub_file(text.removeprefix(_HUB_PREFIX)) if is_named else source
 
 
@@ -170,4 +185,5 @@ def hub_file(model_id: str, **options: Any) -> Path:
         raise CheckpointError(
             f'{model_id}: there is neither such a file nor such a folder, and {HUB_WEIGHTS} of a '
             f'repository of that name could not be fetched ({type(error).__name__}: '
-            f'{str(error).strip().splitlines()[0]}); check the name') from error
+            f'{str(error).strip().splitlines()[0]}); check the name'
+        ) from error

@@ -1,10 +1,17 @@
 """Operators: a slow reference and fast implementations behind one public function each."""
+
 from .backend import BACKEND_NAMES, check_backend, explain_backend, resolve_backend
 from .causal_conv1d import causal_conv1d_silu
 from .grouped_ssm import grouped_ssm
 from .selective_scan import DIRECTIONS, selective_scan
 
 __all__ = [
-    'BACKEND_NAMES', 'DIRECTIONS', 'causal_conv1d_silu', 'check_backend', 'explain_backend',
-    'grouped_ssm', 'resolve_backend', 'selective_scan'
+    'BACKEND_NAMES',
+    'DIRECTIONS',
+    'causal_conv1d_silu',
+    'check_backend',
+    'explain_backend',
+    'grouped_ssm',
+    'resolve_backend',
+    'selective_scan',
 ]

@@ -1,14 +1,15 @@
 """Which backend runs, and why: the one place that decides."""
+
 import functools
 import importlib
 import logging
 import os
 from dataclasses import dataclass
-from typing import Optional, Union
 
 import torch
 
 from groupmamba_mm.errors import BackendError, ConfigError
+
 from . import self_test, tracing
 from .self_test import check_kernels
 
@@ -28,8 +29,10 @@ TRITON_NARROW = 128  # up to so many channels of a group every such GPU has the 
 MAMBA_MAX_D_STATE = 256
 
 #: transformers: from 5 on, `import mmpretrain.models` fails.
-MAMBA_INSTALL = ('`pip install mamba-ssm --no-build-isolation "transformers>=4.53,<5"` (it builds '
-                 'with nvcc; tested versions: requirements/tested.txt)')
+MAMBA_INSTALL = (
+    '`pip install mamba-ssm --no-build-isolation "transformers>=4.53,<5"` (it builds '
+    'with nvcc; tested versions: requirements/tested.txt)'
+)
 
 # Propagates to the root logger like any other: without a configuration Python prints warnings to
 # stderr and drops the rest. mmengine's loggers stand outside this tree; CheckedRunner lends theirs.
@@ -45,6 +48,7 @@ class Choice:
         name: 'torch', 'reference', 'triton' or 'mamba_ssm'.
         reason: Half a sentence for people.
     """
+
     name: str
     reason: str
 
@@ -60,13 +64,15 @@ def check_backend(backend: str) -> str:
     return backend
 
 
-def choose_backend(backend: str,
-                   device: torch.device,
-                   dtype: Optional[torch.dtype] = None,
-                   d_state: int = 1,
-                   groups: int = 1,
-                   width: int = 1,
-                   dt_rank: int = 1) -> Choice:
+def choose_backend(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    d_state: int = 1,
+    groups: int = 1,
+    width: int = 1,
+    dt_rank: int = 1,
+) -> Choice:
     """Decide which backend runs on tensors of a kind.
 
     'auto' is what the environment variable ``GROUPMAMBA_BACKEND`` names, if it is set. Else it is
@@ -95,30 +101,43 @@ def choose_backend(backend: str,
     if tracing.noted() is not None and backend in ('auto', 'triton'):
         return Choice('triton', 'its launches are noted, not run')
     wanted = os.environ.get(VARIABLE, '') if backend == 'auto' else ''
-    return _choose(check_backend(backend), wanted, torch.device(device), dtype, d_state, groups,
-                   width, dt_rank)
+    return _choose(
+        check_backend(backend), wanted, torch.device(device), dtype, d_state, groups, width, dt_rank
+    )
 
 
 @torch.compiler.assume_constant_result
-def resolve_backend(backend: str,
-                    device: torch.device,
-                    dtype: Optional[torch.dtype] = None,
-                    d_state: int = 1,
-                    groups: int = 1,
-                    width: int = 1,
-                    dt_rank: int = 1) -> str:
+def resolve_backend(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    d_state: int = 1,
+    groups: int = 1,
+    width: int = 1,
+    dt_rank: int = 1,
+) -> str:
     """The name alone of :func:`choose_backend`; torch.compile takes it for a constant."""
     return choose_backend(backend, device, dtype, d_state, groups, width, dt_rank).name
 
 
-@functools.lru_cache(maxsize=None)
-def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[torch.dtype],
-            d_state: int, groups: int, width: int, dt_rank: int) -> Choice:
+@functools.cache
+def _choose(
+    backend: str,
+    wanted: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    d_state: int,
+    groups: int,
+    width: int,
+    dt_rank: int,
+) -> Choice:
     level, by = logging.INFO, 'asked for by name'
     if wanted:
         if wanted not in BACKEND_NAMES:
-            raise ConfigError(f'environment variable {VARIABLE} is {wanted!r}; choose from '
-                              f'{BACKEND_NAMES}, or unset it')
+            raise ConfigError(
+                f'environment variable {VARIABLE} is {wanted!r}; choose from '
+                f'{BACKEND_NAMES}, or unset it'
+            )
         backend, by = wanted, f'environment variable {VARIABLE} is {wanted!r}'
     if backend == 'auto':
         problem = _no_gpu(device) or _triton_problem(device, dtype, d_state, groups, width, dt_rank)
@@ -131,8 +150,10 @@ def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[tor
     else:
         problem = _problem(backend, device, dtype, d_state, groups, width, dt_rank)
         if problem is not None:
-            raise BackendError(f"scan backend {backend!r} ({by}) cannot run: {problem}; or use "
-                               "'torch', which runs everywhere")
+            raise BackendError(
+                f'scan backend {backend!r} ({by}) cannot run: {problem}; or use '
+                "'torch', which runs everywhere"
+            )
         choice = Choice(backend, by)
     if choice not in _logged:
         _logged.add(choice)
@@ -141,7 +162,7 @@ def _choose(backend: str, wanted: str, device: torch.device, dtype: Optional[tor
     return choice
 
 
-def _no_gpu(device: torch.device) -> Optional[str]:
+def _no_gpu(device: torch.device) -> str | None:
     """Why 'auto' needs no look at the kernels, not even at Triton's interpreter."""
     if device.type != 'cuda':
         return f'the kernels need a CUDA device, the tensors are on {device}'
@@ -150,8 +171,15 @@ def _no_gpu(device: torch.device) -> Optional[str]:
     return None
 
 
-def _problem(backend: str, device: torch.device, dtype: Optional[torch.dtype], d_state: int,
-             groups: int = 1, width: int = 1, dt_rank: int = 1) -> Optional[str]:
+def _problem(
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    d_state: int,
+    groups: int = 1,
+    width: int = 1,
+    dt_rank: int = 1,
+) -> str | None:
     """Why a backend cannot run, with the remedy, or None."""
     if backend == 'triton':
         return _triton_problem(device, dtype, d_state, groups, width, dt_rank)
@@ -160,8 +188,14 @@ def _problem(backend: str, device: torch.device, dtype: Optional[torch.dtype], d
     return None
 
 
-def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state: int, groups: int,
-                    width: int, dt_rank: int) -> Optional[str]:
+def _triton_problem(
+    device: torch.device,
+    dtype: torch.dtype | None,
+    d_state: int,
+    groups: int,
+    width: int,
+    dt_rank: int,
+) -> str | None:
     if dtype == torch.float64:
         return 'the kernels have no fp64'
     if d_state > TRITON_MAX_D_STATE:
@@ -174,27 +208,35 @@ def _triton_problem(device: torch.device, dtype: Optional[torch.dtype], d_state:
     if device.type != 'cuda':
         if is_interpreted():
             return None
-        return (f'the kernels need a CUDA device, the tensors are on {device} (to try the kernels '
-                'there, very slowly, set TRITON_INTERPRET=1)')
+        return (
+            f'the kernels need a CUDA device, the tensors are on {device} (to try the kernels '
+            'there, very slowly, set TRITON_INTERPRET=1)'
+        )
     if not torch.cuda.is_available():
         return 'PyTorch sees no CUDA device'
     if is_interpreted():
         return None
     capability = torch.cuda.get_device_capability(device)
     if capability < TRITON_MIN_CAPABILITY:
-        return (f'{_describe(device)} is older than the capability '
-                f'{_dotted(TRITON_MIN_CAPABILITY)} that the kernels were written for')
+        return (
+            f'{_describe(device)} is older than the capability '
+            f'{_dotted(TRITON_MIN_CAPABILITY)} that the kernels were written for'
+        )
     if width > TRITON_NARROW:
         needed = _shared_memory(width, dt_rank, d_state)
         there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
         if needed > there:
-            return (f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '
-                    f'channels that share a LayerNorm, {_describe(device)} has {there // 1024} KB; '
-                    'more groups (num_groups) are narrower')
+            return (
+                f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '
+                f'channels that share a LayerNorm, {_describe(device)} has {there // 1024} KB; '
+                'more groups (num_groups) are narrower'
+            )
     failed = None if self_test.is_running() else check_kernels(device)
     if failed is not None:
-        return (f'the self-test of the Triton kernels failed on {_describe(device)}, '
-                f"{_versions('triton')}: {failed}")
+        return (
+            f'the self-test of the Triton kernels failed on {_describe(device)}, '
+            f'{_versions("triton")}: {failed}'
+        )
     return None
 
 
@@ -208,8 +250,7 @@ def _shared_memory(width: int, dt_rank: int, d_state: int) -> int:
     return 4 * channels * (columns + 48)
 
 
-def _mamba_problem(device: torch.device, dtype: Optional[torch.dtype],
-                   d_state: int) -> Optional[str]:
+def _mamba_problem(device: torch.device, dtype: torch.dtype | None, d_state: int) -> str | None:
     if dtype == torch.float64:
         return 'mamba-ssm has no fp64'
     if d_state > MAMBA_MAX_D_STATE:
@@ -220,8 +261,8 @@ def _mamba_problem(device: torch.device, dtype: Optional[torch.dtype],
     return None if missing is None else f'{missing}; run {MAMBA_INSTALL}'
 
 
-@functools.lru_cache(maxsize=None)
-def import_problem(module: str) -> Optional[str]:
+@functools.cache
+def import_problem(module: str) -> str | None:
     """Why a package cannot be imported, in a few words, or None. Remembered."""
     try:
         importlib.import_module(module)
@@ -242,15 +283,17 @@ def is_interpreted() -> bool:
 
 def _triton_state(device: torch.device) -> str:
     if device.type != 'cuda' or is_interpreted():
-        return f"{_versions('triton')}, interpreted (very slow)"
-    return f"{_versions('triton')}, self-test passed"
+        return f'{_versions("triton")}, interpreted (very slow)'
+    return f'{_versions("triton")}, self-test passed'
 
 
 def _describe(device: torch.device) -> str:
     if device.type != 'cuda' or not torch.cuda.is_available():
         return str(device)
-    return (f'{device} ({torch.cuda.get_device_name(device)}, capability '
-            f'{_dotted(torch.cuda.get_device_capability(device))})')
+    return (
+        f'{device} ({torch.cuda.get_device_name(device)}, capability '
+        f'{_dotted(torch.cuda.get_device_capability(device))})'
+    )
 
 
 def _dotted(capability) -> str:
@@ -265,14 +308,17 @@ def _versions(*modules: str) -> str:
     """Names and versions; a package that cannot be imported is named with the reason."""
     return ', '.join(
         import_problem(module)
-        or f"{module} {getattr(importlib.import_module(module), '__version__', '(no version)')}"
-        for module in modules)
+        or f'{module} {getattr(importlib.import_module(module), "__version__", "(no version)")}'
+        for module in modules
+    )
 
 
-def explain_backend(backend: str = 'auto',
-                    device: Optional[Union[str, torch.device]] = None,
-                    d_state: int = 1,
-                    dtype: Optional[torch.dtype] = None) -> str:
+def explain_backend(
+    backend: str = 'auto',
+    device: str | torch.device | None = None,
+    d_state: int = 1,
+    dtype: torch.dtype | None = None,
+) -> str:
     """Say which backend would run, why, and what stands against each of the others.
 
     Args:
@@ -289,20 +335,29 @@ def explain_backend(backend: str = 'auto',
     """
     check_backend(backend)
     if device is None:
-        device = torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() \
+        device = (
+            torch.device('cuda', torch.cuda.current_device())
+            if torch.cuda.is_available()
             else 'cpu'
+        )
     device = torch.device(device)
     try:
         choice = choose_backend(backend, device, dtype, d_state)
         outcome = f'{choice.name}, because: {choice.reason}'
     except (BackendError, ConfigError) as error:
         outcome = f'an error: {error}'
-    kind = '' if dtype is None else f", {str(dtype).replace('torch.', '')}"
-    lines = [f'scan backend {backend!r} on {_describe(device)}, d_state {d_state}{kind}',
-             f'  is {outcome}',
-             f'  {VARIABLE} is {os.environ.get(VARIABLE) or "not set"}']
-    notes = {'reference': ', a slow loop over the tokens', 'triton': '', 'torch': '',
-             'mamba_ssm': ''}
+    kind = '' if dtype is None else f', {str(dtype).replace("torch.", "")}'
+    lines = [
+        f'scan backend {backend!r} on {_describe(device)}, d_state {d_state}{kind}',
+        f'  is {outcome}',
+        f'  {VARIABLE} is {os.environ.get(VARIABLE) or "not set"}',
+    ]
+    notes = {
+        'reference': ', a slow loop over the tokens',
+        'triton': '',
+        'torch': '',
+        'mamba_ssm': '',
+    }
     if import_problem('triton') is None:
         notes['triton'] = f', {_triton_state(device)}'
     if import_problem('causal_conv1d') is None:
@@ -312,6 +367,8 @@ def explain_backend(backend: str = 'auto',
     for name in BACKEND_NAMES[1:]:
         problem = _problem(name, device, dtype, d_state)
         lines.append(f'  {name}: ' + (f'yes{notes[name]}' if problem is None else f'no, {problem}'))
-    lines.append(f"  versions: torch {torch.__version__}, "
-                 f"{_versions('triton', 'mamba_ssm', 'causal_conv1d')}")
+    lines.append(
+        f'  versions: torch {torch.__version__}, '
+        f'{_versions("triton", "mamba_ssm", "causal_conv1d")}'
+    )
     return '\n'.join(lines)

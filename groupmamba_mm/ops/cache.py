@@ -1,4 +1,5 @@
 """Files in Triton's cache on disk that say that a thing was done."""
+
 import functools
 import hashlib
 from pathlib import Path
@@ -24,7 +25,7 @@ def marker(kind: str, *what: object) -> Path:
     return directory() / f'groupmamba_mm-{name}.{kind}'
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _source_digest() -> str:
     """Of this package's operators, on which every kernel depends."""
     digest = hashlib.sha256()

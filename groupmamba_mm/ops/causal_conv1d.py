@@ -1,5 +1,4 @@
 """Causal depthwise convolution along the sequence, then SiLU."""
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +10,9 @@ from .backend import import_problem
 LIBRARY_TAPS = (2, 3, 4)
 
 
-def causal_conv1d_silu(x: Tensor,
-                       weight: Tensor,
-                       bias: Optional[Tensor] = None,
-                       *,
-                       backend: str = 'torch') -> Tensor:
+def causal_conv1d_silu(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = 'torch'
+) -> Tensor:
     r"""silu(sum_k weight[:, k] x[:, t - K + 1 + k] + bias), zeros before the first token.
 
     Args:
@@ -43,8 +40,9 @@ def _library_has(taps: int) -> bool:
 
 
 @torch.compiler.disable  # the library's extension is no operator that a compiler sees through
-def _library(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+def _library(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     from causal_conv1d import causal_conv1d_fn
+
     x = x.contiguous().transpose(1, 2)  # (B, L, C) -> (B, C, L), no copy
     if x.shape[1] % 8:  # all that its channels-last kernel takes are multiples of 8
         # a copy: for one token, contiguous() would keep strides that look like channels-last

@@ -1,4 +1,5 @@
 """What kernels ask about a GPU."""
+
 import functools
 
 import torch
@@ -20,7 +21,7 @@ def shared_memory(device: torch.device) -> int:
     return _shared_memory(device)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _shared_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 

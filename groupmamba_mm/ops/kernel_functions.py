@@ -1,4 +1,5 @@
 """Triton functions that several kernels share."""
+
 import triton
 import triton.language as tl
 
@@ -34,10 +35,10 @@ def log1p_of_fraction(e):
     for a step size of 1e-3 is a relative error of 2e-4. The polynomial is artanh(s) / s = 1 + s^2
     (1/3 + s^2/5 + ...), interpolated at Chebyshev's points of 0 <= s^2 <= 1/9 to 2e-9.
     """
-    s = e * reciprocal(2. + e)
+    s = e * reciprocal(2.0 + e)
     s2 = s * s
     series = 0.3333332 + s2 * (0.2000378 + s2 * (0.1411831 + s2 * 0.13425749))
-    return 2. * s * (1. + s2 * series)
+    return 2.0 * s * (1.0 + s2 * series)
 
 
 @triton.jit
@@ -65,14 +66,14 @@ def activate(p, ACT: tl.constexpr, DTYPE: tl.constexpr):
             tail = tail * size - 0.45941409
             tail = tail * size - 1.1510520
             tail = tl.exp2(tail * size - 1.0000019)
-        value = tl.maximum(p, 0.) - size * tail
+        value = tl.maximum(p, 0.0) - size * tail
         bell = tl.exp2(p * p * -0.7213475204444817)  # exp(-p^2 / 2)
-        slope = tl.where(p > 0., 1. - tail, tail) + p * bell * 0.3989422804014327
+        slope = tl.where(p > 0.0, 1.0 - tail, tail) + p * bell * 0.3989422804014327
     elif ACT == 'silu':
-        gate = reciprocal(1. + tl.exp2(p * -1.4426950408889634))
+        gate = reciprocal(1.0 + tl.exp2(p * -1.4426950408889634))
         value = p * gate
-        slope = gate * (1. + p * (1. - gate))
+        slope = gate * (1.0 + p * (1.0 - gate))
     else:
         value = p
-        slope = tl.full(p.shape, 1., tl.float32)
+        slope = tl.full(p.shape, 1.0, tl.float32)
     return value, slope

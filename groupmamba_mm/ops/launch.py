@@ -7,7 +7,8 @@ the alignment of pointers are a complete key, and what is compiled is called dir
 
 For the same reason a new image size, or batch size, compiles nothing.
 """
-from typing import Dict, NamedTuple, Optional, Tuple
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -22,7 +23,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 _current_device = torch.cuda.current_device
 _current_stream = getattr(torch._C, '_cuda_getCurrentRawStream', None)
-_versions: Dict[tuple, tuple] = {}
+_versions: dict[tuple, tuple] = {}
 
 
 class Launch(NamedTuple):
@@ -33,12 +34,13 @@ class Launch(NamedTuple):
         kinds: Of its arguments: dtypes of tensors, ``'i32'``, ``'i64'``, ``'fp32'`` or None.
         constants: Names and values of constants and options.
     """
+
     function: triton.runtime.KernelInterface
     kinds: tuple
-    constants: Tuple[Tuple[str, object], ...]
+    constants: tuple[tuple[str, object], ...]
 
 
-def rows_of(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
+def rows_of(tensor: Tensor | None) -> tuple[Tensor | None, int]:
     """A (B, L, W) tensor whose B * L rows lie at one distance, copied if need be; the distance."""
     if tensor is None:
         return None, 0
@@ -54,12 +56,14 @@ def rows_of(tensor: Optional[Tensor]) -> Tuple[Optional[Tensor], int]:
 
 def is_abstract(tensor: Tensor) -> bool:
     """Whether a tensor has a shape but no data, as when PyTorch traces; not where launches are
-    noted, which need their plans."""
+    noted, which need their plans.
+    """
     return noted() is None and (isinstance(tensor, FakeTensor) or tensor.is_meta)
 
 
-def launch(function: triton.runtime.KernelInterface, grid: Tuple[int, ...], *args,
-           **constants) -> None:
+def launch(
+    function: triton.runtime.KernelInterface, grid: tuple[int, ...], *args, **constants
+) -> None:
     """Run a Triton function on its first argument's device, in the current stream.
 
     Args:
@@ -101,22 +105,37 @@ def launch(function: triton.runtime.KernelInterface, grid: Tuple[int, ...], *arg
     if version is None:
         version = _versions[key] = _compile(function, args, grid, constants)
     run, handle, packed, rest = version
-    run(grid[0], grid[1] if len(grid) > 1 else 1, grid[2] if len(grid) > 2 else 1,
-        _current_stream(device), handle, packed, None, None, None, *values, *rest)
+    run(
+        grid[0],
+        grid[1] if len(grid) > 1 else 1,
+        grid[2] if len(grid) > 2 else 1,
+        _current_stream(device),
+        handle,
+        packed,
+        None,
+        None,
+        None,
+        *values,
+        *rest,
+    )
 
 
 def _compile(function, args: tuple, grid: tuple, constants: dict) -> tuple:
     """Triton's compiled version, from its cache on disk if it is there."""
     kernel = function.warmup(*args, grid=grid, **constants)
     run = kernel.run  # loads it, or says that the GPU has too little for it
-    return run, kernel.function, kernel.packed_metadata, (None, ) * (len(function.params)
-                                                                    - len(args))
+    return (
+        run,
+        kernel.function,
+        kernel.packed_metadata,
+        (None,) * (len(function.params) - len(args)),
+    )
 
 
 def _number_kind(number) -> str:
     if isinstance(number, float):
         return 'fp32'
-    return 'i32' if -2**31 <= number < 2**31 else 'i64'
+    return 'i32' if -(2**31) <= number < 2**31 else 'i64'
 
 
 def _kind(arg):

@@ -2,13 +2,12 @@
 
 The forms with ``out`` are ones that autocast leaves alone.
 """
-from typing import Optional
 
 import torch
 from torch import Tensor
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias of (B, L, I) tokens, (B, L, O), in the dtype of x and weight."""
     batch, length, inputs = x.shape
     y = torch.empty(batch, length, weight.shape[0], dtype=x.dtype, device=x.device)
@@ -20,15 +19,14 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return y
 
 
-def linear_weight_gradient(grad_y: Tensor, x: Tensor, out: Optional[Tensor] = None) -> Tensor:
+def linear_weight_gradient(grad_y: Tensor, x: Tensor, out: Tensor | None = None) -> Tensor:
     """Gradient of the weight, (O, I), from (B, L, O) and (B, L, I); into ``out`` if given."""
     if out is None:
         out = torch.empty(grad_y.shape[2], x.shape[2], dtype=x.dtype, device=x.device)
     return torch.mm(grad_y.flatten(0, 1).t(), x.flatten(0, 1), out=out)
 
 
-def linear_input_gradient(grad_y: Tensor, weight: Tensor, add_to: Optional[Tensor] = None
-                          ) -> Tensor:
+def linear_input_gradient(grad_y: Tensor, weight: Tensor, add_to: Tensor | None = None) -> Tensor:
     """Gradient of the tokens, (B, L, I).
 
     Args:

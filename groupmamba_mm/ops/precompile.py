@@ -5,6 +5,7 @@ launch is known before, from a pass over tensors without data (:func:`note_launc
 processes compile that into Triton's cache on disk, where it survives; they need no GPU, so that a
 login node can do it for a cluster (``tools/compile_kernels.py``).
 """
+
 import contextlib
 import fcntl
 import importlib
@@ -15,9 +16,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import BinaryIO, Callable, Iterable, List, Optional, Sequence, Tuple
+from typing import BinaryIO
 
 import torch
 import triton
@@ -57,21 +59,25 @@ class AbsentGPU:
         return 0
 
 
-def note_launches(run: Callable[[], object], capability: int) -> List[Launch]:
+def note_launches(run: Callable[[], object], capability: int) -> list[Launch]:
     """What ``run`` would launch on a GPU, each kind once.
 
     Args:
         run: Makes its tensors, on the CPU, and calls a model; they will have no data.
         capability: Of the GPU: 90 is 9.0.
     """
-    with noting_launches(shared_memory_of(capability)) as launches, \
-            torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True):
+    with (
+        noting_launches(shared_memory_of(capability)) as launches,
+        torch.inference_mode(False),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
         run()
     return list(dict.fromkeys(launches))
 
 
-def compile_once(key: object, note: Callable[[], Iterable[Launch]], capability: int,
-                 workers: Optional[int] = None) -> int:
+def compile_once(
+    key: object, note: Callable[[], Iterable[Launch]], capability: int, workers: int | None = None
+) -> int:
     """Compile what a model launches, unless that was done with this cache before.
 
     Of several processes on a machine the first one compiles and the others wait.
@@ -98,8 +104,10 @@ def compile_once(key: object, note: Callable[[], Iterable[Launch]], capability: 
         start = time.perf_counter()
         launches = list(dict.fromkeys(note()))
         count = workers or len(os.sched_getaffinity(0))
-        logger.info(f'compiling {len(launches)} kernels for capability {capability / 10} in '
-                    f'{min(count, len(launches))} processes, once ({cache})')
+        logger.info(
+            f'compiling {len(launches)} kernels for capability {capability / 10} in '
+            f'{min(count, len(launches))} processes, once ({cache})'
+        )
         compile_launches(launches, capability, count)
         done.touch()
         logger.info(f'compiled {len(launches)} kernels in {time.perf_counter() - start:.0f} s')
@@ -112,12 +120,14 @@ def compile_launches(launches: Sequence[Launch], capability: int, workers: int) 
     Raises:
         RuntimeError: A kernel does not compile; the message has the compiler's.
     """
-    jobs = sorted(((*_name(item.function), item.kinds, item.constants) for item in launches),
-                  key=lambda job: job[1] not in _SLOW)
+    jobs = sorted(
+        ((*_name(item.function), item.kinds, item.constants) for item in launches),
+        key=lambda job: job[1] not in _SLOW,
+    )
     local = threading.local()
-    started: List[subprocess.Popen] = []
+    started: list[subprocess.Popen] = []
 
-    def run(job) -> Optional[str]:
+    def run(job) -> str | None:
         if not hasattr(local, 'worker'):
             local.worker = _start_worker(capability)
             started.append(local.worker)
@@ -156,9 +166,14 @@ def _start_worker(capability: int) -> subprocess.Popen:
     environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
     package = str(Path(__file__).resolve().parents[2])
     environment['PYTHONPATH'] = os.pathsep.join(
-        filter(None, (package, environment.get('PYTHONPATH'))))
-    return subprocess.Popen([sys.executable, '-c', _WORKER, package, str(capability)],
-                            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        filter(None, (package, environment.get('PYTHONPATH')))
+    )
+    return subprocess.Popen(
+        [sys.executable, '-c', _WORKER, package, str(capability)],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 #: A worker wants the operators of the package alone: an empty parent spares it the imports of
@@ -183,7 +198,7 @@ def work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
             module, name, kinds, constants = pickle.load(jobs)
             try:
                 function = getattr(importlib.import_module(module), name)
-                function.warmup(*map(_example, kinds), grid=(1, ), **dict(constants))
+                function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
                 problem = None
             # a compiler can raise anything; whoever sent the job decides what it means
             except Exception as error:
@@ -197,7 +212,7 @@ def _example(kind):
     return {'i32': 2, 'i64': 2**40, 'fp32': 0.5}.get(kind, kind)
 
 
-def _name(function) -> Tuple[str, str]:
+def _name(function) -> tuple[str, str]:
     return function.__module__, function.__name__
 
 
@@ -207,4 +222,3 @@ def _locked(path: Path):
     with path.open('w') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-

@@ -1,11 +1,12 @@
 """The first-use test of the Triton kernels on this GPU with this Triton."""
+
 import functools
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Iterable, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ logger = logging.getLogger('groupmamba_mm')
 #: A case runs kernels on a device, forward and backward, and yields for each of its results what
 #: it is (block, which output or gradient), the kernels' tensor, and the expected one. It draws its
 #: inputs with a seed of its own. What it raises counts as a failure.
-Case = Callable[[torch.device], Iterable[Tuple[str, Tensor, Tensor]]]
+Case = Callable[[torch.device], Iterable[tuple[str, Tensor, Tensor]]]
 
 #: What is tested; see :func:`register_case`.
-CASES: List[Case] = []
+CASES: list[Case] = []
 
 _state = threading.local()
 
@@ -40,8 +41,8 @@ def is_running() -> bool:
 TOLERANCE, SMALL = 5e-2, 1e-2
 
 
-@functools.lru_cache(maxsize=None)
-def check_kernels(device: torch.device) -> Optional[str]:
+@functools.cache
+def check_kernels(device: torch.device) -> str | None:
     """Run :data:`CASES` on a device, once for each device in a process.
 
     What passed before with the compiled kernels of this cache passes: they are the same. The
@@ -64,8 +65,10 @@ def check_kernels(device: torch.device) -> Optional[str]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         failure = pool.submit(_run, device).result()
     if failure is None:
-        logger.info(f'self-test of the Triton kernels on {device} passed in '
-                    f'{time.perf_counter() - start:.1f} s')
+        logger.info(
+            f'self-test of the Triton kernels on {device} passed in '
+            f'{time.perf_counter() - start:.1f} s'
+        )
         if passed is not None:
             try:
                 passed.touch()
@@ -74,16 +77,17 @@ def check_kernels(device: torch.device) -> Optional[str]:
     return failure
 
 
-def _passed_before(device: torch.device) -> Optional[Path]:
+def _passed_before(device: torch.device) -> Path | None:
     """The file that says that the same compiled kernels passed on such a GPU; None without one."""
     if device.type != 'cuda':
         return None
     from .cache import marker
+
     names = tuple(case.__qualname__ for case in CASES)
     return marker('passed', torch.cuda.get_device_name(device), torch.version.cuda, names)
 
 
-def _run(device: torch.device) -> Optional[str]:
+def _run(device: torch.device) -> str | None:
     _state.runs = True
     cuda = [device] if device.type == 'cuda' else []
     with torch.random.fork_rng(devices=cuda), torch.cuda.device(cuda[0] if cuda else -1):
@@ -97,7 +101,7 @@ def _run(device: torch.device) -> Optional[str]:
             except Exception as error:
                 first_line = (str(error).strip().splitlines() or [''])[0]
                 return f'{what} raised {type(error).__name__}: {first_line}'
-            largest = max((expected.norm().item() for _, _, expected in results), default=0.)
+            largest = max((expected.norm().item() for _, _, expected in results), default=0.0)
             for what, got, expected in results:
                 failure = _compare(what, got, expected, SMALL * largest)
                 if failure is not None:
@@ -105,12 +109,14 @@ def _run(device: torch.device) -> Optional[str]:
     return None
 
 
-def _compare(what: str, got: Tensor, expected: Tensor, floor: float) -> Optional[str]:
+def _compare(what: str, got: Tensor, expected: Tensor, floor: float) -> str | None:
     if got.shape != expected.shape:
         return f'{what} has shape {tuple(got.shape)} instead of {tuple(expected.shape)}'
     scale = max(expected.norm().item(), floor, torch.finfo(torch.float32).tiny)
     error = (got.double() - expected).norm().item() / scale
     if error <= TOLERANCE:  # false for NaN
         return None
-    return (f'{what} of shape {tuple(got.shape)} in {got.dtype} is off by {error:.1e} of its norm, '
-            f'allowed are {TOLERANCE:.0e}')
+    return (
+        f'{what} of shape {tuple(got.shape)} in {got.dtype} is off by {error:.1e} of its norm, '
+        f'allowed are {TOLERANCE:.0e}'
+    )

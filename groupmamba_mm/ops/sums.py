@@ -2,8 +2,8 @@
 
 torch.sum takes a kernel and a memset for each, and a cast behind it; a training step has hundreds.
 """
+
 import functools
-from typing import Optional, Tuple
 
 import torch
 import triton
@@ -30,13 +30,14 @@ def _sum_parts(parts, out, count, width, ROWS: tl.constexpr, COLUMNS: tl.constex
     at = parts + image * count * width + row[:, None].to(tl.int64) * width + column[None, :]
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(0, count, ROWS):
-        total += tl.load(at, mask=(first + row < count)[:, None] & exists[None, :], other=0.)
+        total += tl.load(at, mask=(first + row < count)[:, None] & exists[None, :], other=0.0)
         at += ROWS * width
     tl.store(out + image * width + column, tl.sum(total, 0).to(out.dtype.element_ty), mask=exists)
 
 
-def sum_parts(parts: Tensor, dim: int = 0, dtype: Optional[torch.dtype] = None,
-              out: Optional[Tensor] = None) -> Tensor:
+def sum_parts(
+    parts: Tensor, dim: int = 0, dtype: torch.dtype | None = None, out: Tensor | None = None
+) -> Tensor:
     """Add up partial sums.
 
     Args:
@@ -50,11 +51,12 @@ def sum_parts(parts: Tensor, dim: int = 0, dtype: Optional[torch.dtype] = None,
     """
     shape = parts.shape
     if out is None:
-        out = torch.empty(shape[:dim] + shape[dim + 1:], dtype=dtype or parts.dtype,
-                          device=parts.device)
+        out = torch.empty(
+            shape[:dim] + shape[dim + 1 :], dtype=dtype or parts.dtype, device=parts.device
+        )
     if is_abstract(parts):
         return out
-    batch, width = shape[:dim].numel(), shape[dim + 1:].numel()
+    batch, width = shape[:dim].numel(), shape[dim + 1 :].numel()
     if batch * width:
         grid, constants = _plan_parts(batch, shape[dim], width)
         launch(_sum_parts, grid, parts, out, shape[dim], width, **constants)
@@ -62,19 +64,28 @@ def sum_parts(parts: Tensor, dim: int = 0, dtype: Optional[torch.dtype] = None,
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan_parts(batch: int, count: int, width: int) -> Tuple[Tuple[int, int], dict]:
+def _plan_parts(batch: int, count: int, width: int) -> tuple[tuple[int, int], dict]:
     columns = _COLUMNS
     while columns < _MOST_COLUMNS and batch * width >= 2 * columns * _PROGRAMS:
         columns *= 2
     # all rows that there can be, or few: more sizes would compile anew as image sizes change
     rows = _FEW_ROWS if count <= _FEW_ROWS else _ROWS * _COLUMNS // columns
-    return (batch, cdiv(width, columns)), dict(ROWS=rows, COLUMNS=columns,
-                                               num_warps=1 if rows == _FEW_ROWS else 8)
+    return (batch, cdiv(width, columns)), dict(
+        ROWS=rows, COLUMNS=columns, num_warps=1 if rows == _FEW_ROWS else 8
+    )
 
 
 @triton.jit(do_not_specialize=['tokens', 'tiles'])
-def _column_sums(x, partial, tokens, tiles, ROW: tl.constexpr, CHANNELS: tl.constexpr,
-                 T: tl.constexpr, BC: tl.constexpr):
+def _column_sums(
+    x,
+    partial,
+    tokens,
+    tiles,
+    ROW: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    T: tl.constexpr,
+    BC: tl.constexpr,
+):
     """This program's share of the sum over the tokens of (tokens, CHANNELS)."""
     channel = tl.program_id(0) * BC + tl.arange(0, BC)
     exists = channel < CHANNELS
@@ -83,13 +94,15 @@ def _column_sums(x, partial, tokens, tiles, ROW: tl.constexpr, CHANNELS: tl.cons
     for tile in range(tiles):
         token = first + tile * T + tl.arange(0, T)
         mask = (token < tokens)[:, None] & exists[None, :]
-        total += tl.load(x + token[:, None] * ROW + channel[None, :], mask=mask, other=0.).to(
-            tl.float32)
-    tl.store(partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0),
-             mask=exists)
+        total += tl.load(x + token[:, None] * ROW + channel[None, :], mask=mask, other=0.0).to(
+            tl.float32
+        )
+    tl.store(
+        partial + tl.program_id(1).to(tl.int64) * CHANNELS + channel, tl.sum(total, 0), mask=exists
+    )
 
 
-def column_sums(x: Tensor, out: Optional[Tensor] = None) -> Tensor:
+def column_sums(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum over the tokens of (B, L, C), the gradient of a bias.
 
     Args:
@@ -109,6 +122,17 @@ def column_sums(x: Tensor, out: Optional[Tensor] = None) -> Tensor:
     programs = cdiv(tokens, tiles * _TOKENS)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=x.device)
     if tokens:
-        launch(_column_sums, (blocks, programs), x, partial, tokens, tiles, ROW=row,
-               CHANNELS=channels, T=_TOKENS, BC=_CHANNELS, num_warps=4)
+        launch(
+            _column_sums,
+            (blocks, programs),
+            x,
+            partial,
+            tokens,
+            tiles,
+            ROW=row,
+            CHANNELS=channels,
+            T=_TOKENS,
+            BC=_CHANNELS,
+            num_warps=4,
+        )
     return sum_parts(partial, out=out)

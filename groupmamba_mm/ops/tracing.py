@@ -1,12 +1,13 @@
 """Whether kernels run, or are only noted down to be compiled; see :mod:`.launch`."""
-import contextlib
-from typing import Iterator, Optional
 
-_noted: Optional[list] = None
+import contextlib
+from collections.abc import Iterator
+
+_noted: list | None = None
 _shared_memory = 0
 
 
-def noted() -> Optional[list]:
+def noted() -> list | None:
     """Where launches are noted; None: they run."""
     return _noted
 

@@ -1,4 +1,5 @@
 """Class names of any script in painted pictures."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.visualization'):

@@ -1,7 +1,8 @@
 """A font that has the letters of the class names."""
+
 import logging
 import string
-from typing import List, Sequence, Set
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib import font_manager
@@ -9,7 +10,7 @@ from matplotlib.ft2font import FT2Font
 from mmengine.logging import print_log
 
 
-def readable_names(names: Sequence[str]) -> List[str]:
+def readable_names(names: Sequence[str]) -> list[str]:
     """Make matplotlib draw names in a font that has their letters.
 
     Args:
@@ -28,22 +29,30 @@ def readable_names(names: Sequence[str]) -> List[str]:
     unreadable = {index: name for index, name in enumerate(names) if not set(name) <= letters}
     if unreadable:
         listed = ', '.join(f'#{index} {name}' for index, name in unreadable.items())
-        print_log(f'No font on this machine has the letters of these class names, so that pictures '
-                  f'show their numbers: {listed}. Install one (Debian, Ubuntu: apt-get install '
-                  'fonts-noto-cjk for Chinese, Japanese and Korean, fonts-noto-core for other '
-                  'scripts)', logger='current', level=logging.WARNING)
+        print_log(
+            f'No font on this machine has the letters of these class names, so that pictures '
+            f'show their numbers: {listed}. Install one (Debian, Ubuntu: apt-get install '
+            'fonts-noto-cjk for Chinese, Japanese and Korean, fonts-noto-core for other '
+            'scripts)',
+            logger='current',
+            level=logging.WARNING,
+        )
     return [f'#{index}' if index in unreadable else name for index, name in enumerate(names)]
 
 
-def _choose(wanted: Set[str], default: Set[str]) -> Set[str]:
+def _choose(wanted: set[str], default: set[str]) -> set[str]:
     """Put the font that has most of the letters first; its letters."""
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
     for path in font_manager.findSystemFonts():  # installed since matplotlib made its list
         if path not in known:
             font_manager.fontManager.addfont(path)
-    entries = [entry for entry in font_manager.fontManager.ttflist
-               if entry.style == 'normal' and entry.weight in (400, 'normal', 'regular')
-               and not entry.name.startswith('Last Resort')]  # boxes for all letters there are
+    entries = [
+        entry
+        for entry in font_manager.fontManager.ttflist
+        if entry.style == 'normal'
+        and entry.weight in (400, 'normal', 'regular')
+        and not entry.name.startswith('Last Resort')
+    ]  # boxes for all letters there are
     letters = {entry.name: _letters(entry.fname) for entry in entries}
     best = max(letters, key=lambda name: len(letters[name] & wanted), default=None)
     if best is None or len(letters[best] & wanted) <= len(default & wanted):
@@ -54,5 +63,5 @@ def _choose(wanted: Set[str], default: Set[str]) -> Set[str]:
     return letters[best]
 
 
-def _letters(path: str) -> Set[str]:
+def _letters(path: str) -> set[str]:
     return set(map(chr, FT2Font(path).get_charmap()))

@@ -1,4 +1,5 @@
 """Trainings that something happens to: ``python -m pytest tests/faults -m faults`` runs them all."""
+
 import pytest
 
 
@@ -16,6 +17,7 @@ def pytest_collection_modifyitems(config, items):
 def whole(tmp_path_factory):
     """The checkpoint of two processes that were left alone."""
     from .launching import Launch, last_checkpoint
+
     folder = tmp_path_factory.mktemp('whole')
     launch = Launch(folder)
     assert launch.wait() == [0, 0], launch.log(0)[-3000:]

@@ -1,4 +1,5 @@
 """Start small trainings of several processes, from a server that has imported everything."""
+
 import multiprocessing
 import os
 import signal
@@ -22,10 +23,17 @@ def free_port():
 
 def _run(rank, world_size, port, work_dir, options, environment):
     from tests.faults import small_run
+
     os.setsid()  # a group of its own, with its workers, as torchrun makes it
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-                      LOCAL_WORLD_SIZE=str(world_size), MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port), **environment)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+        **environment,
+    )
     log = os.open(f'{work_dir}/process_{rank}.txt', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     torch.set_num_threads(1)
@@ -47,9 +55,12 @@ class Launch:
         self.work_dir = work_dir
         port = free_port()
         self.processes = [
-            _CONTEXT.Process(target=_run, args=(rank, world_size, port, str(work_dir), options,
-                                                environment or {}))
-            for rank in range(world_size)]
+            _CONTEXT.Process(
+                target=_run,
+                args=(rank, world_size, port, str(work_dir), options, environment or {}),
+            )
+            for rank in range(world_size)
+        ]
         for process in self.processes:
             process.start()
 
@@ -97,10 +108,15 @@ def last_checkpoint(folder):
 
 def differing(one, other):
     """The tensors and histories of two checkpoints that are not bit for bit the same."""
-    found = [f'{part}.{key}' for part in ('state_dict', 'ema_state_dict')
-             for key, value in one[part].items() if not torch.equal(value, other[part][key])]
+    found = [
+        f'{part}.{key}'
+        for part in ('state_dict', 'ema_state_dict')
+        for key, value in one[part].items()
+        if not torch.equal(value, other[part][key])
+    ]
     for key in ('train/loss', 'train/lr', 'val/value'):
-        histories = [part['message_hub']['log_scalars'][key].data[0].tolist()
-                     for part in (one, other)]
+        histories = [
+            part['message_hub']['log_scalars'][key].data[0].tolist() for part in (one, other)
+        ]
         found += [key] if histories[0] != histories[1] else []
     return found

@@ -1,4 +1,5 @@
 """A training of a few seconds, for a launcher: ``small_run.py WORK_DIR [KEY=VALUE ...]``."""
+
 import os
 import random
 import resource
@@ -26,14 +27,16 @@ class NoisyPoints(Points):
     def __getitem__(self, index):
         time.sleep(self.seconds)
         if not self.noise:
-            return dict(inputs=torch.tensor([index / 24, 1.]))
-        return dict(inputs=torch.tensor(
-            [index / 24 + self.noise * random.random(), torch.rand(1).item()]))
+            return dict(inputs=torch.tensor([index / 24, 1.0]))
+        return dict(
+            inputs=torch.tensor([index / 24 + self.noise * random.random(), torch.rand(1).item()])
+        )
 
 
 @METRICS.register_module()
 class MeanMetric(BaseMetric):
     """The mean of what the model predicts."""
+
     default_prefix = None
 
     def process(self, data_batch, data_samples):
@@ -66,15 +69,17 @@ class ExactModel(NoisyModel):
 
 
 class Break(torch.nn.Module):
-
     def __init__(self, nan):
         super().__init__()
         self.nan, self.step = nan, 0
 
     def forward(self, x):
         self.step += self.training
-        if self.nan is not None and int(os.environ.get('RANK', 0)) == self.nan[0] \
-                and self.step >= self.nan[1]:
+        if (
+            self.nan is not None
+            and int(os.environ.get('RANK', 0)) == self.nan[0]
+            and self.step >= self.nan[1]
+        ):
             return x * float('nan')
         return x
 
@@ -94,20 +99,29 @@ def train(work_dir, *options):
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     minutes, exact = options.get('minutes'), 'exact' in options
     runner = build(
-        work_dir, epochs=int(options.get('epochs', 4)), ema='EMAHook', val=True,
-        model=dict(type='ExactModel' if exact else 'NoisyModel',
-                   nan=nan and [int(number) for number in nan.split(',')]),
+        work_dir,
+        epochs=int(options.get('epochs', 4)),
+        ema='EMAHook',
+        val=True,
+        model=dict(
+            type='ExactModel' if exact else 'NoisyModel',
+            nan=nan and [int(number) for number in nan.split(',')],
+        ),
         dataset=NoisyPoints(seconds, noise=0 if exact else 0.1),
         val_dataset=NoisyPoints(seconds, noise=0),
-        metric='MeanMetric', workers=1,
+        metric='MeanMetric',
+        workers=1,
         batch_size=int(options.get('batch', 2)),
-        scheduler=dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4,
-                       convert_to_iter_based=True),
+        scheduler=dict(
+            type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4, convert_to_iter_based=True
+        ),
         checkpoint=dict(minutes=minutes and float(minutes), max_keep_ckpts=2),
         # Adam's first steps divide rounding errors by themselves
         optim_wrapper=dict(optimizer=dict(type='SGD' if exact else 'AdamW', lr=0.1)),
         health=dict(policy=options.get('policy', 'stop')),
-        resume=options.get('resume') == '1' or restarted, launcher=launcher)
+        resume=options.get('resume') == '1' or restarted,
+        launcher=launcher,
+    )
     runner.train()
 
 

@@ -1,7 +1,9 @@
 """A disk that is full, in a training as it is started by a user."""
+
 import resource
 
 from groupmamba_mm.checkpoint.saving import newest_whole_checkpoint
+
 from .launching import Launch, differing, last_checkpoint
 
 
@@ -10,7 +12,11 @@ def test_a_file_that_cannot_be_written_ends_with_one_line(tmp_path, whole):
     launch = Launch(tmp_path, file_limit=20_000)
     assert launch.wait() == [1, 1]
     last = launch.log(0).strip().splitlines()[-1]
-    assert last.startswith('error: ') and 'epoch_' in last and 'was not written: File too large' in last
+    assert (
+        last.startswith('error: ')
+        and 'epoch_' in last
+        and 'was not written: File too large' in last
+    )
     assert 'Traceback' not in launch.log(0)
     names = sorted(file.name for file in tmp_path.glob('*.p*') if file.suffix != '.py')
     assert all(name.endswith('.pth') for name in names)  # nothing half

@@ -1,4 +1,5 @@
 """Trainings of two processes that are killed or stopped, and resumed."""
+
 import random
 import signal
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from groupmamba_mm.engine.run_control import EXIT_STOPPED
+
 from .launching import Launch, differing, last_checkpoint
 
 # slow enough to be hit, with a checkpoint every third of a second
@@ -22,7 +24,7 @@ def wait_for_write(folder, launch):
 def killed(folder, kills, seed):
     """A training that is killed so many times, every third time while it writes a checkpoint."""
     draw = random.Random(seed)
-    number, hit_writes, early = 0, 0, 0
+    number, hit_writes = 0, 0
     while number < kills:
         launch = Launch(folder, **OPTIONS)
         launch.wait_for('Checkpoints will be saved')
@@ -61,7 +63,7 @@ def terminated(folder, index):
     launch = Launch(folder, **OPTIONS)
     launch.wait_for('Checkpoints will be saved')
     time.sleep(random.Random(index).uniform(0, 1.5))
-    launch.kill([(0, ), (1, ), (0, 1)][index % 3], signal.SIGTERM, group=index % 2 == 1)
+    launch.kill([(0,), (1,), (0, 1)][index % 3], signal.SIGTERM, group=index % 2 == 1)
     codes = launch.wait()
     assert codes == [EXIT_STOPPED] * 2 or codes == [0, 0]
     if codes[0]:

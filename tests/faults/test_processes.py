@@ -1,4 +1,5 @@
 """What happens to a training when one of its processes does, and restarts by a launcher."""
+
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from groupmamba_mm.engine import heartbeat
 from groupmamba_mm.engine.heartbeat import process_state
 from groupmamba_mm.engine.run_control import EXIT_STOPPED
 from tests.conftest import REPO
+
 from .launching import Launch, differing, free_port, last_checkpoint
 
 SLOW = dict(seconds=0.05, epochs=40)
@@ -68,17 +70,37 @@ def test_states_of_processes():
 
 def torchrun(work_dir, *arguments, options=(), **environment):
     return subprocess.Popen(
-        [sys.executable, '-m', 'torch.distributed.run', *arguments,
-         str(REPO / 'tests' / 'faults' / 'small_run.py'), str(work_dir), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPO,
-        env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1', **environment))
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            *arguments,
+            str(REPO / 'tests' / 'faults' / 'small_run.py'),
+            str(work_dir),
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=REPO,
+        env=dict(os.environ, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1', **environment),
+    )
 
 
 @pytest.mark.faults
 def test_two_machines(tmp_path, whole):
     port = free_port()
-    nodes = [torchrun(tmp_path, '--nnodes=2', f'--node_rank={rank}', '--nproc_per_node=1',
-                      '--master_addr=127.0.0.1', f'--master_port={port}') for rank in (0, 1)]
+    nodes = [
+        torchrun(
+            tmp_path,
+            '--nnodes=2',
+            f'--node_rank={rank}',
+            '--nproc_per_node=1',
+            '--master_addr=127.0.0.1',
+            f'--master_port={port}',
+        )
+        for rank in (0, 1)
+    ]
     outputs = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert differing(last_checkpoint(tmp_path), whole) == []
@@ -86,9 +108,15 @@ def test_two_machines(tmp_path, whole):
 
 @pytest.mark.faults
 def test_torchrun_restarts_what_was_killed(tmp_path, whole):
-    run = torchrun(tmp_path, '--nproc_per_node=2', '--max_restarts=2', '--rdzv_backend=c10d',
-                   f'--rdzv_endpoint=127.0.0.1:{free_port()}', '--local_addr=127.0.0.1',
-                   options=('seconds=0.05', 'minutes=0.005', 'pids=1'))
+    run = torchrun(
+        tmp_path,
+        '--nproc_per_node=2',
+        '--max_restarts=2',
+        '--rdzv_backend=c10d',
+        f'--rdzv_endpoint=127.0.0.1:{free_port()}',
+        '--local_addr=127.0.0.1',
+        options=('seconds=0.05', 'minutes=0.005', 'pids=1'),
+    )
     pids = tmp_path / 'pid_1'
     while not (tmp_path / 'latest.pth').exists():
         assert run.poll() is None, run.communicate()

@@ -1,4 +1,5 @@
 """Measuring one model: steps, statistics, memory that does not suffice, the files' contents."""
+
 import gc
 import weakref
 
@@ -22,6 +23,7 @@ class Probe(nn.Module):
         full_from: Images from which the memory does not suffice in training.
         dense: Whether two maps are returned instead of logits.
     """
+
     calls = []
 
     def __init__(self, full_from=None, dense=False):
@@ -31,8 +33,15 @@ class Probe(nn.Module):
         self.dense = dense
 
     def forward(self, images):
-        self.calls.append((self.training, len(images), images.abs().sum().item(),
-                           torch.is_autocast_enabled('cpu'), images.is_contiguous()))
+        self.calls.append(
+            (
+                self.training,
+                len(images),
+                images.abs().sum().item(),
+                torch.is_autocast_enabled('cpu'),
+                images.is_contiguous(),
+            )
+        )
         maps = self.conv(images)
         if self.training and self.full_from is not None and len(images) >= self.full_from:
             self.held = weakref.ref(maps)
@@ -93,8 +102,11 @@ def test_precision_and_layout_reach_the_model():
 @pytest.mark.parametrize('precision', ['fp32', 'tf32', 'bf16'])
 def test_tf32_is_set_and_put_back(precision):
     def state():
-        return (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32,
-                torch.backends.cudnn.benchmark)
+        return (
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.benchmark,
+        )
 
     before = state()
     with benchmark.numerics(precision):
@@ -153,23 +165,47 @@ def test_other_errors_are_not_swallowed():
 
 
 def test_quartiles():
-    assert Timing.of([4., 1., 2., 5., 3.]) == Timing(2, 3, 4)
-    assert Timing.of([2.]) == Timing(2, 2, 2)
+    assert Timing.of([4.0, 1.0, 2.0, 5.0, 3.0]) == Timing(2, 3, 4)
+    assert Timing.of([2.0]) == Timing(2, 2, 2)
 
 
 def make_row(**values):
-    return dict(dict.fromkeys(COLUMNS), model='m', kind='ours', params=1_500_000, macs=2e9,
-                height=32, width=48, batch=2, precision='bf16', layout='contiguous', mode='eager',
-                backend='torch', note='') | values
+    return (
+        dict(
+            dict.fromkeys(COLUMNS),
+            model='m',
+            kind='ours',
+            params=1_500_000,
+            macs=2e9,
+            height=32,
+            width=48,
+            batch=2,
+            precision='bf16',
+            layout='contiguous',
+            mode='eager',
+            backend='torch',
+            note='',
+        )
+        | values
+    )
 
 
 def test_table():
-    rows = [make_row(inference_img_s=12_345.6, inference_ms=10.25, inference_ms_q1=10.1,
-                     inference_ms_q3=10.5, training_peak_gb=4.8),
-            make_row(kind='peer', backend=None, layout='channels-last', note='a|b')]
+    rows = [
+        make_row(
+            inference_img_s=12_345.6,
+            inference_ms=10.25,
+            inference_ms_q1=10.1,
+            inference_ms_q3=10.5,
+            training_peak_gb=4.8,
+        ),
+        make_row(kind='peer', backend=None, layout='channels-last', note='a|b'),
+    ]
     first, second = make_table(rows).splitlines()[2:]
-    assert first == ('| m | 1.5 | 2 | 32x48, batch 2, bf16, eager, scan torch | 12,346 | '
-                     '10.25 (10.10-10.50) | - | - | - | - | 4.80 |  |')
+    assert first == (
+        '| m | 1.5 | 2 | 32x48, batch 2, bf16, eager, scan torch | 12,346 | '
+        '10.25 (10.10-10.50) | - | - | - | - | 4.80 |  |'
+    )
     assert second.startswith('| m | 1.5 | 2 | 32x48, batch 2, bf16, eager, channels-last | - |')
     assert second.endswith('| a/b |')
 
@@ -181,8 +217,12 @@ def test_nothing_to_draw(tmp_path):
 
 
 def test_short_names():
-    names = ['groupmamba-official-tiny_8xb128_in1k', 'groupmamba-tiny_8xb128_in1k', 'resnet10t',
-             'mask-rcnn_groupmamba-tiny_fpn_1x_coco']
+    names = [
+        'groupmamba-official-tiny_8xb128_in1k',
+        'groupmamba-tiny_8xb128_in1k',
+        'resnet10t',
+        'mask-rcnn_groupmamba-tiny_fpn_1x_coco',
+    ]
     assert list(short_names(names).values()) == ['official-tiny', *names[1:]]
 
 
@@ -192,8 +232,11 @@ def test_environment(monkeypatch):
     found = conditions.describe_environment(CPU)
     assert 'GROUPMAMBA_SOMETHING=on' in found['environment']
     assert 'somebody' not in ' '.join(found.values())
-    assert 'GPU' not in found and found['CPU'] and f'torch {torch.__version__[:3]}' in found[
-        'versions']
+    assert (
+        'GPU' not in found
+        and found['CPU']
+        and f'torch {torch.__version__[:3]}' in found['versions']
+    )
     assert conditions.package_version('no-such-package-here') == 'not installed'
 
 

@@ -1,4 +1,5 @@
 """Counts against figures worked out by hand, and those of the six sizes' configs."""
+
 import math
 from pathlib import Path
 
@@ -60,10 +61,11 @@ def hand_count(batch, scans):
 
 
 @pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('plan', [
-    (('left-right', 'bottom-top'), ),
-    (('left-right', ) * 2, ('top-bottom', ) * 2),
-], ids=['one-scan', 'two-scans'])
+@pytest.mark.parametrize(
+    'plan',
+    [(('left-right', 'bottom-top'),), (('left-right',) * 2, ('top-bottom',) * 2)],
+    ids=['one-scan', 'two-scans'],
+)
 def test_hand_count(plan, batch):
     model = TinyScanModel(plan)
     found = count_complexity(model, (6, 10), batch=batch)
@@ -76,7 +78,6 @@ def test_hand_count(plan, batch):
 
 def test_attention_is_counted():
     class Attention(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.scale = nn.Parameter(torch.ones(1))
@@ -136,8 +137,9 @@ def paper_formula(arch):
         # besides the products' weights: taps and bias; dt bias, A, D; biases of the VSSS FFN
         group = in_out_proj + 4 * inner + ssm_proj + 3 * inner + vsss_ffn + 3 * width
         layer_norms = 3 * 2 * channels
-        params += depth * (4 * group + layer_norms + cam + squeezed + channels + ffn + hidden
-                           + channels)
+        params += depth * (
+            4 * group + layer_norms + cam + squeezed + channels + ffn + hidden + channels
+        )
         token = 4 * (in_out_proj + 3 * inner + ssm_proj + (9 + 1) * inner + vsss_ffn) + ffn
         macs += depth * (side**2 * token + cam)
     params += 2 * channels + 1000 * channels + 1000  # LN, head

@@ -2,6 +2,7 @@
 
 The backbone's own are tested in test_complexity.py.
 """
+
 import pytest
 import yaml
 
@@ -34,8 +35,11 @@ def mask_rcnn_parts(dims, grids, classes=80, width=256, hidden=1024, mask_convs=
     rpn = sum(conv(n, width, width, 3) + conv(n, width, 3 * 5, 1) for n in cells)
     outputs = 1 if shared else classes  # boxes and masks that all classes share
     box = 1000 * (49 * width * hidden + hidden**2 + hidden * (classes + 1 + 4 * outputs))
-    mask = 100 * (mask_convs * conv(14**2, width, width, 3) + conv(14**2, width, width, 2)
-                  + conv(28**2, width, outputs, 1))
+    mask = 100 * (
+        mask_convs * conv(14**2, width, width, 3)
+        + conv(14**2, width, width, 2)
+        + conv(28**2, width, outputs, 1)
+    )
     return neck + rpn + box + mask
 
 
@@ -43,7 +47,7 @@ def mask_rcnn_parts(dims, grids, classes=80, width=256, hidden=1024, mask_convs=
 def test_published_count_of_mask_rcnn(size, one_thread):
     path = REPO / f'configs/mask_rcnn/mask-rcnn_groupmamba-{size}_fpn_1x_coco.py'
     models = yaml.safe_load((path.parent / 'metafile.yml').read_text())['Models']
-    published, = (m['Metadata'] for m in models if m['Name'] == path.stem)
+    (published,) = (m['Metadata'] for m in models if m['Name'] == path.stem)
     found = count_large(GroupMamba(size, out_indices=(0, 1, 2, 3)), (1280, 800))
     grids = [(1280 // stride, 800 // stride) for stride in (4, 8, 16, 32)] + [(20, 13)]
     expected = sum(found.values()) + mask_rcnn_parts(ARCHS[size].embed_dims, grids)
@@ -57,8 +61,9 @@ def test_run_two_stage_counts_what_the_formula_does(one_thread):
     whole = count_complexity(model, (64, 96), run=run_two_stage)
     backbone = count_complexity(model.backbone, (64, 96))
     grids = [(16, 24), (8, 12), (4, 6), (2, 3)]
-    parts = mask_rcnn_parts((32, 96, 144, 192), grids, classes=10, width=64, hidden=256,
-                            mask_convs=2, shared=True)
+    parts = mask_rcnn_parts(
+        (32, 96, 144, 192), grids, classes=10, width=64, hidden=256, mask_convs=2, shared=True
+    )
     assert whole.macs == backbone.macs + parts
     assert whole.params == sum(p.numel() for p in model.parameters())
 
@@ -67,7 +72,7 @@ def test_run_two_stage_counts_what_the_formula_does(one_thread):
 def test_published_count_of_upernet(size, one_thread):
     path = REPO / f'configs/upernet/groupmamba-{size}_upernet_8xb2-160k_ade20k-512x512.py'
     models = yaml.safe_load((path.parent / 'metafile.yml').read_text())['Models']
-    published, = (m['Metadata'] for m in models if m['Name'] == path.stem)
+    (published,) = (m['Metadata'] for m in models if m['Name'] == path.stem)
     found = count_large(build_model(load_config(str(path))), (512, 2048))
     assert published['FLOPs'] == round(sum(found.values()), -6)
     assert published['Scan FLOPs'] == round(found[SCAN], -6)
@@ -76,8 +81,9 @@ def test_published_count_of_upernet(size, one_thread):
     cells = [(512 // stride) * (2048 // stride) for stride in (4, 8, 16, 32)]
     pyramid = sum(conv(scale**2, dims[3], width, 1) for scale in (1, 2, 3, 6))
     pyramid += conv(cells[3], dims[3] + 4 * width, width, 3)
-    levels = sum(conv(n, dim, width, 1) + conv(n, width, width, 3)
-                 for n, dim in zip(cells, dims[:3]))
+    levels = sum(
+        conv(n, dim, width, 1) + conv(n, width, width, 3) for n, dim in zip(cells, dims[:3])
+    )
     end = conv(cells[0], 4 * width, width, 3) + conv(cells[0], width, 150, 1)
     backbone = count_large(GroupMamba(size, out_indices=(0, 1, 2, 3)), (512, 2048))
     assert found[PRODUCTS] == backbone[PRODUCTS] + pyramid + levels + end

@@ -1,4 +1,5 @@
 """The backbone's options."""
+
 import copy
 import math
 
@@ -29,8 +30,12 @@ def test_strides_are_rounded_up_at_any_size(small_arch, size):
     assert isinstance(maps, tuple)
     for stage, features in enumerate(maps):
         stride = 4 * 2**stage
-        assert features.shape == (2, small_arch['embed_dims'][stage], -(-size[0] // stride),
-                                  -(-size[1] // stride))
+        assert features.shape == (
+            2,
+            small_arch['embed_dims'][stage],
+            -(-size[0] // stride),
+            -(-size[1] // stride),
+        )
         assert torch.isfinite(features).all()
 
 
@@ -46,11 +51,20 @@ def test_classifier_returns_one_vector_an_image(small_arch):
 
 
 @pytest.mark.parametrize('out_indices', [None, (1, 2)])
-@pytest.mark.parametrize('options', [
-    dict(), dict(with_cp=True), dict(channel_affinity=False), dict(d_state=3),
-    dict(share_directions=True), dict(num_groups=2), dict(num_groups=1),
-    dict(directions=('left-right', )), dict(directions=('left-right', 'right-left')),
-])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(with_cp=True),
+        dict(channel_affinity=False),
+        dict(d_state=3),
+        dict(share_directions=True),
+        dict(num_groups=2),
+        dict(num_groups=1),
+        dict(directions=('left-right',)),
+        dict(directions=('left-right', 'right-left')),
+    ],
+)
 def test_every_parameter_gets_a_gradient(small_arch, out_indices, options):
     backbone = randomize(GroupMamba(small_arch, out_indices=out_indices, **options))
     maps = backbone(image_of(33, 48))
@@ -67,19 +81,21 @@ def test_every_parameter_gets_a_gradient(small_arch, out_indices, options):
 
 def test_eight_groups_where_the_widths_divide():
     arch = dict(SMALL['paper'], embed_dims=(8, 16, 24, 40))
-    backbone = GroupMamba(arch, num_groups=8, directions=(
-        'left-right', 'right-left', 'top-bottom', 'bottom-top'))
-    plan, = backbone.stages[0][0].vsss.mamba.plan
+    backbone = GroupMamba(
+        arch, num_groups=8, directions=('left-right', 'right-left', 'top-bottom', 'bottom-top')
+    )
+    (plan,) = backbone.stages[0][0].vsss.mamba.plan
     assert plan == ('left-right', 'right-left', 'top-bottom', 'bottom-top') * 2
     assert backbone(image_of(32, 32))[0].shape == (2, 40)
 
 
 def test_shared_directions_sum_the_scans(small_arch):
     """With one direction, sharing changes nothing; with two it is not the one nor the other."""
-    shared = GroupMamba(small_arch, directions=('top-bottom', ), share_directions=True).eval()
-    plain = GroupMamba(small_arch, directions=('top-bottom', )).eval()
-    both = GroupMamba(small_arch, directions=('top-bottom', 'left-right'),
-                      share_directions=True).eval()
+    shared = GroupMamba(small_arch, directions=('top-bottom',), share_directions=True).eval()
+    plain = GroupMamba(small_arch, directions=('top-bottom',)).eval()
+    both = GroupMamba(
+        small_arch, directions=('top-bottom', 'left-right'), share_directions=True
+    ).eval()
     for backbone in (plain, both):
         backbone.load_state_dict(randomize(shared).state_dict())
     image = image_of(32, 48)
@@ -92,11 +108,13 @@ def test_activation_checkpointing_gives_the_same_gradients(small_arch):
     grads, saved = [], []
     for with_cp in (False, True):
         backbone = randomize(
-            GroupMamba(small_arch, drop_path_rate=0.5, with_cp=with_cp, out_indices=(0, 3)))
+            GroupMamba(small_arch, drop_path_rate=0.5, with_cp=with_cp, out_indices=(0, 3))
+        )
         sizes = []
         torch.manual_seed(0)
         with torch.autograd.graph.saved_tensors_hooks(
-                lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            lambda t: sizes.append(t.numel()) or t, lambda t: t
+        ):
             loss = sum(f.square().mean() for f in backbone(image_of(64, 64)))
         loss.backward()
         grads.append({n: p.grad.clone() for n, p in backbone.named_parameters()})
@@ -125,8 +143,9 @@ def test_unused_classification_keys_are_exactly_the_announced_ones(small_arch, o
     assert unused and missing
     assert all(any(keys.covers(k) for keys in dense.expected_unused_keys()) for k in unused)
     assert all(any(keys.covers(k) for keys in dense.expected_missing_keys()) for k in missing)
-    assert not any(keys.covers(k) for keys in dense.expected_unused_keys()
-                   for k in dense.state_dict())
+    assert not any(
+        keys.covers(k) for keys in dense.expected_unused_keys() for k in dense.state_dict()
+    )
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3, 4])
@@ -138,7 +157,8 @@ def test_frozen_stages(small_arch, frozen_stages):
             stem=frozen_stages >= 0,
             stages=part == 'stages' and int(index) < frozen_stages,
             downsamples=part == 'downsamples' and int(index) + 1 < frozen_stages,
-            summary=False)[part]
+            summary=False,
+        )[part]
         assert parameter.requires_grad is not frozen, name
     assert backbone.stem.training is (frozen_stages < 0)
     before = copy.deepcopy(backbone.state_dict())
@@ -162,17 +182,25 @@ def test_norm_eval_keeps_the_running_statistics(small_arch):
 def test_drop_path_is_a_linear_ramp_over_the_layers(small_arch):
     backbone = GroupMamba(small_arch, drop_path_rate=0.4)
     rates = [block.drop_path.p for stage in backbone.stages for block in stage]
-    assert rates == pytest.approx([0., 0.1, 0.2, 0.3, 0.4])
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 def test_layer_depth(small_arch):
     backbone = GroupMamba(small_arch, out_indices=(0, 1, 2, 3))
-    depth = {name: backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
-             for name, _ in backbone.named_parameters()}
+    depth = {
+        name: backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
+        for name, _ in backbone.named_parameters()
+    }
     assert {total for _, total in depth.values()} == {7}
     assert depth['stem.norm.weight'][0] == 0
-    assert depth['stages.0.0.norm.weight' if small_arch['family'] == 'paper' else
-                 'stages.0.0.norm2.weight'][0] == 1
+    assert (
+        depth[
+            'stages.0.0.norm.weight'
+            if small_arch['family'] == 'paper'
+            else 'stages.0.0.norm2.weight'
+        ][0]
+        == 1
+    )
     assert depth['downsamples.1.norm.weight'][0] == 3
     assert depth['downsamples.2.norm.weight'][0] == 5
     assert depth['out_norms.3.weight'][0] == 6
@@ -185,17 +213,19 @@ def test_initialisation_is_the_released_one():
     backbone = GroupMamba('official-tiny')
     for module in backbone.modules():  # any other values, to see that all are set
         for parameter in module.parameters(recurse=False):
-            nn.init.constant_(parameter, 7.)
+            nn.init.constant_(parameter, 7.0)
     backbone.init_weights()
     state = backbone.state_dict()
-    assert not any((t == 7.).all() for t in state.values() if t.is_floating_point())
+    assert not any((t == 7.0).all() for t in state.values() if t.is_floating_point())
     block = 'stages.3.1'
     assert state[f'{block}.ffn.fc1.weight'].std() == pytest.approx(0.02, rel=0.03)
     assert state[f'{block}.mixer.ss2d.in_proj.weight'].std() == pytest.approx(0.02, rel=0.03)
     assert not state[f'{block}.ffn.fc1.bias'].any()
     # fan_out: 9 taps x 448 channels; within a group of a depthwise convolution 9 x 1
-    assert state['downsamples.2.convs.weight'].std() == pytest.approx((2 / 9 / 448)**.5, rel=0.03)
-    assert state[f'{block}.ffn.dwconv.weight'].std() == pytest.approx((2 / 9)**.5, rel=0.03)
+    assert state['downsamples.2.convs.weight'].std() == pytest.approx(
+        (2 / 9 / 448) ** 0.5, rel=0.03
+    )
+    assert state[f'{block}.ffn.dwconv.weight'].std() == pytest.approx((2 / 9) ** 0.5, rel=0.03)
     ssm = f'{block}.mixer.ss2d.ssm'
     dt = torch.nn.functional.softplus(state[f'{ssm}.dt_proj_bias'])
     assert 1e-3 <= dt.min() and dt.max() <= 0.1001
@@ -208,22 +238,23 @@ def test_initialisation_is_the_released_one():
 def test_a_log_counts_the_states():
     state = GroupMamba(SMALL['paper'], d_state=3).state_dict()
     a_log = state['stages.0.0.vsss.mamba.ssm.A_log']
-    torch.testing.assert_close(a_log[0, 0].exp(), torch.tensor([1., 2., 3.]))
+    torch.testing.assert_close(a_log[0, 0].exp(), torch.tensor([1.0, 2.0, 3.0]))
 
 
 @pytest.mark.parametrize('arch', sorted(ARCHS))
 def test_full_sizes_run_forward_on_a_non_square_image(arch):
     backbone = GroupMamba(arch).eval()
     with torch.no_grad():
-        feature, = backbone(image_of(32, 64, batch=1))
+        (feature,) = backbone(image_of(32, 64, batch=1))
     assert feature.shape == (1, ARCHS[arch].embed_dims[-1]) and torch.isfinite(feature).all()
 
 
 def test_pretrained_init_cfg_loads_a_classifier_and_refuses_another_size(small_arch, tmp_path):
     classifier = randomize(GroupMamba(small_arch))
     path = str(tmp_path / 'cls.pth')
-    torch.save({'state_dict': {f'backbone.{k}': v for k, v in classifier.state_dict().items()}},
-               path)
+    torch.save(
+        {'state_dict': {f'backbone.{k}': v for k, v in classifier.state_dict().items()}}, path
+    )
     init_cfg = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
     dense = GroupMamba(small_arch, out_indices=(0, 1, 2, 3), init_cfg=init_cfg)
     dense.init_weights()
@@ -264,24 +295,27 @@ def test_compile_mode_compiles_the_call_and_nothing_else(monkeypatch, small_arch
     assert calls[1:] == ['run']  # validation runs as without it, and copies are not compiled
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(arch='huge'), "unknown arch 'huge'; choose from .*'official-base'"),
-    (dict(arch=dict(SMALL['paper'], family='swin')), "unknown family 'swin'"),
-    (dict(arch=dict(family='paper')), r"missing fields \['depths', 'embed_dims'"),
-    (dict(arch=dict(SMALL['paper'], depths=(1, 1))), 'one value for each stage'),
-    (dict(arch=dict(SMALL['paper'], depths=(1, 0, 1, 1))), 'depths must be positive whole'),
-    (dict(num_groups=3), '8 channels cannot be divided into 3 groups'),
-    (dict(num_groups=0), 'num_groups must be at least 1, got 0'),
-    (dict(directions=('diagonal', )), "unknown scan direction 'diagonal'"),
-    (dict(num_groups=2, directions=('left-right', ) * 4), '4 directions cannot be shared out'),
-    (dict(scan_backend='cuda'), "unknown scan backend 'cuda'"),
-    (dict(out_indices=(0, 4)), r'out_indices must be .* got \(0, 4\)'),
-    (dict(out_indices=()), 'out_indices must be'),
-    (dict(frozen_stages=5), 'frozen_stages must be -1 .* got 5'),
-    (dict(drop_path_rate=1.), r'drop_path_rate must be in \[0, 1\), got 1.0'),
-    (dict(d_state=0), 'd_state must be at least 1, got 0'),
-    (dict(compile_mode='fast'), "compile_mode must be one of .* got 'fast'"),
-])
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        (dict(arch='huge'), "unknown arch 'huge'; choose from .*'official-base'"),
+        (dict(arch=dict(SMALL['paper'], family='swin')), "unknown family 'swin'"),
+        (dict(arch=dict(family='paper')), r"missing fields \['depths', 'embed_dims'"),
+        (dict(arch=dict(SMALL['paper'], depths=(1, 1))), 'one value for each stage'),
+        (dict(arch=dict(SMALL['paper'], depths=(1, 0, 1, 1))), 'depths must be positive whole'),
+        (dict(num_groups=3), '8 channels cannot be divided into 3 groups'),
+        (dict(num_groups=0), 'num_groups must be at least 1, got 0'),
+        (dict(directions=('diagonal',)), "unknown scan direction 'diagonal'"),
+        (dict(num_groups=2, directions=('left-right',) * 4), '4 directions cannot be shared out'),
+        (dict(scan_backend='cuda'), "unknown scan backend 'cuda'"),
+        (dict(out_indices=(0, 4)), r'out_indices must be .* got \(0, 4\)'),
+        (dict(out_indices=()), 'out_indices must be'),
+        (dict(frozen_stages=5), 'frozen_stages must be -1 .* got 5'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\), got 1.0'),
+        (dict(d_state=0), 'd_state must be at least 1, got 0'),
+        (dict(compile_mode='fast'), "compile_mode must be one of .* got 'fast'"),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         GroupMamba(**{'arch': SMALL['paper'], **options})

@@ -1,4 +1,5 @@
 """Inference that repeats is replayed, until something changes that a CUDA graph cannot see."""
+
 import copy
 import pickle
 
@@ -9,7 +10,10 @@ from torch import nn
 from groupmamba_mm.backbones import GroupMamba, replay
 from tests.conftest import SMALL
 
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'),
+]
 
 
 @pytest.fixture
@@ -24,8 +28,11 @@ def recordings(monkeypatch):
 
     monkeypatch.setattr(replay, 'captured', captured)
     monkeypatch.setattr(replay, '_can_be_recorded', lambda modules, image: True)
-    monkeypatch.setattr(GroupMamba, '_may_replay',
-                        lambda self, image: not self.training and not torch.is_grad_enabled())
+    monkeypatch.setattr(
+        GroupMamba,
+        '_may_replay',
+        lambda self, image: not self.training and not torch.is_grad_enabled(),
+    )
     return made
 
 
@@ -52,11 +59,15 @@ CHANGES = {
     'hook': lambda block: block.register_forward_hook(lambda *args: None),
     'hook inside': lambda block: next(block.children()).register_forward_hook(lambda *args: None),
     'mode': lambda block: block.drop_path.train(),
-    'other memory': lambda block: setattr(block.norm2 if hasattr(block, 'norm2') else block.norm,
-                                          'weight', nn.Parameter(torch.ones(8))),
+    'other memory': lambda block: setattr(
+        block.norm2 if hasattr(block, 'norm2') else block.norm,
+        'weight',
+        nn.Parameter(torch.ones(8)),
+    ),
     'replaced': lambda block: setattr(block, 'drop_path', copy.deepcopy(block.drop_path)),
-    'backend': lambda block: [setattr(m, 'scan_backend', 'torch') for m in block.modules()
-                              if hasattr(m, 'scan_backend')],
+    'backend': lambda block: [
+        setattr(m, 'scan_backend', 'torch') for m in block.modules() if hasattr(m, 'scan_backend')
+    ],
 }
 
 
@@ -113,8 +124,9 @@ def test_replays_on_a_gpu_give_what_launches_give(small_arch, autocast, mode):
     with mode(), torch.autocast('cuda', torch.bfloat16, enabled=autocast):
         for _ in range(replay.PASSES_BEFORE + 3):
             image = torch.rand(2, 3, 32, 48, device='cuda')
-            torch.testing.assert_close(model(image)[0], model.forward(image)[0], atol=1e-5,
-                                       rtol=1e-5)
+            torch.testing.assert_close(
+                model(image)[0], model.forward(image)[0], atol=1e-5, rtol=1e-5
+            )
         assert model._replay._replay is not None
         first, kept = model(image)[0], model(image)[0].clone()
         model(torch.rand_like(image))
@@ -123,8 +135,9 @@ def test_replays_on_a_gpu_give_what_launches_give(small_arch, autocast, mode):
         for parameter in model.parameters():
             parameter.mul_(1.1)  # in place: the graph reads it
         with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
-            torch.testing.assert_close(model(image)[0], model.forward(image)[0], atol=1e-4,
-                                       rtol=1e-4)
+            torch.testing.assert_close(
+                model(image)[0], model.forward(image)[0], atol=1e-4, rtol=1e-4
+            )
             assert model._replay._replay is not None
     with torch.no_grad(), torch.autocast('cuda', torch.bfloat16, enabled=autocast):
         model(image)

@@ -1,4 +1,5 @@
 """Both families against the authors' numbers and against an independent, slow fp64 model."""
+
 import pytest
 import torch
 
@@ -7,8 +8,13 @@ from groupmamba_mm.checkpoint.official import convert_official
 from tests import slow_models
 from tests.conftest import SMALL, randomize
 
-FIXTURE_ARCH = dict(family='official', stem_channels=16, embed_dims=(32, 48, 68, 96),
-                    depths=(1, 1, 2, 1), ffn_ratios=(8, 8, 4, 4))
+FIXTURE_ARCH = dict(
+    family='official',
+    stem_channels=16,
+    embed_dims=(32, 48, 68, 96),
+    depths=(1, 1, 2, 1),
+    ffn_ratios=(8, 8, 4, 4),
+)
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.usefixtures('no_tf32')
@@ -23,13 +29,13 @@ def official_state(backbone, num_classes=10, seed=0):
     arch = backbone.arch
     state = {}
 
-    def add(name, *shape, scale=None, shift=0.):
+    def add(name, *shape, scale=None, shift=0.0):
         noise = torch.randn(*shape, generator=gen, dtype=torch.float64)
         fan_in = torch.Size(shape[1:]).numel() if len(shape) > 1 else 1
         state[name] = shift + noise * (scale if scale is not None else fan_in**-0.5)
 
     def add_norm(name, width):
-        add(f'{name}.weight', width, scale=0.3, shift=1.)
+        add(f'{name}.weight', width, scale=0.3, shift=1.0)
         add(f'{name}.bias', width, scale=0.3)
 
     def add_layer(name, *shape, bias=True):
@@ -39,7 +45,7 @@ def official_state(backbone, num_classes=10, seed=0):
 
     def add_mixer(name, dim):
         width, rank = dim // 4, -(-(dim // 4) // 16)
-        add(f'{name}.skip_scale', 1, scale=0.1, shift=1.)
+        add(f'{name}.skip_scale', 1, scale=0.1, shift=1.0)
         add_layer(f'{name}.fc1', max(1, dim // 16), dim)
         add_layer(f'{name}.fc2', dim, max(1, dim // 16))
         add_norm(f'{name}.norm', dim)
@@ -47,9 +53,9 @@ def official_state(backbone, num_classes=10, seed=0):
         for unit in (f'{name}.mamba_g{i}' for i in (1, 2, 3, 4)):
             add(f'{unit}.x_proj_weight', 1, rank + 2, width)
             add(f'{unit}.dt_projs_weight', 1, width, rank)
-            add(f'{unit}.dt_projs_bias', 1, width, scale=1., shift=-2.)
+            add(f'{unit}.dt_projs_bias', 1, width, scale=1.0, shift=-2.0)
             add(f'{unit}.A_logs', width, 1, scale=0.5)
-            add(f'{unit}.Ds', width, scale=0.3, shift=1.)
+            add(f'{unit}.Ds', width, scale=0.3, shift=1.0)
             add_norm(f'{unit}.out_norm', width)
             add_layer(f'{unit}.in_proj', 2 * width, width, bias=False)
             add_layer(f'{unit}.conv2d', width, 1, 3, 3)
@@ -65,7 +71,8 @@ def official_state(backbone, num_classes=10, seed=0):
         state[f'{bn}.num_batches_tracked'] = torch.tensor(7)
     before = stem
     for stage, (dim, depth, ratio) in enumerate(
-            zip(arch.embed_dims, arch.depths, arch.ffn_ratios), 1):
+        zip(arch.embed_dims, arch.depths, arch.ffn_ratios), 1
+    ):
         add_layer(f'patch_embed{stage}.proj', dim, before, 3, 3)
         add_norm(f'patch_embed{stage}.norm', dim)
         for block in (f'block{stage}.{i}' for i in range(depth)):
@@ -92,10 +99,13 @@ def load_official(backbone, state):
     ours = convert_official(state)
     prefix = 'backbone.'
     result = backbone.load_state_dict(
-        {k[len(prefix):]: v for k, v in ours.items() if k.startswith(prefix)})
+        {k[len(prefix) :]: v for k, v in ours.items() if k.startswith(prefix)}
+    )
     assert not result.missing_keys and not result.unexpected_keys
-    return [(ours[f'head.{name}.weight'], ours[f'head.{name}.bias'])
-            for name in ('label_fc', 'teacher_fc')]
+    return [
+        (ours[f'head.{name}.weight'], ours[f'head.{name}.bias'])
+        for name in ('label_fc', 'teacher_fc')
+    ]
 
 
 def stage_outputs(backbone):
@@ -108,17 +118,26 @@ def stage_outputs(backbone):
 
 def close(ours, expected, tolerance=TOLERANCE):
     """Largest error against the tolerance, scaled for tensors whose values exceed 1."""
-    scale = max(1., expected.abs().max().item())
+    scale = max(1.0, expected.abs().max().item())
     error = (ours - expected).abs().max().item()
     assert error <= tolerance * scale, f'error {error:.2e} at scale {scale:.2e}'
 
 
-on_devices = pytest.mark.parametrize('device, backend, tolerance', [
-    ('cpu', 'torch', TOLERANCE),
-    pytest.param('cuda', 'triton', 1e-3, marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU')]),
-])
+on_devices = pytest.mark.parametrize(
+    'device, backend, tolerance',
+    [
+        ('cpu', 'torch', TOLERANCE),
+        pytest.param(
+            'cuda',
+            'triton',
+            1e-3,
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA GPU'),
+            ],
+        ),
+    ],
+)
 
 
 @on_devices
@@ -162,12 +181,13 @@ def test_official_family_against_the_slow_model(size, dtype, tolerance):
     backbone = GroupMamba(SMALL['official']).to(dtype).eval()
     state = official_state(backbone)
     heads = load_official(backbone, state)
-    image = torch.randn(2, 3, *size, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(1))
-    expected, expected_heads, stages = slow_models.official_forward(image, state)
+    image = torch.randn(
+        2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    _expected, expected_heads, stages = slow_models.official_forward(image, state)
     outputs = stage_outputs(backbone)
     with torch.no_grad():
-        feature, = backbone(image.to(dtype))
+        (feature,) = backbone(image.to(dtype))
     assert feature.dtype == dtype
     for ours, stage in zip(outputs, stages):
         close(ours, stage.flatten(1, 2).to(dtype), tolerance)
@@ -181,12 +201,13 @@ def test_official_family_against_the_slow_model(size, dtype, tolerance):
 def test_paper_family_against_the_slow_model(size, dtype, tolerance):
     backbone = randomize(GroupMamba(SMALL['paper']).double()).eval()
     state = {k: v.clone() for k, v in backbone.state_dict().items()}
-    image = torch.randn(2, 3, *size, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(1))
+    image = torch.randn(
+        2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     expected, stages = slow_models.paper_forward(image, state)
     outputs = stage_outputs(backbone)
     with torch.no_grad():
-        feature, = backbone.to(dtype)(image.to(dtype))
+        (feature,) = backbone.to(dtype)(image.to(dtype))
     assert feature.dtype == dtype
     for ours, stage in zip(outputs, stages):
         close(ours, stage.flatten(1, 2).to(dtype), tolerance)
@@ -201,11 +222,14 @@ def test_input_gradient_against_the_slow_model_on_non_square_input(family):
         load_official(backbone, state)
     else:
         state = {k: v.clone() for k, v in randomize(backbone).state_dict().items()}
-    image = torch.randn(1, 3, 20, 44, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(2))
+    image = torch.randn(
+        1, 3, 20, 44, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     grads = []
-    for forward in (lambda x: stages_of(backbone, x),
-                    lambda x: getattr(slow_models, f'{family}_forward')(x, state)[-1]):
+    for forward in (
+        lambda x: stages_of(backbone, x),
+        lambda x: getattr(slow_models, f'{family}_forward')(x, state)[-1],
+    ):
         leaf = image.clone().requires_grad_()
         loss = sum(stage.square().mean() for stage in forward(leaf))
         grads.append(torch.autograd.grad(loss, leaf)[0])
@@ -222,8 +246,9 @@ def stages_of(backbone, image):
 def test_parameter_gradients_against_finite_differences(family):
     """One random direction through all parameters at once, H != W."""
     backbone = randomize(GroupMamba(SMALL[family]).double()).eval()
-    image = torch.randn(1, 3, 33, 40, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(3))
+    image = torch.randn(
+        1, 3, 33, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     gen = torch.Generator().manual_seed(4)
     params = list(backbone.parameters())
     steps = [torch.randn(p.shape, generator=gen, dtype=torch.float64) for p in params]

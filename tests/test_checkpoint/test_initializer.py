@@ -1,4 +1,5 @@
 """``init_cfg=dict(type='Pretrained')`` in all its forms, of our backbone and of other modules."""
+
 import mmpretrain.models  # noqa: F401, registers the classifier
 import pytest
 import torch
@@ -21,11 +22,14 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights')
     want = randomize(GroupMamba(ARCH)).state_dict()
     other = {f'backbone.layer1.{index}': torch.zeros(3) for index in range(5)}
-    for name, state in (('plain', want), ('backbone', {f'backbone.{k}': v for k, v in want.items()}),
-                        ('module', {f'module.backbone.{k}': v for k, v in want.items()}),
-                        ('encoder', {f'encoder.{k}': v for k, v in want.items()}),
-                        ('half', {f'backbone.{k}': v for k, v in list(want.items())[::2]}),
-                        ('other', other)):
+    for name, state in (
+        ('plain', want),
+        ('backbone', {f'backbone.{k}': v for k, v in want.items()}),
+        ('module', {f'module.backbone.{k}': v for k, v in want.items()}),
+        ('encoder', {f'encoder.{k}': v for k, v in want.items()}),
+        ('half', {f'backbone.{k}': v for k, v in list(want.items())[::2]}),
+        ('other', other),
+    ):
         torch.save(dict(state_dict=state), folder / f'{name}.pth')
     torch.save(dict(state_dict=want, extra=RunsCode(str(folder / 'ran'))), folder / 'evil.pth')
     return folder, want
@@ -42,21 +46,36 @@ def same(state, want):
 
 
 @pytest.mark.parametrize('several', [False, True])
-@pytest.mark.parametrize('name, prefix', [
-    ('plain', None), ('plain', ''), ('backbone', 'backbone'), ('backbone', 'backbone.'),
-    ('module', 'backbone'), ('encoder', 'encoder')])
+@pytest.mark.parametrize(
+    'name, prefix',
+    [
+        ('plain', None),
+        ('plain', ''),
+        ('backbone', 'backbone'),
+        ('backbone', 'backbone.'),
+        ('module', 'backbone'),
+        ('encoder', 'encoder'),
+    ],
+)
 def test_what_fits_is_loaded(files, name, prefix, several):
     folder, want = files
     init_cfg = dict(type='Pretrained', checkpoint=str(folder / f'{name}.pth'), prefix=prefix)
-    first = dict(type='TruncNormal', layer='Linear', std=1.)
+    first = dict(type='TruncNormal', layer='Linear', std=1.0)
     assert same(initialised([first, init_cfg] if several else init_cfg), want)
 
 
 @pytest.mark.parametrize('several', [False, True])
-@pytest.mark.parametrize('name, prefix, message', [
-    ('other', 'backbone', r'does not fit.*0 tensors match'), ('half', 'backbone.', 'does not fit'),
-    ('backbone', None, 'does not fit'), ('encoder', 'backbone', r'begin with encoder'),
-    ('evil', None, 'could run code'), ('gone', None, 'does not exist')])
+@pytest.mark.parametrize(
+    'name, prefix, message',
+    [
+        ('other', 'backbone', r'does not fit.*0 tensors match'),
+        ('half', 'backbone.', 'does not fit'),
+        ('backbone', None, 'does not fit'),
+        ('encoder', 'backbone', r'begin with encoder'),
+        ('evil', None, 'could run code'),
+        ('gone', None, 'does not exist'),
+    ],
+)
 def test_what_does_not_fit_is_refused(files, name, prefix, message, several):
     folder, _ = files
     init_cfg = dict(type='Pretrained', checkpoint=str(folder / f'{name}.pth'), prefix=prefix)
@@ -69,10 +88,14 @@ def test_what_does_not_fit_is_refused(files, name, prefix, message, several):
 def test_a_whole_model_has_the_same_rules(files, name, fits):
     folder, want = files
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(dict(
-            type='ImageClassifier', pretrained=str(folder / f'{name}.pth'),
-            backbone=dict(type='GroupMamba', arch=ARCH),
-            head=dict(type='LinearClsHead', num_classes=3, in_channels=20)))
+        model = MODELS.build(
+            dict(
+                type='ImageClassifier',
+                pretrained=str(folder / f'{name}.pth'),
+                backbone=dict(type='GroupMamba', arch=ARCH),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=20),
+            )
+        )
     if fits:
         model.init_weights()
         assert same(model.backbone.state_dict(), want)
@@ -105,9 +128,11 @@ def test_other_modules_may_have_a_new_head_and_no_less(tmp_path):
 
 def test_a_class_in_a_pure_python_config_is_the_checked_one(files, tmp_path):
     file = tmp_path / 'pure.py'
-    file.write_text('from mmengine.model import PretrainedInit\n'
-                    "default_scope = 'mmpretrain'\nmodel = dict(backbone=dict(init_cfg=dict("
-                    f"type=PretrainedInit, checkpoint={str(files[0] / 'other.pth')!r})))\n")
+    file.write_text(
+        'from mmengine.model import PretrainedInit\n'
+        "default_scope = 'mmpretrain'\nmodel = dict(backbone=dict(init_cfg=dict("
+        f'type=PretrainedInit, checkpoint={str(files[0] / "other.pth")!r})))\n'
+    )
     cfg = load_config(str(file)).model.backbone.init_cfg
     assert cfg.type != PretrainedInit
     with pytest.raises(CheckpointError, match='does not fit'):

@@ -1,4 +1,5 @@
 """Reading checkpoints: what is read, what is refused, and that nothing refused ever runs."""
+
 import pickle
 import shutil
 import tarfile
@@ -34,23 +35,39 @@ def trained(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('work')
     data = [dict(inputs=torch.rand(2)) for _ in range(8)]
     runner = Runner(
-        Line(), str(work_dir), experiment_name='loading',
-        train_dataloader=dict(batch_size=4, num_workers=0, dataset=data,
-                              sampler=dict(type='DefaultSampler', shuffle=True)),
+        Line(),
+        str(work_dir),
+        experiment_name='loading',
+        train_dataloader=dict(
+            batch_size=4,
+            num_workers=0,
+            dataset=data,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        ),
         train_cfg=dict(by_epoch=True, max_epochs=2),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),
-                         dict(type='CosineAnnealingLR', T_max=2, by_epoch=True)],
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=2),
+            dict(type='CosineAnnealingLR', T_max=2, by_epoch=True),
+        ],
         custom_hooks=[dict(type='EMAHook')],
-        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)), log_level='WARNING')
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
+        log_level='WARNING',
+    )
     runner.train()
     return work_dir / 'epoch_2.pth'
 
 
 def test_a_runners_checkpoint_is_read_whole(trained):
     checkpoint = load_checkpoint_file(trained)
-    assert {'meta', 'state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers',
-            'message_hub'} <= checkpoint.keys()
+    assert {
+        'meta',
+        'state_dict',
+        'ema_state_dict',
+        'optimizer',
+        'param_schedulers',
+        'message_hub',
+    } <= checkpoint.keys()
     losses = checkpoint['message_hub']['log_scalars']['train/loss']
     assert isinstance(losses, HistoryBuffer)
     assert len(losses.data[0]) == 4 and np.isfinite(losses.mean())
@@ -82,7 +99,6 @@ def test_code_is_refused_and_not_run(tmp_path, form):
 
 def test_getattr_reaches_nothing_but_the_statistics(tmp_path):
     class ReachesEval:
-
         def __reduce__(self):
             return getattr, (HistoryBuffer, 'register_statistics')
 
@@ -94,6 +110,7 @@ def test_getattr_reaches_nothing_but_the_statistics(tmp_path):
 
 def test_a_foreign_class_is_named(tmp_path):
     import argparse
+
     file = tmp_path / 'foreign.pth'
     torch.save(dict(model=dict(weight=torch.ones(2)), args=argparse.Namespace(lr=1)), file)
     with pytest.raises(CheckpointError, match='argparse.Namespace'):
@@ -104,7 +121,7 @@ def test_a_foreign_class_is_named(tmp_path):
 def test_truncated_files_are_refused(trained, tmp_path, kept):
     content = trained.read_bytes()
     file = tmp_path / 'cut.pth'
-    file.write_bytes(content[:int(len(content) * kept)])
+    file.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(CheckpointError, match=rf'cut\.pth .*{file.stat().st_size} bytes.*again'):
         load_checkpoint_file(file)
 
@@ -139,8 +156,9 @@ def test_addresses(trained, tmp_path, monkeypatch):
 
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr(torch.hub, '_hub_dir', None)
-    monkeypatch.setattr(torch.hub, 'download_url_to_file',
-                        lambda url, file, **options: shutil.copy(trained, file))
+    monkeypatch.setattr(
+        torch.hub, 'download_url_to_file', lambda url, file, **options: shutil.copy(trained, file)
+    )
     assert 'state_dict' in load_checkpoint_file('https://example.org/a/model.pth')
     assert (tmp_path / 'hub' / 'checkpoints' / 'model.pth').is_file()
 
@@ -164,7 +182,10 @@ def test_the_tensors_are_found_under_each_name():
 
 
 OTHER_FILES = {
-    'lfs': (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n', 'Git LFS.*pull'),
+    'lfs': (
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n',
+        'Git LFS.*pull',
+    ),
     'html': (b'\n<!DOCTYPE html><html></html>', 'HTML or XML page'),
     'xml': (b'\xef\xbb\xbf<?xml version="1.0"?><Error>AccessDenied</Error>', 'HTML or XML page'),
     'json': (b'{"error": "rate limit"}', 'a text in JSON'),
@@ -198,10 +219,10 @@ def test_archives_are_named(tmp_path):
 @pytest.mark.parametrize('name', ['a.safetensors', 'a.pth'])
 def test_safetensors_are_read(tmp_path, name):
     safetensors = pytest.importorskip('safetensors.torch')
-    tensors = {'backbone.x': torch.arange(3.)}
+    tensors = {'backbone.x': torch.arange(3.0)}
     safetensors.save_file(tensors, tmp_path / name)
     loaded = state_dict_of(load_checkpoint_file(tmp_path / name))
-    assert loaded.keys() == tensors.keys() and torch.equal(loaded['backbone.x'], torch.arange(3.))
+    assert loaded.keys() == tensors.keys() and torch.equal(loaded['backbone.x'], torch.arange(3.0))
     whole = (tmp_path / name).read_bytes()
     (tmp_path / 'cut.safetensors').write_bytes(whole[:-4])
     with pytest.raises(CheckpointError, match='truncated or damaged'):

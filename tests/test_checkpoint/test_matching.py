@@ -1,10 +1,15 @@
 """Comparing a checkpoint with a model."""
+
 import pytest
 import torch
 from torch import nn
 
-from groupmamba_mm.checkpoint import (CheckpointError, ExpectedKeys, expected_unused_keys,
-                                      match_state_dict)
+from groupmamba_mm.checkpoint import (
+    CheckpointError,
+    ExpectedKeys,
+    expected_unused_keys,
+    match_state_dict,
+)
 from groupmamba_mm.checkpoint.matching import require_share, without_prefix
 
 
@@ -43,9 +48,11 @@ def test_announced_keys_are_set_apart_with_their_reason():
             del state[key]
     state['teacher.a'], state['teacher.b'] = torch.ones(1), torch.ones(1)
     report = match_state_dict(
-        make_model().state_dict(), state,
+        make_model().state_dict(),
+        state,
         expected_missing=[ExpectedKeys(r'^head\.', 'a new head is trained')],
-        expected_unused=[ExpectedKeys(r'^teacher\.', 'only trained with')])
+        expected_unused=[ExpectedKeys(r'^teacher\.', 'only trained with')],
+    )
     assert report.complete and report.matched_share == 1.0
     assert not report.missing and not report.unexpected
     assert dict(report.expected_missing)['head.weight'] == 'a new head is trained'
@@ -54,7 +61,7 @@ def test_announced_keys_are_set_apart_with_their_reason():
 
 def test_many_keys_are_grouped_and_counted():
     state = {f'{a}.{b}.weight': torch.ones(1) for a in 'abcdefgh' for b in 'xyz'}
-    text = str(match_state_dict({}, {**state, **{'a.x.bias': torch.ones(1)}}))
+    text = str(match_state_dict({}, {**state, 'a.x.bias': torch.ones(1)}))
     assert 'a.x.* (2)' in text and 'more' in text and len(text) < 300
 
 
@@ -88,14 +95,16 @@ def test_a_part_is_taken_by_its_name(wrapped, prefix):
     assert without_prefix(state, prefix, 'file') == {'a': 1, 'b.c': 2}
     whole = without_prefix(state, None, 'file')
     assert list(whole) == ['backbone.a', 'backbone.b.c', 'backbones.d']
-    with pytest.raises(CheckpointError, match=r"begins with 'neck\.' \(the names begin with "
-                       r'backbone, backbones\)'):
+    with pytest.raises(
+        CheckpointError,
+        match=r"begins with 'neck\.' \(the names begin with "
+        r'backbone, backbones\)',
+    ):
         without_prefix(state, 'neck', 'file')
 
 
 def test_modules_announce_keys_below_their_own_name():
     class Backbone(nn.Linear):
-
         def expected_unused_keys(self):
             return (ExpectedKeys(r'^norm\.', 'no output norm'),)
 

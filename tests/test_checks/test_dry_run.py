@@ -1,4 +1,5 @@
 """The rehearsal before a training: what it refuses, measures, and leaves behind."""
+
 import shutil
 
 import cv2
@@ -82,32 +83,67 @@ def replaced(key, value):
 
 LATE = {
     'topk': (edited(**{'val_evaluator.topk': (1, 5)}), 'dry run: validation of one batch fails'),
-    'save_best': (edited(**{'default_hooks.checkpoint': dict(
-        type='CheckpointHook', save_best='accuracy/top5')}), "save_best is 'accuracy/top5', and "
-        'validation gives accuracy/top1; set it to one of these'),
-    'several': (edited(**{'default_hooks.checkpoint': dict(
-        type='CheckpointHook', save_best=['accuracy/top1', 'coco/bbox_mAP'], rule='greater')}),
-        "save_best is 'coco/bbox_mAP'"),
-    'other_metric': (lambda cfg: (
-        cfg.__setitem__('val_evaluator', dict(type='SingleLabelMetric')),
-        cfg.merge_from_dict({'default_hooks.checkpoint': dict(
-            type='CheckpointHook', save_best='accuracy/top1')})),
-        'validation gives single-label/f1-score'),
-    'last_batch': (edited(**{'train_dataloader.batch_size': 7}), r'dry run: a step of 7 images '
-                   r'fails \(ValueError: Expected more than 1 value.*the last batch of an epoch '
-                   r'has 1 of 7 images'),
-    'nan': (edited(**{'data_preprocessor.std': [0., 0., 0.]}), 'dry run: the loss or a gradient of iteration 1 is not finite'
-            r'.*data_preprocessor[^;]*; lower the learning rate'),
-    'loss': (edited(**{'model.head.loss': dict(type='CrossEntropyLoss', class_weight=[1., 1., 1.])
-                       }), 'dry run: a step of 4 images fails'),
+    'save_best': (
+        edited(
+            **{'default_hooks.checkpoint': dict(type='CheckpointHook', save_best='accuracy/top5')}
+        ),
+        "save_best is 'accuracy/top5', and validation gives accuracy/top1; set it to one of these",
+    ),
+    'several': (
+        edited(
+            **{
+                'default_hooks.checkpoint': dict(
+                    type='CheckpointHook',
+                    save_best=['accuracy/top1', 'coco/bbox_mAP'],
+                    rule='greater',
+                )
+            }
+        ),
+        "save_best is 'coco/bbox_mAP'",
+    ),
+    'other_metric': (
+        lambda cfg: (
+            cfg.__setitem__('val_evaluator', dict(type='SingleLabelMetric')),
+            cfg.merge_from_dict(
+                {'default_hooks.checkpoint': dict(type='CheckpointHook', save_best='accuracy/top1')}
+            ),
+        ),
+        'validation gives single-label/f1-score',
+    ),
+    'last_batch': (
+        edited(**{'train_dataloader.batch_size': 7}),
+        r'dry run: a step of 7 images '
+        r'fails \(ValueError: Expected more than 1 value.*the last batch of an epoch '
+        r'has 1 of 7 images',
+    ),
+    'nan': (
+        edited(**{'data_preprocessor.std': [0.0, 0.0, 0.0]}),
+        'dry run: the loss or a gradient of iteration 1 is not finite'
+        r'.*data_preprocessor[^;]*; lower the learning rate',
+    ),
+    'loss': (
+        edited(**{'model.head.loss': dict(type='CrossEntropyLoss', class_weight=[1.0, 1.0, 1.0])}),
+        'dry run: a step of 4 images fails',
+    ),
     'widths': (edited(**{'model.head.in_channels': 31}), 'dry run: a step of 4 images fails'),
     'argument': (edited(**{'model.backbone.dept': 3}), 'ResNet takes no argument .dept.'),
-    'schedule': (replaced('param_scheduler', [dict(type='LinearLR', start_facto=1.)]),
-                 "takes no argument 'start_facto'; did you mean start_factor"),
-    'hook': (replaced('custom_hooks', [dict(type='EarlyStoppingHook', monitor='coco/mAP',
-                                            strict=True)]), 'validation of one batch fails'),
-    'mixing': (edited(**{'model.train_cfg': dict(augments=dict(type='Mixup', alpha=.8)),
-                         'data_preprocessor.num_classes': None}), 'dry run'),
+    'schedule': (
+        replaced('param_scheduler', [dict(type='LinearLR', start_facto=1.0)]),
+        "takes no argument 'start_facto'; did you mean start_factor",
+    ),
+    'hook': (
+        replaced('custom_hooks', [dict(type='EarlyStoppingHook', monitor='coco/mAP', strict=True)]),
+        'validation of one batch fails',
+    ),
+    'mixing': (
+        edited(
+            **{
+                'model.train_cfg': dict(augments=dict(type='Mixup', alpha=0.8)),
+                'data_preprocessor.num_classes': None,
+            }
+        ),
+        'dry run',
+    ),
 }
 
 
@@ -141,7 +177,7 @@ def damaged(place, tmp_path):
 
 def test_bad_images_are_left_out_within_a_budget(damaged, tmp_path, capfd):
     with pytest.raises(DataError, match=r'dark/0\.png \(4 bytes\) cannot be decoded'):
-        check_quickly(prepared(small(damaged, tmp_path)), ('train', ))
+        check_quickly(prepared(small(damaged, tmp_path)), ('train',))
     cfg = small(damaged, tmp_path)
     cfg.max_bad_images = 1
     cfg.train_dataloader.num_workers = 1
@@ -158,7 +194,7 @@ def test_bad_images_are_left_out_within_a_budget(damaged, tmp_path, capfd):
     cfg = small(damaged, tmp_path)
     cfg.max_bad_images = 1
     with pytest.raises(DataError, match='the first of 2 errors'):
-        check_quickly(prepared(cfg), ('train', ))
+        check_quickly(prepared(cfg), ('train',))
     with pytest.raises(DataError, match='2 images are bad, and max_bad_images is 1; the last one'):
         RUNNERS.build(cfg).train()
 
@@ -182,18 +218,30 @@ def test_images_of_any_channels_and_bits(made, tmp_path, task):  # noqa: F811
         height, width = cv2.imread(str(file)).shape[:2]
         shape = (height, width) if channels == 1 else (height, width, channels)
         cv2.imwrite(str(file), random.randint(0, 2**bits, shape).astype(kind))
-    values = dict(mean=[100.] * channels, std=[50.] * channels)
+    values = dict(mean=[100.0] * channels, std=[50.0] * channels)
     place = 'data_preprocessor' if task == 'cls' else 'model.data_preprocessor'
-    options = {**options, 'model.backbone.in_channels': channels,
-               'model.backbone.arch.embed_dims': [8, 12, 16, 20],
-               'model.backbone.arch.stem_channels': 8, 'log_level': 'WARNING',
-               **{f'{place}.{key}': value for key, value in values.items()}}
-    options.update({'cls': {'data_preprocessor.to_rgb': False, 'model.head.in_channels': 20},
-                    'seg': {'model.data_preprocessor.bgr_to_rgb': False,
-                            'model.decode_head.in_channels': [8, 12, 16, 20],
-                            'model.auxiliary_head.in_channels': 16},
-                    'det': {'model.data_preprocessor.bgr_to_rgb': False,
-                            'model.neck.in_channels': [8, 12, 16, 20]}}[task])
+    options = {
+        **options,
+        'model.backbone.in_channels': channels,
+        'model.backbone.arch.embed_dims': [8, 12, 16, 20],
+        'model.backbone.arch.stem_channels': 8,
+        'log_level': 'WARNING',
+        **{f'{place}.{key}': value for key, value in values.items()},
+    }
+    options.update(
+        {
+            'cls': {'data_preprocessor.to_rgb': False, 'model.head.in_channels': 20},
+            'seg': {
+                'model.data_preprocessor.bgr_to_rgb': False,
+                'model.decode_head.in_channels': [8, 12, 16, 20],
+                'model.auxiliary_head.in_channels': 16,
+            },
+            'det': {
+                'model.data_preprocessor.bgr_to_rgb': False,
+                'model.neck.in_channels': [8, 12, 16, 20],
+            },
+        }[task]
+    )
     cfg = config(task, data, **options)
     cfg.work_dir = str(tmp_path / 'run')
     for split in ('train', 'val'):
@@ -202,6 +250,6 @@ def test_images_of_any_channels_and_bits(made, tmp_path, task):  # noqa: F811
         for step in loader.dataset.pipeline:
             if 'LoadImage' in step['type']:
                 step.update(type='CheckedLoadImageFromFile', color_type=color_type)
-    warnings, built = check_quickly(prepared(cfg), ('train', 'val'))
+    _warnings, built = check_quickly(prepared(cfg), ('train', 'val'))
     found = dry_run(cfg, built, compiled=False)
     assert np.isfinite(found.loss) and found.metrics and DEMO[task].is_file()

@@ -1,4 +1,5 @@
 """Augmentations of batches beside mmpretrain's and timm's of single images."""
+
 from functools import partial
 
 import cv2
@@ -9,29 +10,47 @@ from mmpretrain.datasets import transforms as single
 from PIL import Image
 from timm.data import auto_augment as timm_ops
 
-from groupmamba_mm.datasets.classification import (BatchRandAugment, BatchRandomErasing,
-                                                   BatchRandomFlip)
-from groupmamba_mm.datasets.classification import batch_augment
+from groupmamba_mm.datasets.classification import (
+    BatchRandAugment,
+    BatchRandomErasing,
+    BatchRandomFlip,
+    batch_augment,
+)
 from groupmamba_mm.datasets.classification.batch_ops import look_up
 from groupmamba_mm.datasets.classification.operations import OPERATIONS, Operation
 from groupmamba_mm.errors import ConfigError
 from tests.pictures import picture
 
 #: Of the ImageNet recipe; the colour is red, green, blue here.
-RECIPE = dict(policies='timm_increasing', num_policies=2, magnitude_level=9, magnitude_std=0.5,
-              total_level=10, hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'))
+RECIPE = dict(
+    policies='timm_increasing',
+    num_policies=2,
+    magnitude_level=9,
+    magnitude_std=0.5,
+    total_level=10,
+    hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
+)
 FACTORS = (-0.9, -0.3, 0.4, 0.9)
 POINTWISE = [
-    (single.Invert, (None, )), (single.AutoContrast, (None, )), (single.Equalize, (None, )),
-    (single.Posterize, (0., 0.3, 1., 2.6, 4.)), (single.Solarize, (0., 25.6, 100.2, 256.)),
-    (single.SolarizeAdd, (0., 99.7, 110.)), (single.Brightness, FACTORS),
-    (single.Contrast, FACTORS), (single.ColorTransform, FACTORS), (single.Sharpness, FACTORS)]
+    (single.Invert, (None,)),
+    (single.AutoContrast, (None,)),
+    (single.Equalize, (None,)),
+    (single.Posterize, (0.0, 0.3, 1.0, 2.6, 4.0)),
+    (single.Solarize, (0.0, 25.6, 100.2, 256.0)),
+    (single.SolarizeAdd, (0.0, 99.7, 110.0)),
+    (single.Brightness, FACTORS),
+    (single.Contrast, FACTORS),
+    (single.ColorTransform, FACTORS),
+    (single.Sharpness, FACTORS),
+]
 GEOMETRIC = [
     (partial(single.Shear, direction='horizontal'), (-0.3, 0.13)),
     (partial(single.Shear, direction='vertical'), (-0.3, 0.13)),
     (partial(single.Translate, direction='horizontal'), (-0.45, 0.1337)),
     (partial(single.Translate, direction='vertical'), (-0.45, 0.1337)),
-    (single.Rotate, (-30., 13.3)), (partial(single.Rotate, scale=1.2, center=(20., 31.)), (25., ))]
+    (single.Rotate, (-30.0, 13.3)),
+    (partial(single.Rotate, scale=1.2, center=(20.0, 31.0)), (25.0,)),
+]
 
 
 @pytest.fixture(scope='module')
@@ -63,11 +82,11 @@ def run(transform, images, value):
 def make(kind, value, **options):
     argument = OPERATIONS[getattr(kind, 'func', kind)].argument
     options.update({argument: value} if argument else {})
-    for name in ('random_negative_prob', ):  # not all have it
+    for name in ('random_negative_prob',):  # not all have it
         try:
-            return kind(prob=1., **options, **{name: 0.})
+            return kind(prob=1.0, **options, **{name: 0.0})
         except TypeError:
-            return kind(prob=1., **options)
+            return kind(prob=1.0, **options)
 
 
 @pytest.mark.parametrize('kind, value', [(kind, v) for kind, values in POINTWISE for v in values])
@@ -91,34 +110,64 @@ def test_geometric_operations_are_mmpretrains(images, kind, value, interpolation
         assert difference.mean() < 0.5 and difference.max() <= 12
 
 
-@pytest.mark.parametrize('kind, name, value, argument', [
-    (single.Invert, 'invert', None, ()), (single.AutoContrast, 'auto_contrast', None, ()),
-    (single.Equalize, 'equalize', None, ()), (single.Posterize, 'posterize', 1., (1, )),
-    (single.Solarize, 'solarize', 26., (26, )), (single.SolarizeAdd, 'solarize_add', 99., (99, )),
-    *[(kind, name, v, (1 + v, )) for v in FACTORS
-      for kind, name in ((single.Brightness, 'brightness'), (single.Contrast, 'contrast'),
-                         (single.ColorTransform, 'color'), (single.Sharpness, 'sharpness'))]])
+@pytest.mark.parametrize(
+    'kind, name, value, argument',
+    [
+        (single.Invert, 'invert', None, ()),
+        (single.AutoContrast, 'auto_contrast', None, ()),
+        (single.Equalize, 'equalize', None, ()),
+        (single.Posterize, 'posterize', 1.0, (1,)),
+        (single.Solarize, 'solarize', 26.0, (26,)),
+        (single.SolarizeAdd, 'solarize_add', 99.0, (99,)),
+        *[
+            (kind, name, v, (1 + v,))
+            for v in FACTORS
+            for kind, name in (
+                (single.Brightness, 'brightness'),
+                (single.Contrast, 'contrast'),
+                (single.ColorTransform, 'color'),
+                (single.Sharpness, 'sharpness'),
+            )
+        ],
+    ],
+)
 def test_pointwise_operations_are_timms(images, kind, name, value, argument):
     result = run(make(kind, value), images, value)
-    expected = np.stack([
-        np.array(getattr(timm_ops, name)(Image.fromarray(image[..., ::-1].copy()), *argument))
-        for image in images])[..., ::-1].astype(int)
+    expected = np.stack(
+        [
+            np.array(getattr(timm_ops, name)(Image.fromarray(image[..., ::-1].copy()), *argument))
+            for image in images
+        ]
+    )[..., ::-1].astype(int)
     # at the edges Pillow does not smooth
     assert np.abs(result - expected)[:, 1:-1, 1:-1].max() <= 2
 
 
-@pytest.mark.parametrize('kind, name, value, argument', [
-    (GEOMETRIC[0][0], 'shear_x', 0.2, -0.2), (GEOMETRIC[1][0], 'shear_y', 0.2, -0.2),
-    (GEOMETRIC[2][0], 'translate_x_rel', 0.25, -0.25),
-    (GEOMETRIC[3][0], 'translate_y_rel', 0.25, -0.25), (single.Rotate, 'rotate', 27., -27.)])
+@pytest.mark.parametrize(
+    'kind, name, value, argument',
+    [
+        (GEOMETRIC[0][0], 'shear_x', 0.2, -0.2),
+        (GEOMETRIC[1][0], 'shear_y', 0.2, -0.2),
+        (GEOMETRIC[2][0], 'translate_x_rel', 0.25, -0.25),
+        (GEOMETRIC[3][0], 'translate_y_rel', 0.25, -0.25),
+        (single.Rotate, 'rotate', 27.0, -27.0),
+    ],
+)
 def test_geometric_operations_are_timms_but_for_the_sign(images, kind, name, value, argument):
     """The sign is drawn. Shears differ by 0.1 pixels, and the bicubic filters are two."""
     soft = np.stack([cv2.GaussianBlur(image, (0, 0), 4) for image in images])
     rgb = make(kind, value, pad_val=(124, 116, 104), interpolation='bicubic')
     options = dict(fillcolor=(124, 116, 104), resample=Image.Resampling.BICUBIC)
-    expected = np.stack([
-        np.array(getattr(timm_ops, name)(Image.fromarray(image[..., ::-1].copy()), argument,
-                                         **options)) for image in soft])[..., ::-1].astype(int)
+    expected = np.stack(
+        [
+            np.array(
+                getattr(timm_ops, name)(
+                    Image.fromarray(image[..., ::-1].copy()), argument, **options
+                )
+            )
+            for image in soft
+        ]
+    )[..., ::-1].astype(int)
     difference = np.abs(run(rgb, soft, value) - expected)
     assert np.quantile(difference, 0.95) <= 2  # the rest is at the border with the colour
 
@@ -133,12 +182,15 @@ def drawn(monkeypatch):
         return np.empty((len(magnitudes), 0))
 
     for kind, operation in OPERATIONS.items():
-        monkeypatch.setitem(OPERATIONS, kind, Operation(
-            operation.argument, record, lambda transform: (lambda images: images)))
+        monkeypatch.setitem(
+            OPERATIONS,
+            kind,
+            Operation(operation.argument, record, lambda transform: lambda images: images),
+        )
     return values
 
 
-@pytest.mark.parametrize('std', [0.5, 0., 'inf'])
+@pytest.mark.parametrize('std', [0.5, 0.0, 'inf'])
 def test_operations_and_magnitudes_are_drawn_as_mmpretrain_does(drawn, std):
     np.random.seed(0)
     number, augment = 60000, BatchRandAugment(**dict(RECIPE, magnitude_std=std))
@@ -152,8 +204,9 @@ def test_operations_and_magnitudes_are_drawn_as_mmpretrain_does(drawn, std):
         assert abs(len(values) - expected) < 5 * expected**0.5
         if transform.magnitude_range is None:
             continue
-        reference = np.array([transform.random_negative(transform.random_magnitude())
-                              for _ in range(4000)])
+        reference = np.array(
+            [transform.random_negative(transform.random_magnitude()) for _ in range(4000)]
+        )
         spread = np.ptp(transform.magnitude_range)
         assert values.min() >= -spread - 256 * (spread == 256) and np.abs(values).max() <= 256
         for quantile in (0.03, 0.2, 0.45, 0.7, 0.97):
@@ -166,11 +219,16 @@ def test_operations_and_magnitudes_are_drawn_as_mmpretrain_does(drawn, std):
 
 def test_policies_of_the_users_own(drawn):
     augment = BatchRandAugment(
-        policies=[dict(type='Rotate', angle=20., prob=1., random_negative_prob=0.),
-                  dict(type='Invert', prob=0.)], num_policies=1, magnitude_level=9)
+        policies=[
+            dict(type='Rotate', angle=20.0, prob=1.0, random_negative_prob=0.0),
+            dict(type='Invert', prob=0.0),
+        ],
+        num_policies=1,
+        magnitude_level=9,
+    )
     augment(torch.zeros(1000, 3, 1, 1, dtype=torch.uint8))
-    (transform, (values, )), = drawn.items()
-    assert transform.angle == 20. and (values == 20).all() and 400 < len(values) < 600
+    ((transform, (values,)),) = drawn.items()
+    assert transform.angle == 20.0 and (values == 20).all() and 400 < len(values) < 600
 
 
 def test_each_image_gets_its_own_operations_and_no_other(images):
@@ -190,8 +248,12 @@ def test_what_cannot_run_on_batches_is_refused():
     with pytest.raises(ConfigError, match='BatchRandAugment has no Cutout, only .*Rotate'):
         BatchRandAugment([dict(type='Cutout', shape=3)], num_policies=1, magnitude_level=9)
     with pytest.raises(ConfigError, match=r"Rotate: interpolation must be .* got 'lanczos'"):
-        BatchRandAugment([dict(type='Rotate', angle=3.)], num_policies=1, magnitude_level=9,
-                         hparams=dict(interpolation='lanczos'))
+        BatchRandAugment(
+            [dict(type='Rotate', angle=3.0)],
+            num_policies=1,
+            magnitude_level=9,
+            hparams=dict(interpolation='lanczos'),
+        )
 
 
 @pytest.mark.parametrize('direction, dim', [('horizontal', 3), ('vertical', 2)])
@@ -219,7 +281,7 @@ def erased_areas(images):
     for image in images:
         rows, columns = (np.flatnonzero(image.any(axis)) for axis in (1, 0))
         if len(rows):
-            assert image[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].all()
+            assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
             boxes.append((np.ptp(rows) + 1, np.ptp(columns) + 1, rows[0], columns[0]))
     return len(boxes) / len(images), np.array(boxes)
 
@@ -228,30 +290,41 @@ def test_erased_areas_are_drawn_as_mmpretrain_does():
     np.random.seed(0)
     number, size, options = 6000, (30, 40), dict(ERASING, mode='const', fill_color=(1, 1, 1))
     transform = single.RandomErasing(**options)
-    reference = np.stack([transform(dict(img=np.zeros((*size, 3), np.uint8)))['img'][..., 0]
-                          for _ in range(number)])
+    reference = np.stack(
+        [transform(dict(img=np.zeros((*size, 3), np.uint8)))['img'][..., 0] for _ in range(number)]
+    )
     batch = torch.zeros(number, 3, *size, dtype=torch.uint8)
     areas = erased_areas(BatchRandomErasing(**options)(batch)[:, 0].numpy())
     expected = erased_areas(reference)
     assert abs(areas[0] - expected[0]) < 0.03
     for measure, other in zip(areas[1].T, expected[1].T):
-        np.testing.assert_allclose(np.quantile(measure, [0.1, 0.3, 0.5, 0.7, 0.9]),
-                                   np.quantile(other, [0.1, 0.3, 0.5, 0.7, 0.9]), atol=1.1)
+        np.testing.assert_allclose(
+            np.quantile(measure, [0.1, 0.3, 0.5, 0.7, 0.9]),
+            np.quantile(other, [0.1, 0.3, 0.5, 0.7, 0.9]),
+            atol=1.1,
+        )
 
 
-@pytest.mark.parametrize('fill', [
-    dict(mode='const', fill_color=(10, 20, 30)),
-    dict(mode='rand', fill_color=(120., 110., 100.), fill_std=(60., 50., 40.)),
-    dict(mode='rand')])
+@pytest.mark.parametrize(
+    'fill',
+    [
+        dict(mode='const', fill_color=(10, 20, 30)),
+        dict(mode='rand', fill_color=(120.0, 110.0, 100.0), fill_std=(60.0, 50.0, 40.0)),
+        dict(mode='rand'),
+    ],
+)
 def test_erased_areas_are_filled_as_mmpretrain_does(fill):
     torch.manual_seed(0), np.random.seed(0)
-    options = dict(fill, erase_prob=1., min_area_ratio=1., max_area_ratio=1., aspect_range=1.)
+    options = dict(fill, erase_prob=1.0, min_area_ratio=1.0, max_area_ratio=1.0, aspect_range=1.0)
     filled = BatchRandomErasing(**options)(torch.zeros(2, 3, 90, 90, dtype=torch.uint8))
     expected = single.RandomErasing(**options)(dict(img=np.zeros((90, 90, 3), np.uint8)))['img']
     levels = [0.02, 0.25, 0.5, 0.75, 0.98]
     for channel in range(3):
-        np.testing.assert_allclose(np.quantile(filled[:, channel], levels),
-                                   np.quantile(expected[..., channel], levels), atol=4)
+        np.testing.assert_allclose(
+            np.quantile(filled[:, channel], levels),
+            np.quantile(expected[..., channel], levels),
+            atol=4,
+        )
     if fill['mode'] == 'rand':
         assert not torch.equal(filled[0], filled[1])
 
@@ -260,8 +333,7 @@ def test_nothing_waits_for_the_device(monkeypatch, images):
     """All that is drawn goes to the device at once, and no result is asked for."""
     copies = []
     copy = batch_augment._to_device
-    monkeypatch.setattr(batch_augment, '_to_device',
-                        lambda *args: copies.append(1) or copy(*args))
+    monkeypatch.setattr(batch_augment, '_to_device', lambda *args: copies.append(1) or copy(*args))
     for name in ('item', 'tolist', 'nonzero', 'cpu', '__bool__'):
         monkeypatch.setattr(torch.Tensor, name, lambda *args, **kwargs: pytest.fail('a result'))
     batch = to_batch(np.stack([images[0]] * 64))

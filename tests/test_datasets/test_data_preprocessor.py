@@ -1,4 +1,5 @@
 """What crosses from the workers, and the batch that the model gets."""
+
 import pickle
 
 import numpy as np
@@ -10,17 +11,27 @@ from mmpretrain.models.utils import ClsDataPreprocessor
 from mmpretrain.structures import DataSample
 from torch.utils.data import DataLoader, Dataset
 
-from groupmamba_mm.datasets.classification import (AugmentingClsDataPreprocessor, StackedSamples,
-                                                   stack_samples)
+from groupmamba_mm.datasets.classification import (
+    AugmentingClsDataPreprocessor,
+    StackedSamples,
+    stack_samples,
+)
 from groupmamba_mm.errors import ConfigError, DataError
 
 NORMALIZATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 MIX = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 AUGMENTS = [
     dict(type='BatchRandomFlip', prob=0.5),
-    dict(type='BatchRandAugment', policies='timm_increasing', num_policies=2, magnitude_level=9,
-         magnitude_std=0.5, hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic')),
-    dict(type='BatchRandomErasing', mode='rand', fill_color=[120., 110., 100.], fill_std=50.)]
+    dict(
+        type='BatchRandAugment',
+        policies='timm_increasing',
+        num_policies=2,
+        magnitude_level=9,
+        magnitude_std=0.5,
+        hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
+    ),
+    dict(type='BatchRandomErasing', mode='rand', fill_color=[120.0, 110.0, 100.0], fill_std=50.0),
+]
 
 
 class Images(Dataset):
@@ -31,8 +42,15 @@ class Images(Dataset):
 
     def __getitem__(self, index):
         image = np.random.default_rng(index).integers(0, 256, (36, 40, 3), dtype=np.uint8)
-        return PackInputs()(dict(img=image, img_shape=(36, 40), img_path=f'{index}.png',
-                                 sample_idx=index, gt_label=index % 3))
+        return PackInputs()(
+            dict(
+                img=image,
+                img_shape=(36, 40),
+                img_path=f'{index}.png',
+                sample_idx=index,
+                gt_label=index % 3,
+            )
+        )
 
 
 def listed():
@@ -60,9 +78,17 @@ def assert_same(result, expected):
             assert same(sample.get(key), value), key
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(to_onehot=True), dict(to_rgb=False), dict(pad_size_divisor=32, pad_value=3),
-    dict(mean=None, std=None), dict(batch_augments=MIX)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(to_onehot=True),
+        dict(to_rgb=False),
+        dict(pad_size_divisor=32, pad_value=3),
+        dict(mean=None, std=None),
+        dict(batch_augments=MIX),
+    ],
+)
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('collated', [listed, stacked])
 def test_without_augments_it_is_mmpretrains(options, training, collated):
@@ -99,10 +125,24 @@ def test_training_is_augmented_before_the_mixing_and_testing_is_not():
 def test_the_loaders_images_stay_and_colors_are_the_batchs(to_rgb):
     batch = stacked()
     loaded = batch['inputs'].clone()
-    erase = dict(type='BatchRandomErasing', erase_prob=1., min_area_ratio=1., max_area_ratio=1.,
-                 aspect_range=1., mode='const', fill_color=(1, 2, 3))
-    result = prepare(AugmentingClsDataPreprocessor, batch, True, augments=[erase], mean=None,
-                     std=None, to_rgb=to_rgb)
+    erase = dict(
+        type='BatchRandomErasing',
+        erase_prob=1.0,
+        min_area_ratio=1.0,
+        max_area_ratio=1.0,
+        aspect_range=1.0,
+        mode='const',
+        fill_color=(1, 2, 3),
+    )
+    result = prepare(
+        AugmentingClsDataPreprocessor,
+        batch,
+        True,
+        augments=[erase],
+        mean=None,
+        std=None,
+        to_rgb=to_rgb,
+    )
     assert result['inputs'][:, :, 18, 20].unique(dim=0).tolist() == [[1, 2, 3]]
     assert torch.equal(batch['inputs'], loaded)
 
@@ -127,9 +167,14 @@ def test_mmpretrains_preprocessor_takes_them_too():
     assert_same(prepare(ClsDataPreprocessor, stacked(), True, batch_augments=MIX), expected)
 
 
-@pytest.mark.parametrize('change', [
-    lambda sample: sample.set_gt_label([0, 1]), lambda sample: sample.set_gt_score([0.5, 0.5, 0.]),
-    lambda sample: sample.pop('gt_label')])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda sample: sample.set_gt_label([0, 1]),
+        lambda sample: sample.set_gt_score([0.5, 0.5, 0.0]),
+        lambda sample: sample.pop('gt_label'),
+    ],
+)
 def test_other_labels_stay_a_list(change):
     images = [Images()[i] for i in range(6)]
     change(images[2]['data_samples'])
@@ -139,8 +184,10 @@ def test_other_labels_stay_a_list(change):
 
 def test_several_labels_are_prepared_as_mmpretrain_does():
     results = []
-    for kind, collate in ((ClsDataPreprocessor, default_collate),
-                          (AugmentingClsDataPreprocessor, stack_samples)):
+    for kind, collate in (
+        (ClsDataPreprocessor, default_collate),
+        (AugmentingClsDataPreprocessor, stack_samples),
+    ):
         images = [Images()[i] for i in range(6)]
         images[2]['data_samples'].set_gt_label([0, 1])
         results.append(prepare(kind, collate(images), True, to_onehot=True))
@@ -151,19 +198,30 @@ def test_several_labels_are_prepared_as_mmpretrain_does():
 def test_images_without_labels_and_lists_of_images():
     """As inferencers and other loaders hand them over."""
     inputs = stacked()['inputs']
-    for batch in (dict(inputs=inputs), dict(inputs=list(inputs), data_samples=stacked()[
-            'data_samples'])):
+    for batch in (
+        dict(inputs=inputs),
+        dict(inputs=list(inputs), data_samples=stacked()['data_samples']),
+    ):
         result = prepare(AugmentingClsDataPreprocessor, batch, False, augments=AUGMENTS)
         expected = prepare(ClsDataPreprocessor, dict(listed(), inputs=batch['inputs']), False)
         assert torch.equal(result['inputs'], expected['inputs'])
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(inputs=[torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)]),
-     r'a list with the sizes \[\(3, 4, 4\), \(3, 5, 4\)\].*make them one size'),
-    (dict(inputs=torch.zeros(6, 3, 4, 4)), 'take uint8 images, got torch.float32'),
-    (dict(inputs=torch.zeros(6, 1, 4, 4, dtype=torch.uint8)), r'got a batch of shape \(6, 1, 4, 4'),
-    (dict(data_samples=[DataSample().set_gt_label([0, 1])] * 6), 'with one label each')])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            dict(inputs=[torch.zeros(3, 4, 4), torch.zeros(3, 5, 4)]),
+            r'a list with the sizes \[\(3, 4, 4\), \(3, 5, 4\)\].*make them one size',
+        ),
+        (dict(inputs=torch.zeros(6, 3, 4, 4)), 'take uint8 images, got torch.float32'),
+        (
+            dict(inputs=torch.zeros(6, 1, 4, 4, dtype=torch.uint8)),
+            r'got a batch of shape \(6, 1, 4, 4',
+        ),
+        (dict(data_samples=[DataSample().set_gt_label([0, 1])] * 6), 'with one label each'),
+    ],
+)
 def test_what_cannot_be_augmented_is_refused(change, message):
     with pytest.raises(DataError, match=message):
         prepare(AugmentingClsDataPreprocessor, {**stacked(), **change}, True, augments=AUGMENTS)
@@ -187,8 +245,9 @@ def test_a_gpu_gives_the_cpus_batch_and_is_not_waited_for():
     for device in ('cpu', 'cuda'):
         preprocessor = AugmentingClsDataPreprocessor(**options).to(device)
         batch = stack_samples([Images()[i % 6] for i in range(60)])
-        batch = dict(inputs=batch['inputs'].pin_memory(),
-                     data_samples=batch['data_samples'].pin_memory())
+        batch = dict(
+            inputs=batch['inputs'].pin_memory(), data_samples=batch['data_samples'].pin_memory()
+        )
         np.random.seed(0)
         results.append(preprocessor(batch, True))
     cpu, gpu = (result['inputs'] for result in results)

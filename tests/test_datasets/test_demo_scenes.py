@@ -6,8 +6,16 @@ from scipy.ndimage import binary_dilation
 
 from groupmamba_mm.datasets import demo_scenes
 from groupmamba_mm.datasets.demo_scenes import (
-    ANGLE_RANGE, MIN_CONTRAST, MIN_VISIBLE_SHARE, SCALE_RANGE, SPLITS, compose_scene,
-    render_background, split_columns, split_digits)
+    ANGLE_RANGE,
+    MIN_CONTRAST,
+    MIN_VISIBLE_SHARE,
+    SCALE_RANGE,
+    SPLITS,
+    compose_scene,
+    render_background,
+    split_columns,
+    split_digits,
+)
 
 MULTI = {'image_size': 128, 'scale_range': (0.25, 0.5)}
 
@@ -19,15 +27,21 @@ def single():
 
 @pytest.fixture(scope='module')
 def multi():
-    return [compose_scene(3, 'train', index, num_digits=1 + index % 6, **MULTI)
-            for index in range(36)]
+    return [
+        compose_scene(3, 'train', index, num_digits=1 + index % 6, **MULTI) for index in range(36)
+    ]
 
 
 def _same(first, second):
-    return (np.array_equal(first.image, second.image) and first.crop == second.crop
-            and len(first.instances) == len(second.instances)
-            and all(np.array_equal(a.mask, b.mask) and a.bbox == b.bbox and a.label == b.label
-                    for a, b in zip(first.instances, second.instances)))
+    return (
+        np.array_equal(first.image, second.image)
+        and first.crop == second.crop
+        and len(first.instances) == len(second.instances)
+        and all(
+            np.array_equal(a.mask, b.mask) and a.bbox == b.bbox and a.label == b.label
+            for a, b in zip(first.instances, second.instances)
+        )
+    )
 
 
 def test_same_arguments_same_scene(single, multi):
@@ -78,8 +92,11 @@ def test_scale_angle_and_contrast_keep_their_ranges(single):
 
 def test_angle_turns_counter_clockwise():
     # A slim one: its main axis follows the angle.
-    index = next(index for index in split_digits('train')[1]
-                 if demo_scenes._load_scans()[0][index].any(axis=0).sum() <= 4)
+    index = next(
+        index
+        for index in split_digits('train')[1]
+        if demo_scenes._load_scans()[0][index].any(axis=0).sum() <= 4
+    )
 
     def lean(angle):
         rows, columns = np.nonzero(demo_scenes._turned_glyph(index, angle, 100) >= 0.5)
@@ -108,8 +125,7 @@ def test_ink_is_where_the_mask_says(single, multi):
 
 
 def test_splits_share_no_digit(single):
-    train, val = ([set(map(int, indices)) for indices in split_digits(split)]
-                  for split in SPLITS)
+    train, val = ([set(map(int, indices)) for indices in split_digits(split)] for split in SPLITS)
     targets = demo_scenes._load_scans()[1]
     for label in range(10):
         assert not train[label] & val[label]
@@ -143,7 +159,7 @@ def test_background_reads_only_its_crop(monkeypatch, single):
     expected = render_background(crop, 64)
     photos = demo_scenes._load_photos()
     altered = {name: np.zeros_like(photo) for name, photo in photos.items()}
-    window = np.s_[crop.y:crop.y + crop.side, crop.x:crop.x + crop.side]
+    window = np.s_[crop.y : crop.y + crop.side, crop.x : crop.x + crop.side]
     altered[crop.photo][window] = photos[crop.photo][window]
     monkeypatch.setattr(demo_scenes, '_load_photos', lambda: altered)
     assert np.array_equal(render_background(crop, 64), expected)
@@ -168,18 +184,21 @@ def test_labels_are_drawn_or_given():
     assert len(drawn) >= 8
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({'split': 'test'}, "split is 'test': use one of 'train', 'val'"),
-    ({'seed': -1}, 'seed is -1: use 0 or more'),
-    ({'index': -2}, 'index is -2: use 0 or more'),
-    ({'image_size': 63}, 'image_size is 63: use 64 or more'),
-    ({'num_digits': 0}, 'num_digits is 0: use 1 or more'),
-    ({'labels': [1, 2]}, 'labels has 2 entries but num_digits is 1'),
-    ({'labels': [10]}, 'labels contains 10: use 0 to 9'),
-    ({'scale_range': (0.5, 0.4)}, r'scale_range is \(0.5, 0.4\): use two shares'),
-    ({'scale_range': (0.5, 1.1)}, r'scale_range is \(0.5, 1.1\): use two shares'),
-    ({'scale_range': (0.1, 0.4)}, 'scale_range starts at 0.1, .* use 0.188 or more'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'split': 'test'}, "split is 'test': use one of 'train', 'val'"),
+        ({'seed': -1}, 'seed is -1: use 0 or more'),
+        ({'index': -2}, 'index is -2: use 0 or more'),
+        ({'image_size': 63}, 'image_size is 63: use 64 or more'),
+        ({'num_digits': 0}, 'num_digits is 0: use 1 or more'),
+        ({'labels': [1, 2]}, 'labels has 2 entries but num_digits is 1'),
+        ({'labels': [10]}, 'labels contains 10: use 0 to 9'),
+        ({'scale_range': (0.5, 0.4)}, r'scale_range is \(0.5, 0.4\): use two shares'),
+        ({'scale_range': (0.5, 1.1)}, r'scale_range is \(0.5, 1.1\): use two shares'),
+        ({'scale_range': (0.1, 0.4)}, 'scale_range starts at 0.1, .* use 0.188 or more'),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         compose_scene(**{'seed': 0, 'split': 'train', 'index': 0, **arguments})

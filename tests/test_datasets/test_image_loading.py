@@ -1,4 +1,5 @@
 """Images that are whole, missing, empty, cut off or no images."""
+
 import timeit
 
 import cv2
@@ -60,15 +61,17 @@ def test_cut_images_are_refused(image_file, kept):
     if image_file.suffix == '.bmp':
         pytest.skip('a bitmap has no mark at its end')
     content = image_file.read_bytes()
-    image_file.write_bytes(content[:int(len(content) * kept)])
+    image_file.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(DataError, match=str(image_file)):
         load(image_file)
 
 
 def test_the_check_costs_little_beside_decoding():
     content = cv2.imencode('.jpg', np.tile(IMAGE, (40, 40, 1)))[1].tobytes()
-    checking, decoding = (min(timeit.repeat(call, number=1, repeat=5)) for call in (
-        lambda: loading._is_cut_off(content), lambda: mmcv.imfrombytes(content)))
+    checking, decoding = (
+        min(timeit.repeat(call, number=1, repeat=5))
+        for call in (lambda: loading._is_cut_off(content), lambda: mmcv.imfrombytes(content))
+    )
     assert checking < decoding / 20
 
 
@@ -78,7 +81,6 @@ def test_missing_images_are_named(tmp_path):
 
 
 class Damaged(Dataset):
-
     def __init__(self, file):
         self.file = file
 

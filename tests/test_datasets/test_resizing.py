@@ -1,12 +1,15 @@
 """Resizing by torch beside Pillow's."""
+
 import cv2
 import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
 from mmpretrain.datasets import transforms
 
-from groupmamba_mm.datasets.classification import (AntialiasedRandomResizedCrop,
-                                                   AntialiasedResizeEdge)
+from groupmamba_mm.datasets.classification import (
+    AntialiasedRandomResizedCrop,
+    AntialiasedResizeEdge,
+)
 from groupmamba_mm.datasets.classification.resizing import resize_antialiased
 from tests.pictures import picture
 
@@ -37,9 +40,12 @@ def test_crops_are_those_of_pillow(size, interpolation):
 @pytest.mark.parametrize('size', [(375, 500), (333, 251)])
 def test_edges_are_those_of_pillow(size, edge):
     results, expected = (
-        transform(dict(img=picture(*size))) for transform in (
+        transform(dict(img=picture(*size)))
+        for transform in (
             AntialiasedResizeEdge(256, edge),
-            transforms.ResizeEdge(256, edge, backend='pillow', interpolation='bicubic')))
+            transforms.ResizeEdge(256, edge, backend='pillow', interpolation='bicubic'),
+        )
+    )
     assert_alike(results.pop('img'), expected.pop('img'))
     assert results == expected
 

@@ -1,4 +1,5 @@
 """The parts that compute in fp32, in and out of mixed precision, against mmdet's own."""
+
 import pytest
 import torch
 from mmdet.models.dense_heads import RPNHead
@@ -9,8 +10,12 @@ from mmengine.registry import MODELS, init_default_scope
 
 from groupmamba_mm.detection import Fp32RoIExtractor, Fp32RPNHead
 
-SETTINGS = dict(roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0), out_channels=4,
-                featmap_strides=[4, 8], finest_scale=28)
+SETTINGS = dict(
+    roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+    out_channels=4,
+    featmap_strides=[4, 8],
+    finest_scale=28,
+)
 # Coordinates that bf16 rounds to multiples of 4 and 8, on both levels.
 ROIS = torch.tensor([[0, 901.3, 3.7, 940.1, 41.2], [1, 610.6, 13.3, 790.9, 120.4]])
 
@@ -23,8 +28,12 @@ def scope():
 
 def maps(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(2, 4, 128 // stride, 1024 // stride, generator=generator).to(dtype)
-            .requires_grad_() for stride in (4, 8)]
+    return [
+        torch.randn(2, 4, 128 // stride, 1024 // stride, generator=generator)
+        .to(dtype)
+        .requires_grad_()
+        for stride in (4, 8)
+    ]
 
 
 def test_they_are_registered():
@@ -70,9 +79,9 @@ def test_inside_of_mixed_precision_boxes_and_sums_stay_exact(dtype):
     assert torch.equal(found, expected)
     found.square().sum().backward()
     expected.square().sum().backward()
-    for features, reference in zip(features, exact):
-        assert features.grad.dtype == dtype
-        torch.testing.assert_close(features.grad.float(), reference.grad, atol=1e-2, rtol=1e-2)
+    for feature, reference in zip(features, exact):
+        assert feature.grad.dtype == dtype
+        torch.testing.assert_close(feature.grad.float(), reference.grad, atol=1e-2, rtol=1e-2)
 
 
 def test_no_boxes():
@@ -82,16 +91,19 @@ def test_no_boxes():
 def rpn(head):
     torch.manual_seed(0)
     return head(
-        in_channels=4, feat_channels=4,
-        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.], strides=[8]),
+        in_channels=4,
+        feat_channels=4,
+        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[8]),
         bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
-        test_cfg=ConfigDict(nms_pre=50, max_per_img=20, min_bbox_size=0,
-                            nms=dict(type='nms', iou_threshold=0.7)))
+        test_cfg=ConfigDict(
+            nms_pre=50, max_per_img=20, min_bbox_size=0, nms=dict(type='nms', iou_threshold=0.7)
+        ),
+    )
 
 
 def proposals(head):
     image = torch.randn(1, 4, 4, 160, generator=torch.Generator().manual_seed(0))
-    sample = DetDataSample(metainfo=dict(img_shape=(32, 1280), scale_factor=(1., 1.)))
+    sample = DetDataSample(metainfo=dict(img_shape=(32, 1280), scale_factor=(1.0, 1.0)))
     with torch.no_grad():
         return head.predict([image], [sample], rescale=False)[0].bboxes
 

@@ -1,4 +1,5 @@
 """The classifier with a teacher: what the teacher sees, and all that must not reach it."""
+
 import copy
 
 import pytest
@@ -12,16 +13,20 @@ from torch import nn
 
 from tests.conftest import SMALL
 
-PREPROCESSOR = dict(num_classes=4, mean=[1., 2., 3.], std=[10., 20., 30.], to_rgb=True)
-MIX = dict(augments=[dict(type='Mixup', alpha=.8), dict(type='CutMix', alpha=1.)])
+PREPROCESSOR = dict(num_classes=4, mean=[1.0, 2.0, 3.0], std=[10.0, 20.0, 30.0], to_rgb=True)
+MIX = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
 
 def make(head='DistilledLinearClsHead', family='paper', **options):
     init_default_scope('mmpretrain')
     cfg = ConfigDict(
-        type='DistilledClassifier', backbone=dict(type='GroupMamba', arch=SMALL[family]),
+        type='DistilledClassifier',
+        backbone=dict(type='GroupMamba', arch=SMALL[family]),
         head=dict(type=head, num_classes=4, in_channels=SMALL[family]['embed_dims'][-1]),
-        teacher=dict(type='RandomTeacher'), train_cfg=MIX, data_preprocessor=dict(PREPROCESSOR))
+        teacher=dict(type='RandomTeacher'),
+        train_cfg=MIX,
+        data_preprocessor=dict(PREPROCESSOR),
+    )
     cfg.update(options)
     torch.manual_seed(0)
     return MODELS.build(cfg)
@@ -57,17 +62,23 @@ def test_the_teacher_sees_the_mixed_batch_in_its_own_normalization():
     assert not torch.equal(before, after)
     assert student_saw[0] is data['inputs'] and torch.equal(student_saw[0], after)
     # pixels, RGB, of what the student got; the teacher of the tests wants BGR
-    column = dict(zip(('mean', 'std'), (torch.tensor(PREPROCESSOR[key]).view(3, 1, 1)
-                                        for key in ('mean', 'std'))))
+    column = dict(
+        zip(
+            ('mean', 'std'),
+            (torch.tensor(PREPROCESSOR[key]).view(3, 1, 1) for key in ('mean', 'std')),
+        )
+    )
     pixels = after * column['std'] + column['mean']
     own = model.teacher.normalization
-    expected = (pixels.flip(1) - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(
-        own.std).view(3, 1, 1)
+    expected = (pixels.flip(1) - torch.tensor(own.mean).view(3, 1, 1)) / torch.tensor(own.std).view(
+        3, 1, 1
+    )
     torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize('head, family', [('DistilledLinearClsHead', 'paper'),
-                                          ('DistilledTwoHeadClsHead', 'official')])
+@pytest.mark.parametrize(
+    'head, family', [('DistilledLinearClsHead', 'paper'), ('DistilledTwoHeadClsHead', 'official')]
+)
 def test_gradient_reaches_the_student_alone(head, family):
     model = make(head, family).train()
     data = model.data_preprocessor(batch(), training=True)
@@ -103,8 +114,9 @@ def test_the_teacher_runs_beside_the_students_forward_pass(monkeypatch):
         return lambda: order.append('end') or end()
 
     monkeypatch.setattr(model.teacher, 'start', spy)
-    monkeypatch.setattr(model, 'extract_feat', lambda images: order.append('student')
-                        or extract(images))
+    monkeypatch.setattr(
+        model, 'extract_feat', lambda images: order.append('student') or extract(images)
+    )
     model(**data, mode='loss')
     assert order == ['start', 'student', 'end']
 
@@ -116,7 +128,7 @@ def test_nothing_that_happens_to_a_model_happens_to_its_teacher():
     before = tensors_of(model.teacher)
     assert not any('teacher' in name for name, _ in model.named_modules())
     assert not any('teacher' in key for key in model.state_dict())
-    optimized = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=1.)))
+    optimized = build_optim_wrapper(model, dict(optimizer=dict(type='SGD', lr=1.0)))
     own = {id(parameter) for parameter in network.parameters()}
     assert not own & {id(p) for group in optimized.param_groups for p in group['params']}
     average = ExponentialMovingAverage(model)
@@ -138,7 +150,7 @@ def test_steps_leave_the_teacher_alone():
     model.prepare_training()
     before = tensors_of(model.teacher)
     weight = model.head.label_fc.weight.detach().clone()
-    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=.1)))
+    wrapper = build_optim_wrapper(model, dict(optimizer=dict(type='AdamW', lr=0.1)))
     for seed in range(2):
         model.train_step(batch(seed), wrapper)
     assert not torch.equal(model.head.label_fc.weight, weight)

@@ -1,4 +1,5 @@
 """Teachers: what is read, how they want their images, and that they never change."""
+
 import argparse
 import copy
 import subprocess
@@ -15,7 +16,7 @@ from groupmamba_mm.errors import CheckpointError, ConfigError
 from tests.conftest import REPO, RandomTeacher, RunsCode
 
 SMALL_TIMM = 'test_resnet.r160_in1k'
-TIMM_MEAN_STD = Normalization((127.5, ) * 3, (127.5, ) * 3)
+TIMM_MEAN_STD = Normalization((127.5,) * 3, (127.5,) * 3)
 STUDENT = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 
 
@@ -25,8 +26,8 @@ def network():
     network = timm.create_model(SMALL_TIMM, num_classes=7)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, .1)
-            module.running_var.uniform_(.5, 2.)
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
     return network.eval()
 
 
@@ -34,8 +35,15 @@ def network():
 def file(network, tmp_path):
     """A checkpoint as DeiT's: the tensors under 'model', with other things beside them."""
     path = tmp_path / 'teacher.pth'
-    torch.save(dict(model=network.state_dict(), epoch=3, lr=np.float64(.1),
-                    args=argparse.Namespace(lr=1e-3)), path)
+    torch.save(
+        dict(
+            model=network.state_dict(),
+            epoch=3,
+            lr=np.float64(0.1),
+            args=argparse.Namespace(lr=1e-3),
+        ),
+        path,
+    )
     return str(path)
 
 
@@ -49,16 +57,23 @@ def make(file, **options):
 
 
 def normalized(pixels, normalization):
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (
-        normalization.mean, normalization.std))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1) for values in (normalization.mean, normalization.std)
+    )
     return ((pixels if normalization.rgb else pixels.flip(1)) - mean) / std
 
 
-@pytest.mark.parametrize('source', [STUDENT, Normalization((0., ) * 3, (1., ) * 3, rgb=False),
-                                    Normalization((1., 2., 3.), (4., 5., 6.), rgb=False)])
+@pytest.mark.parametrize(
+    'source',
+    [
+        STUDENT,
+        Normalization((0.0,) * 3, (1.0,) * 3, rgb=False),
+        Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), rgb=False),
+    ],
+)
 def test_images_are_brought_into_the_teachers_normalization(pixels, source):
     """Pixels are RGB here."""
-    target = Normalization((127.5, 100., 90.), (127.5, 60., 50.))
+    target = Normalization((127.5, 100.0, 90.0), (127.5, 60.0, 50.0))
     found = target.converted(normalized(pixels, source), source)
     torch.testing.assert_close(found, normalized(pixels, target), atol=1e-5, rtol=1e-5)
 
@@ -71,7 +86,8 @@ def test_equal_normalizations_cost_nothing(pixels):
 
 def test_a_timm_teacher_from_a_file(network, file, pixels):
     teacher = MODELS.build(
-        dict(type='TimmTeacher', model_name=SMALL_TIMM, checkpoint=file, num_classes=7))
+        dict(type='TimmTeacher', model_name=SMALL_TIMM, checkpoint=file, num_classes=7)
+    )
     assert teacher.network is None
     assert teacher.normalization == TIMM_MEAN_STD
     teacher.load(num_classes=7)
@@ -86,13 +102,18 @@ def test_a_timm_teacher_from_a_file(network, file, pixels):
 
 
 def test_the_normalization_can_be_given(file):
-    teacher = TimmTeacher(SMALL_TIMM, file, mean=(1., 2., 3.), std=(4., 5., 6.))
-    assert teacher.normalization == Normalization((1., 2., 3.), (4., 5., 6.))
+    teacher = TimmTeacher(SMALL_TIMM, file, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    assert teacher.normalization == Normalization((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
 
 
-@pytest.mark.parametrize('options, tolerance', [
-    (dict(precision='bf16'), .05), (dict(channels_last=True), 1e-4),
-    (dict(precision='bf16', channels_last=True), .05)])
+@pytest.mark.parametrize(
+    'options, tolerance',
+    [
+        (dict(precision='bf16'), 0.05),
+        (dict(channels_last=True), 1e-4),
+        (dict(precision='bf16', channels_last=True), 0.05),
+    ],
+)
 def test_options_change_the_speed_alone(file, pixels, options, tolerance):
     exact, other = make(file), make(file, **options)
     exact.load(7)
@@ -115,15 +136,17 @@ def test_weights_that_are_cast_once_give_what_autocast_gives(network, file, pixe
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         expected = network(teacher.normalization.converted(images, STUDENT)).float()
     assert torch.equal(teacher(images, STUDENT), expected)
-    types = {type(module): parameter.dtype for module in teacher.network.modules()
-             for parameter in module.parameters(recurse=False)}
+    types = {
+        type(module): parameter.dtype
+        for module in teacher.network.modules()
+        for parameter in module.parameters(recurse=False)
+    }
     assert types[torch.nn.Conv2d] == types[torch.nn.Linear] == torch.bfloat16
     assert types[torch.nn.BatchNorm2d] == torch.float32
 
 
 def test_layers_that_compute_their_weights_keep_them_in_fp32():
     class Standardized(torch.nn.Linear):
-
         def forward(self, images):
             weight = self.weight - self.weight.mean()
             return torch.nn.functional.linear(images, weight, self.bias)
@@ -135,7 +158,7 @@ def test_layers_that_compute_their_weights_keep_them_in_fp32():
 
 
 def test_numbers_of_the_channels_are_copied_once():
-    arguments = ((1., 2., 3.), torch.float32, torch.device('cpu'))
+    arguments = ((1.0, 2.0, 3.0), torch.float32, torch.device('cpu'))
     column = teachers_module._column(*arguments)
     assert column.shape == (1, 3, 1, 1) and teachers_module._column(*arguments) is column
 
@@ -149,9 +172,16 @@ def test_a_start_and_its_end_are_a_call(file, pixels):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize('options', [
-    dict(own_stream=False), dict(), dict(own_stream=False, cuda_graph=True), dict(cuda_graph=True),
-    dict(cuda_graph=True, compile=True)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(own_stream=False),
+        dict(),
+        dict(own_stream=False, cuda_graph=True),
+        dict(cuda_graph=True),
+        dict(cuda_graph=True, compile=True),
+    ],
+)
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
 def test_how_a_teacher_runs_on_a_gpu_changes_the_time_alone(file, options, precision, no_tf32):
     plain = make(file, precision=precision, own_stream=False)
@@ -168,7 +198,7 @@ def test_how_a_teacher_runs_on_a_gpu_changes_the_time_alone(file, options, preci
         del images
     for found, expected in kept:  # later replays left the earlier answers alone
         assert found.dtype == torch.float32 and not found.requires_grad
-        tolerance = 1e-4 if precision == 'fp32' else .05
+        tolerance = 1e-4 if precision == 'fp32' else 0.05
         assert (found - expected).norm() < tolerance * expected.norm()
     assert (teacher._recorded is not None) == bool(options.get('cuda_graph'))
 
@@ -176,7 +206,6 @@ def test_how_a_teacher_runs_on_a_gpu_changes_the_time_alone(file, options, preci
 @pytest.mark.gpu
 def test_a_network_that_cannot_be_recorded_is_told():
     class Waits(torch.nn.Module):
-
         def forward(self, images):
             return images.flatten(1)[:, :4] * images.mean().item()
 
@@ -220,8 +249,9 @@ def test_a_copy_of_a_student_shares_the_teacher(file):
 def test_a_config_teacher_and_what_training_saved_for_it(tmp_path, pixels):
     """The checkpoint of a Runner, which holds more than tensors, is tested end to end elsewhere."""
     config = str(REPO / 'configs/demo/regnety-002_demo-cls.py')
-    teacher = MODELS.build(dict(type='ConfigTeacher', config=config,
-                                checkpoint=str(tmp_path / 'teacher.pth')))
+    teacher = MODELS.build(
+        dict(type='ConfigTeacher', config=config, checkpoint=str(tmp_path / 'teacher.pth'))
+    )
     assert teacher.normalization == STUDENT
     init_default_scope('mmpretrain')
     trained = teacher.build().eval()
@@ -255,14 +285,17 @@ class Calls:
         return self.call
 
 
-@pytest.mark.parametrize('call', [
-    lambda marker: RunsCode(marker),
-    lambda marker: Calls(eval, f'open({str(marker)!r}, "w")'),
-    lambda marker: Calls(exec, f'open({str(marker)!r}, "w")'),
-    lambda marker: Calls(subprocess.getoutput, f'touch {marker}'),
-    lambda marker: Calls(subprocess.Popen, ['touch', str(marker)]),
-    lambda marker: Calls(open, str(marker), 'w'),
-])
+@pytest.mark.parametrize(
+    'call',
+    [
+        lambda marker: RunsCode(marker),
+        lambda marker: Calls(eval, f'open({str(marker)!r}, "w")'),
+        lambda marker: Calls(exec, f'open({str(marker)!r}, "w")'),
+        lambda marker: Calls(subprocess.getoutput, f'touch {marker}'),
+        lambda marker: Calls(subprocess.Popen, ['touch', str(marker)]),
+        lambda marker: Calls(open, str(marker), 'w'),
+    ],
+)
 def test_code_is_refused_and_not_run(network, tmp_path, call):
     marker, path = tmp_path / 'marker', tmp_path / 'evil.pth'
     torch.save(dict(model=network.state_dict(), extra=call(marker)), path)
@@ -275,7 +308,7 @@ def test_damaged_and_other_files_are_refused(file, tmp_path):
     with open(file, 'rb') as stream:
         content = stream.read()
     cut = tmp_path / 'cut.pth'
-    cut.write_bytes(content[:len(content) // 2])
+    cut.write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match='truncated or damaged'):
         TimmTeacher(SMALL_TIMM, str(cut), num_classes=7).load(7)
     teacher = TimmTeacher('test_efficientnet.r160_in1k', file, num_classes=7)
@@ -295,8 +328,14 @@ def test_a_file_with_more_than_the_network_is_refused(network, tmp_path):
 
 def test_a_file_without_counts_of_batches_is_taken(network, tmp_path):
     path = tmp_path / 'old.pth'
-    torch.save({key: value for key, value in network.state_dict().items()
-                if not key.endswith('num_batches_tracked')}, path)
+    torch.save(
+        {
+            key: value
+            for key, value in network.state_dict().items()
+            if not key.endswith('num_batches_tracked')
+        },
+        path,
+    )
     TimmTeacher(SMALL_TIMM, str(path), num_classes=7).load(7)
 
 
@@ -308,8 +347,9 @@ def test_other_classes_are_refused_at_once(file, monkeypatch):
         ConfigTeacher(config, file).load(7)
     # timm's own weights keep their last layer, which timm would replace by a random one
     asked = {}
-    monkeypatch.setattr(timm, 'create_model', lambda name, **options: asked.update(
-        options) or torch.nn.Module())
+    monkeypatch.setattr(
+        timm, 'create_model', lambda name, **options: asked.update(options) or torch.nn.Module()
+    )
     teacher = TimmTeacher(SMALL_TIMM)
     teacher.build()
     assert asked == dict(pretrained=True)
@@ -337,5 +377,5 @@ def test_weights_that_cannot_be_fetched_are_told(monkeypatch):
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'fp64'"):
         RandomTeacher(precision='fp64')
-    with pytest.raises(ValueError, match="no model .regnety_161.; like it are .*regnety_160"):
+    with pytest.raises(ValueError, match='no model .regnety_161.; like it are .*regnety_160'):
         TimmTeacher('regnety_161')

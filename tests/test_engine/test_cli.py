@@ -1,4 +1,5 @@
 """What a user reads when something is wrong."""
+
 import argparse
 import os
 import subprocess
@@ -17,7 +18,6 @@ GOOD = "default_scope = 'mmpretrain'\nmodel = dict(type='A', depth=[1, 2])\n"
 
 @MODELS.register_module()
 class CliTestModel:
-
     def __init__(self, width, depth=1):
         pass
 
@@ -27,6 +27,7 @@ def config(tmp_path):
     def write(text=GOOD, name='config.py'):
         (tmp_path / name).write_text(text)
         return str(tmp_path / name)
+
     return write
 
 
@@ -96,8 +97,10 @@ def test_memory_and_ports():
 
 
 def test_a_workers_error_ends_with_its_message():
-    text = ('Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent '
-            'call last):\n  File "a.py"\ngroupmamba_mm.errors.DataError: image a.png is empty\n')
+    text = (
+        'Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent '
+        'call last):\n  File "a.py"\ngroupmamba_mm.errors.DataError: image a.png is empty\n'
+    )
     assert explain(DataError(text)) == 'image a.png is empty'
 
 
@@ -106,15 +109,18 @@ def test_a_good_config_is_loaded_with_its_options(config):
     assert cfg.model.depth == [5, 2] and cfg.work_dir == 'here'
 
 
-@pytest.mark.parametrize('text, message', [
-    ('model = dict(', r'config\.py has a syntax error'),
-    ("_base_ = './nope.py'", r'base .*nope\.py does not exist'),
-    ('x = unknown_name', r'config\.py fails with NameError.*unknown_name'),
-    ("custom_imports = dict(imports=['no_such_pkg'])", 'no_such_pkg.*custom_imports'),
-    ('optim_wraper = dict()', "'optim_wraper'; did you mean optim_wrapper"),
-    ('val_evaluators = dict()', 'did you mean val_evaluator'),
-    ("default_scope = 'mmpose'", "default_scope is 'mmpose'.*mmseg"),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('model = dict(', r'config\.py has a syntax error'),
+        ("_base_ = './nope.py'", r'base .*nope\.py does not exist'),
+        ('x = unknown_name', r'config\.py fails with NameError.*unknown_name'),
+        ("custom_imports = dict(imports=['no_such_pkg'])", 'no_such_pkg.*custom_imports'),
+        ('optim_wraper = dict()', "'optim_wraper'; did you mean optim_wrapper"),
+        ('val_evaluators = dict()', 'did you mean val_evaluator'),
+        ("default_scope = 'mmpose'", "default_scope is 'mmpose'.*mmseg"),
+    ],
+)
 def test_broken_configs_are_told(config, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(config(f"default_scope = 'mmdet'\n{text}\n"))
@@ -127,8 +133,12 @@ def test_the_broken_base_is_named(config):
 
 
 def test_usual_variables_are_no_misspelt_keys(config):
-    load_config(config(GOOD + 'test_pipeline = train_pipeline = []\nval_evaluator_abs = {}\n'
-                       'data_root = "x"\nmodels = {}\nmax_epochs = 3\n'))
+    load_config(
+        config(
+            GOOD + 'test_pipeline = train_pipeline = []\nval_evaluator_abs = {}\n'
+            'data_root = "x"\nmodels = {}\nmax_epochs = 3\n'
+        )
+    )
 
 
 def test_missing_configs_are_told_with_their_neighbours(config, tmp_path):
@@ -139,11 +149,14 @@ def test_missing_configs_are_told_with_their_neighbours(config, tmp_path):
         load_config(config('', 'config.txt'))
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'optim_wraper.lr': 1}, 'did you mean optim_wrapper'),
-    ({'zzz': 1}, "no key 'zzz'; the config has default_scope, model"),
-    ({'model.depth.7': 1}, 'cfg-options model.depth.7=1'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'optim_wraper.lr': 1}, 'did you mean optim_wrapper'),
+        ({'zzz': 1}, "no key 'zzz'; the config has default_scope, model"),
+        ({'model.depth.7': 1}, 'cfg-options model.depth.7=1'),
+    ],
+)
 def test_broken_options_are_told(config, options, message):
     with pytest.raises(ConfigError, match=message):
         load_config(config(), options)
@@ -166,8 +179,12 @@ def test_the_formatter_is_imported_by_many_processes_at_once(tmp_path):
     """yapf alone reads halves of its cache here: some of the processes end in EOFError."""
     command = 'from groupmamba_mm.engine.run_log import import_formatter; import_formatter()'
     environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path)}
-    processes = [subprocess.Popen([sys.executable, '-c', command], env=environment,
-                                  stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', command], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert all(code == 0 for _, code in ends), ends
     assert list(tmp_path.glob('YAPF/*/*.pickle'))

@@ -1,4 +1,5 @@
 """Data-parallel training: gradients of any layout, on two processes of this machine."""
+
 import json
 import os
 import subprocess
@@ -66,10 +67,26 @@ torch.distributed.destroy_process_group()
 def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
     (tmp_path / 'program.py').write_text(PROGRAM)
     done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         'program.py'], cwd=tmp_path, capture_output=True, text=True, timeout=200,
-        env={**os.environ, 'PYTHONPATH': str(REPO), 'CUDA_VISIBLE_DEVICES': '',
-             'OMP_NUM_THREADS': '1'})
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            '--nproc-per-node',
+            '2',
+            'program.py',
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={
+            **os.environ,
+            'PYTHONPATH': str(REPO),
+            'CUDA_VISIBLE_DEVICES': '',
+            'OMP_NUM_THREADS': '1',
+        },
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
     ours, theirs = found['BucketViewDDP'], found['MMDistributedDataParallel']
@@ -77,14 +94,18 @@ def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
     # what is mended is there without it
     assert any('do not match bucket view strides' in text for text in theirs['warnings'])
     for name, gradient in theirs['gradients'].items():
-        torch.testing.assert_close(torch.tensor(ours['gradients'][name]), torch.tensor(gradient),
-                                   msg=lambda text: f'{name}: {text}')
+        torch.testing.assert_close(
+            torch.tensor(ours['gradients'][name]),
+            torch.tensor(gradient),
+            msg=lambda text: f'{name}: {text}',
+        )
 
 
-@pytest.mark.parametrize('strides, kept', [
-    ((9, 1, 3, 1), True), ((9, 9, 3, 1), False), ((9, 9, 1, 3), False)])
+@pytest.mark.parametrize(
+    'strides, kept', [((9, 1, 3, 1), True), ((9, 9, 3, 1), False), ((9, 9, 1, 3), False)]
+)
 def test_only_dimensions_of_one_element_are_restrided(strides, kept):
-    gradient = torch.arange(18.).as_strided((2, 1, 3, 3), strides)
+    gradient = torch.arange(18.0).as_strided((2, 1, 3, 3), strides)
     found = _with_strides(gradient, (2, 1, 3, 3), (9, 9, 3, 1))
     assert (found is not None) is kept
     if kept:

@@ -1,4 +1,5 @@
 """What testing writes: label images with the folders of their pictures."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,8 @@ def test_label_images_of_one_name_in_several_folders(tmp_path, reduced):
     for label, folder in enumerate(('a', 'b', 'a/deep', '')):
         sample = SegDataSample(
             metainfo=dict(img_path=str(root / folder / 'x.jpg'), reduce_zero_label=reduced),
-            pred_sem_seg=PixelData(data=torch.full((1, 4, 6), label)))
+            pred_sem_seg=PixelData(data=torch.full((1, 4, 6), label)),
+        )
         hook.after_test_iter(runner, 0, outputs=[sample])
     for label, folder in enumerate(('a', 'b', 'a/deep', '')):
         written = np.asarray(Image.open(tmp_path / 'out' / folder / 'x.png'))

@@ -1,4 +1,5 @@
 """Exact resuming, with everything in a training that draws random numbers."""
+
 import os
 import random
 
@@ -31,13 +32,29 @@ def images(tmp_path_factory):
     return folder
 
 
-def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
-          interrupt_after=None, loop=None, **changes):
+def train(
+    images,
+    work_dir,
+    epochs,
+    resume=None,
+    seed=0,
+    workers=2,
+    name=None,
+    interrupt_after=None,
+    loop=None,
+    **changes,
+):
     """Two epochs' schedule of the ImageNet recipe, of which ``epochs`` are trained."""
     init_default_scope('mmpretrain')
-    parts = [Config.fromfile(BASES / name) for name in (
-        'models/groupmamba_cls.py', 'datasets/imagenet_bs128_224.py',
-        'schedules/imagenet_bs1024_adamw_300e.py', 'runtime_cls.py')]
+    parts = [
+        Config.fromfile(BASES / name)
+        for name in (
+            'models/groupmamba_cls.py',
+            'datasets/imagenet_bs128_224.py',
+            'schedules/imagenet_bs1024_adamw_300e.py',
+            'runtime_cls.py',
+        )
+    ]
     cfg = Config({key: value for part in parts for key, value in part.items()})
     for split in ('train', 'val'):
         loader = cfg[f'{split}_dataloader']
@@ -50,14 +67,25 @@ def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
         elif step.type == 'CenterCrop':
             step.crop_size = 32
     arch = SMALL['official']  # has BatchNorms, whose statistics must come back too
-    cfg.merge_from_dict({
-        'model.backbone.arch': arch, 'model.backbone.drop_path_rate': .3,
-        'model.head.in_channels': arch['embed_dims'][-1], 'model.head.num_classes': 2,
-        'data_preprocessor.num_classes': 2, 'val_evaluator.topk': (1, ),
-        'train_cfg.max_epochs': epochs, 'randomness': dict(seed=seed), 'resume': resume is not None,
-        'load_from': None if resume == 'auto' else resume, 'work_dir': str(work_dir),
-        'custom_hooks.0.momentum': .2,
-        'experiment_name': f'random{os.urandom(4).hex()}', 'log_level': 'WARNING', **changes})
+    cfg.merge_from_dict(
+        {
+            'model.backbone.arch': arch,
+            'model.backbone.drop_path_rate': 0.3,
+            'model.head.in_channels': arch['embed_dims'][-1],
+            'model.head.num_classes': 2,
+            'data_preprocessor.num_classes': 2,
+            'val_evaluator.topk': (1,),
+            'train_cfg.max_epochs': epochs,
+            'randomness': dict(seed=seed),
+            'resume': resume is not None,
+            'load_from': None if resume == 'auto' else resume,
+            'work_dir': str(work_dir),
+            'custom_hooks.0.momentum': 0.2,
+            'experiment_name': f'random{os.urandom(4).hex()}',
+            'log_level': 'WARNING',
+            **changes,
+        }
+    )
     warmup, cosine = cfg.param_scheduler
     warmup.end, cosine.begin, cosine.end = 1, 1, 2
     cfg.pop('test_dataloader'), cfg.pop('test_evaluator'), cfg.pop('test_cfg')
@@ -72,8 +100,12 @@ def train(images, work_dir, epochs, resume=None, seed=0, workers=2, name=None,
 
 def differing(one, other):
     """The tensors of two checkpoints that are not bitwise the same."""
-    return [f'{part}.{key}' for part in ('state_dict', 'ema_state_dict')
-            for key, value in one[part].items() if not torch.equal(value, other[part][key])]
+    return [
+        f'{part}.{key}'
+        for part in ('state_dict', 'ema_state_dict')
+        for key, value in one[part].items()
+        if not torch.equal(value, other[part][key])
+    ]
 
 
 def scramble():
@@ -96,23 +128,28 @@ def test_a_resumed_training_is_bitwise_the_whole_one(images, tmp_path, one_threa
     assert differing(whole, resumed) == []
     assert differing(whole, half)
     # the averaged weights are others than the raw ones
-    assert any(not torch.equal(value, whole['ema_state_dict'][f'module.{key}'])
-               for key, value in whole['state_dict'].items())
+    assert any(
+        not torch.equal(value, whole['ema_state_dict'][f'module.{key}'])
+        for key, value in whole['state_dict'].items()
+    )
 
 
 def test_a_seed_of_the_samplers_own_is_kept(images, tmp_path, one_thread):
     options = {'workers': 0, 'train_dataloader.sampler.seed': 7}
     whole = train(images, tmp_path / 'whole', 2, **options)
     train(images, tmp_path / 'half', 1, **options)
-    resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'),
-                    seed=None, **options)
+    resumed = train(
+        images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'), seed=None, **options
+    )
     assert differing(whole, resumed) == []
 
 
-@pytest.mark.parametrize('workers, resumed_workers, loop', [
-    (2, 1, 'epoch'), (0, 1, 'iteration'), (1, 0, 'infinite')])
+@pytest.mark.parametrize(
+    'workers, resumed_workers, loop', [(2, 1, 'epoch'), (0, 1, 'iteration'), (1, 0, 'infinite')]
+)
 def test_a_training_resumed_inside_an_epoch_is_bitwise_the_whole_one(
-        images, tmp_path, one_thread, workers, resumed_workers, loop):
+    images, tmp_path, one_thread, workers, resumed_workers, loop
+):
     changes = {'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.interval': 2}
     if loop != 'epoch':
         changes['loop'] = dict(type='IterBasedTrainLoop', max_iters=6, val_interval=3)
@@ -122,14 +159,22 @@ def test_a_training_resumed_inside_an_epoch_is_bitwise_the_whole_one(
     whole = train(images, tmp_path / 'whole', 2, workers=workers, **options)
     for after in (2, 4):  # inside the first epoch of three batches, and inside the second
         with pytest.raises(Interrupted):
-            train(images, tmp_path / 'parts', 2, 'auto' if after > 2 else None, workers=workers,
-                  interrupt_after=after, **options)
+            train(
+                images,
+                tmp_path / 'parts',
+                2,
+                'auto' if after > 2 else None,
+                workers=workers,
+                interrupt_after=after,
+                **options,
+            )
         scramble()
     resumed = train(images, tmp_path / 'parts', 2, 'auto', workers=resumed_workers, **options)
     assert differing(whole, resumed) == []
     for key in ('train/loss', 'train/lr', 'val/accuracy/top1'):
-        history, expected = (part['message_hub']['log_scalars'][key].data[0]
-                             for part in (resumed, whole))
+        history, expected = (
+            part['message_hub']['log_scalars'][key].data[0] for part in (resumed, whole)
+        )
         assert history.tolist() == expected.tolist(), key
     assert resumed['message_hub']['runtime_info']['eta'] == 0
 
@@ -140,8 +185,7 @@ def test_the_seeds_are_what_makes_it_exact(images, tmp_path, one_thread, monkeyp
     whole = train(images, tmp_path / 'whole', 2, workers=1)  # without one, loading seeds the step
     train(images, tmp_path / 'half', 1, workers=1)
     scramble()
-    resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'),
-                    workers=1)
+    resumed = train(images, tmp_path / 'half', 2, str(tmp_path / 'half' / 'epoch_1.pth'), workers=1)
     assert differing(whole, resumed)
 
 
@@ -168,8 +212,8 @@ class Draws(torch.utils.data.Dataset):
 
 def drawn(workers, endless=False, seed=3, iteration=0, skip=0, persistent=False, passes=1, count=4):
     loader = torch.utils.data.DataLoader(
-        Draws(), batch_size=2, num_workers=workers, collate_fn=list,
-        persistent_workers=persistent)
+        Draws(), batch_size=2, num_workers=workers, collate_fn=list, persistent_workers=persistent
+    )
     sampler = SeededBatchSampler.install(loader, endless)
     batches = []
     for number in range(passes):
@@ -182,8 +226,12 @@ def drawn(workers, endless=False, seed=3, iteration=0, skip=0, persistent=False,
 def test_a_batch_draws_the_same_numbers_whoever_loads_it():
     expected = drawn(0, passes=2)
     assert len(expected) == 8 and len({str(batch) for batch in expected}) == 8
-    assert [[sample[0] for sample in batch] for batch in expected[:4]] == [[0, 1], [2, 3], [4, 5],
-                                                                           [6]]
+    assert [[sample[0] for sample in batch] for batch in expected[:4]] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6],
+    ]
     for workers, persistent in ((1, False), (3, True)):
         assert drawn(workers, persistent=persistent, passes=2) == expected
     assert drawn(2, iteration=2, skip=2) == expected[2:4]

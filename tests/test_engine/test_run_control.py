@@ -1,4 +1,5 @@
 """Saving by time, and stopping on a signal."""
+
 import os
 import signal
 import subprocess
@@ -47,8 +48,11 @@ def test_a_signal_saves_behind_the_step_and_ends(tmp_path, capfd, number, iterat
     whole.train()
     runner = signalled(tmp_path, SignalHook(number, train_iter=iteration), ema='EMAHook')
     handlers = [signal.getsignal(number) for number in SIGNALS]
-    with pytest.raises(RunStopped, match=f'stopped by {number.name} behind iteration {iteration}; '
-                       f'.*{name} is saved, go on with --resume'):
+    with pytest.raises(
+        RunStopped,
+        match=f'stopped by {number.name} behind iteration {iteration}; '
+        f'.*{name} is saved, go on with --resume',
+    ):
         runner.train()
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
     assert f'{number.name}: saving behind the next step' in capfd.readouterr().err
@@ -56,8 +60,9 @@ def test_a_signal_saves_behind_the_step_and_ends(tmp_path, capfd, number, iterat
     assert meta['iter'] == iteration
     resumed = build(tmp_path, epochs=3, ema='EMAHook', resume=True)
     resumed.train()
-    saved, expected = (load_checkpoint_file(folder / 'epoch_3.pth')
-                       for folder in (tmp_path, tmp_path / 'whole'))
+    saved, expected = (
+        load_checkpoint_file(folder / 'epoch_3.pth') for folder in (tmp_path, tmp_path / 'whole')
+    )
     for part in ('state_dict', 'ema_state_dict'):
         for key, value in expected[part].items():
             assert torch.equal(saved[part][key], value), key
@@ -74,19 +79,26 @@ def test_a_signal_in_a_validation_ends_it(tmp_path):
 
 
 def test_the_second_signal_ends_at_once(tmp_path):
-    code = ('import os, signal, time\n'
-            'from groupmamba_mm.engine import run_control\n'
-            'run_control._SAME_SIGNAL_SECONDS = 0.2\n'
-            'listener = run_control.SignalListener()\n'
-            'listener.start()\n'
-            'os.kill(os.getpid(), signal.SIGTERM)\n'
-            'os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes the same one on\n'
-            'time.sleep(0.3)\n'
-            'print("alive", flush=True)\n'
-            'os.kill(os.getpid(), signal.SIGINT)\n'
-            'print("still alive", flush=True)\n')
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPO,
-                            env=dict(os.environ, PYTHONPATH=str(REPO)))
+    code = (
+        'import os, signal, time\n'
+        'from groupmamba_mm.engine import run_control\n'
+        'run_control._SAME_SIGNAL_SECONDS = 0.2\n'
+        'listener = run_control.SignalListener()\n'
+        'listener.start()\n'
+        'os.kill(os.getpid(), signal.SIGTERM)\n'
+        'os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes the same one on\n'
+        'time.sleep(0.3)\n'
+        'print("alive", flush=True)\n'
+        'os.kill(os.getpid(), signal.SIGINT)\n'
+        'print("still alive", flush=True)\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env=dict(os.environ, PYTHONPATH=str(REPO)),
+    )
     assert result.returncode == 128 + signal.SIGINT
     assert result.stdout == 'alive\n'
     assert 'SIGINT, the second signal: ending at once' in result.stderr
@@ -132,7 +144,10 @@ def test_minutes_save_between_the_intervals(tmp_path):
 
 
 def test_a_signal_saves_where_the_config_saves_nothing(tmp_path):
-    runner = signalled(tmp_path, SignalHook(signal.SIGTERM, train_iter=2),
-                       checkpoint=dict(interval=-1, save_last=False))
+    runner = signalled(
+        tmp_path,
+        SignalHook(signal.SIGTERM, train_iter=2),
+        checkpoint=dict(interval=-1, save_last=False),
+    )
     with pytest.raises(RunStopped, match='latest.pth is saved'):
         runner.train()

@@ -1,4 +1,5 @@
 """The runner: what it loads, refuses and resumes, and how it runs without GPUs."""
+
 import errno
 import importlib.util
 import logging
@@ -19,9 +20,13 @@ from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
-from groupmamba_mm.engine.runner import (init_cpu_processes, processes_on_this_machine,
-                                         require_enough_gpus, without_amp)
 from groupmamba_mm.engine.run_log import quiet_debug_prints
+from groupmamba_mm.engine.runner import (
+    init_cpu_processes,
+    processes_on_this_machine,
+    require_enough_gpus,
+    without_amp,
+)
 from groupmamba_mm.engine.tracking import TRACKERS, track_with
 from groupmamba_mm.errors import ConfigError, LaunchError
 from groupmamba_mm.version import __version__
@@ -67,13 +72,12 @@ def test_training_may_start_from_most_of_a_model(trained, tmp_path):
         for part, key in (('state_dict', 'head.bias'), ('ema_state_dict', 'module.head.bias')):
             whole[part][key] = torch.ones(7)
         torch.save(whole, tmp_path / 'other_head_ema.pth')
-        runner = build(tmp_path, load_from=str(tmp_path / 'other_head_ema.pth'), epochs=0,
-                       ema=hook)
+        runner = build(tmp_path, load_from=str(tmp_path / 'other_head_ema.pth'), epochs=0, ema=hook)
         runner.train()
         average = next(hook for hook in runner.hooks if hasattr(hook, 'ema_model')).ema_model
         for model in (runner.model, average.module):
             assert torch.equal(model.backbone.weight, weights['backbone.weight'])
-            assert model.head.bias.shape == (2, )
+            assert model.head.bias.shape == (2,)
 
     small = {key: value for key, value in weights.items() if key.startswith('backbone.')}
     torch.save(dict(state_dict=small), tmp_path / 'backbone.pth')
@@ -91,12 +95,15 @@ def test_resuming_restores_everything(trained, tmp_path):
     assert (resumed.epoch, resumed.iter) == (2, 4)
     for key, value in whole.model.state_dict().items():
         torch.testing.assert_close(resumed.model.state_dict()[key], value, msg=key)
-    saved, expected = (load_checkpoint_file(folder / 'epoch_2.pth')
-                       for folder in (tmp_path, tmp_path / 'whole'))
+    saved, expected = (
+        load_checkpoint_file(folder / 'epoch_2.pth') for folder in (tmp_path, tmp_path / 'whole')
+    )
     for key, value in expected['ema_state_dict'].items():
         torch.testing.assert_close(saved['ema_state_dict'][key], value, msg=key)
-    assert saved['optimizer']['param_groups'][0]['lr'] == expected['optimizer']['param_groups'][0][
-        'lr']
+    assert (
+        saved['optimizer']['param_groups'][0]['lr']
+        == expected['optimizer']['param_groups'][0]['lr']
+    )
     assert len(saved['message_hub']['log_scalars']['train/loss'].data[0]) == 4
 
 
@@ -141,24 +148,43 @@ def test_a_model_for_test_time_augmentation_is_filled(trained, tmp_path):
 @pytest.mark.parametrize('kind', ['OptimWrapper', 'SyncFreeOptimWrapper'])
 def test_mixed_precision_becomes_fp32_on_a_cpu_and_is_said(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(runner_module, 'get_device', lambda: 'cpu')
-    runner = build(tmp_path, optim_wrapper=dict(
-        type=kind.replace('Optim', 'AmpOptim'), dtype='bfloat16', loss_scale=dict(enabled=False),
-        clip_grad=dict(max_norm=1), optimizer=dict(type='AdamW', lr=0.1)))
+    runner = build(
+        tmp_path,
+        optim_wrapper=dict(
+            type=kind.replace('Optim', 'AmpOptim'),
+            dtype='bfloat16',
+            loss_scale=dict(enabled=False),
+            clip_grad=dict(max_norm=1),
+            optimizer=dict(type='AdamW', lr=0.1),
+        ),
+    )
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
     assert type(wrapper).__name__ == kind and wrapper.clip_grad_kwargs
     assert log_of(runner).count('No GPU: training in fp32') == 1
 
 
-@pytest.mark.parametrize('mode, count, refused', [
-    ('reduce-overhead', 2, True), ('max-autotune', 4, True), ('reduce-overhead', 1, False),
-    ('default', 2, False), (None, 2, False)])
+@pytest.mark.parametrize(
+    'mode, count, refused',
+    [
+        ('reduce-overhead', 2, True),
+        ('max-autotune', 4, True),
+        ('reduce-overhead', 1, False),
+        ('default', 2, False),
+        (None, 2, False),
+    ],
+)
 def test_gradients_are_not_added_up_over_cuda_graphs(tmp_path, mode, count, refused):
-    runner = build(tmp_path, optim_wrapper=dict(accumulative_counts=count,
-                                                optimizer=dict(type='AdamW', lr=0.1)))
+    runner = build(
+        tmp_path,
+        optim_wrapper=dict(accumulative_counts=count, optimizer=dict(type='AdamW', lr=0.1)),
+    )
     runner.model.head.compile_mode = mode
     if refused:
-        with pytest.raises(ConfigError, match=f"compile_mode='{mode}' .*accumulative_counts={count}"
-                           ".* take compile_mode='default'"):
+        with pytest.raises(
+            ConfigError,
+            match=f"compile_mode='{mode}' .*accumulative_counts={count}"
+            ".* take compile_mode='default'",
+        ):
             runner.build_optim_wrapper(runner.optim_wrapper)
     else:
         assert runner.build_optim_wrapper(runner.optim_wrapper) is not None
@@ -169,16 +195,23 @@ def test_another_optimizer_wrapper_is_left_alone():
     assert without_amp(wrapper, logging.getLogger()) is wrapper
 
 
-@pytest.mark.parametrize('launcher, variables, expected', [
-    ('pytorch', dict(LOCAL_WORLD_SIZE='4'), 4),
-    ('slurm', dict(SLURM_NTASKS_PER_NODE='8', SLURM_TASKS_PER_NODE='2'), 8),
-    ('slurm', dict(SLURM_TASKS_PER_NODE='4(x2),1'), 4),
-    ('mpi', dict(OMPI_COMM_WORLD_LOCAL_SIZE='3'), 3),
-    ('mpi', {}, 1),
-])
+@pytest.mark.parametrize(
+    'launcher, variables, expected',
+    [
+        ('pytorch', dict(LOCAL_WORLD_SIZE='4'), 4),
+        ('slurm', dict(SLURM_NTASKS_PER_NODE='8', SLURM_TASKS_PER_NODE='2'), 8),
+        ('slurm', dict(SLURM_TASKS_PER_NODE='4(x2),1'), 4),
+        ('mpi', dict(OMPI_COMM_WORLD_LOCAL_SIZE='3'), 3),
+        ('mpi', {}, 1),
+    ],
+)
 def test_processes_are_counted(monkeypatch, launcher, variables, expected):
-    for name in ('LOCAL_WORLD_SIZE', 'SLURM_NTASKS_PER_NODE', 'SLURM_TASKS_PER_NODE',
-                 'OMPI_COMM_WORLD_LOCAL_SIZE'):
+    for name in (
+        'LOCAL_WORLD_SIZE',
+        'SLURM_NTASKS_PER_NODE',
+        'SLURM_TASKS_PER_NODE',
+        'OMPI_COMM_WORLD_LOCAL_SIZE',
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -209,8 +242,9 @@ def test_what_the_package_logs_is_in_the_log_of_the_run(tmp_path):
         for name in ('first', 'second'):
             build(tmp_path / name)
             package_logger.info(f'said in the {name} run')
-        first, second = (next((tmp_path / name).glob('*/*.log')).read_text()
-                         for name in ('first', 'second'))
+        first, second = (
+            next((tmp_path / name).glob('*/*.log')).read_text() for name in ('first', 'second')
+        )
     finally:
         package_logger.handlers[:] = handlers
         package_logger.setLevel(level)
@@ -219,10 +253,15 @@ def test_what_the_package_logs_is_in_the_log_of_the_run(tmp_path):
 
 
 def grouped(work_dir, merged, **options):
-    return build(work_dir, optim_wrapper=dict(
-        constructor=f"{'Merged' if merged else 'Default'}OptimWrapperConstructor",
-        optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05),
-        paramwise_cfg=dict(bias_decay_mult=0., custom_keys={'head': dict(lr_mult=0.1)})), **options)
+    return build(
+        work_dir,
+        optim_wrapper=dict(
+            constructor=f'{"Merged" if merged else "Default"}OptimWrapperConstructor',
+            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05),
+            paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={'head': dict(lr_mult=0.1)}),
+        ),
+        **options,
+    )
 
 
 def test_rates_are_scheduled_logged_and_resumed(tmp_path):
@@ -243,9 +282,13 @@ def test_rates_are_scheduled_logged_and_resumed(tmp_path):
     assert 'resumed epoch: 1' in log_of(resumed)
 
 
-@pytest.mark.parametrize('merged,found,name', [
-    (True, '6 groups .* this run has 3', 'DefaultOptimWrapperConstructor'),
-    (False, '3 groups .* this run has 6', 'MergedOptimWrapperConstructor')])
+@pytest.mark.parametrize(
+    'merged,found,name',
+    [
+        (True, '6 groups .* this run has 3', 'DefaultOptimWrapperConstructor'),
+        (False, '3 groups .* this run has 6', 'MergedOptimWrapperConstructor'),
+    ],
+)
 def test_resuming_with_other_groups_names_the_option(tmp_path, merged, found, name):
     grouped(tmp_path, merged=not merged).train()
     runner = grouped(tmp_path, merged=merged, epochs=2, resume=True)
@@ -273,7 +316,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_whole_one_is_taken(tmp_path)
         offset = weights.header_offset + len(weights.FileHeader()) + weights.file_size // 2
     flipped = bytearray(whole)
     flipped[offset] ^= 4
-    for damaged in (whole[:len(whole) // 2], whole[:100], b'', bytes(flipped)):
+    for damaged in (whole[: len(whole) // 2], whole[:100], b'', bytes(flipped)):
         newest.write_bytes(damaged)
         epoch, log = resumed_from()
         assert epoch == 2 and 'epoch_3.pth is' in log and 'passed over' in log
@@ -293,7 +336,8 @@ def test_a_moved_run_goes_on_with_its_own_files(tmp_path):
     assert f'Load checkpoint from {tmp_path / "copy" / "epoch_2.pth"}' in log_of(runner)
     # the value rises with every epoch, so the copy's best is a newer one and the old is untouched
     assert [file.name for file in (tmp_path / 'copy').glob('best_*.pth')] == [
-        best.name.replace('_2', '_4')]
+        best.name.replace('_2', '_4')
+    ]
     assert {file: file.read_bytes() for file in (tmp_path / 'old').glob('*.pth')} == before
 
 
@@ -308,16 +352,22 @@ def test_a_finished_run_says_so(tmp_path):
 
 
 def test_what_becomes_of_the_schedule_is_said(tmp_path):
-    cosine = dict(type='CosineAnnealingLR', by_epoch=True, end=2, T_max=2,
-                  convert_to_iter_based=True)
+    cosine = dict(
+        type='CosineAnnealingLR', by_epoch=True, end=2, T_max=2, convert_to_iter_based=True
+    )
     build(tmp_path, epochs=2, scheduler=cosine).train()
     runner = build(tmp_path, epochs=3, scheduler=dict(cosine, end=3, T_max=3), resume=True)
     runner.train()
     log = log_of(runner)
     assert 'the schedule of the checkpoint is kept' in log and 'CosineAnnealingLR.end=4' in log
     assert 'From epoch 2 to 3 the learning rate stays where the schedule ended' in log
-    same = build(tmp_path / 'same', epochs=3, scheduler=cosine, resume=True,
-                 load_from=str(tmp_path / 'epoch_2.pth'))
+    same = build(
+        tmp_path / 'same',
+        epochs=3,
+        scheduler=cosine,
+        resume=True,
+        load_from=str(tmp_path / 'epoch_2.pth'),
+    )
     same.train()
     assert 'is kept' not in log_of(same)
 
@@ -338,8 +388,11 @@ def fail_to_write(monkeypatch, names, code=errno.ENOSPC):
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
     options = dict(epochs=3, checkpoint=dict(max_keep_ckpts=1))
     fail_to_write(monkeypatch, ['epoch_2'])
-    with pytest.raises(CheckpointError, match='epoch_2.pth was not written: No space left on '
-                       r'device \(it needs .* MB.* make room and go on with --resume'):
+    with pytest.raises(
+        CheckpointError,
+        match='epoch_2.pth was not written: No space left on '
+        r'device \(it needs .* MB.* make room and go on with --resume',
+    ):
         build(tmp_path, **options).train()
     assert [file.name for file in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
     monkeypatch.undo()
@@ -349,12 +402,15 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
 
 def test_a_full_disk_can_be_waited_for(tmp_path, monkeypatch):
     fail_to_write(monkeypatch, ['epoch_2', 'best_value_epoch_2'])
-    runner = build(tmp_path, epochs=3, val=True,
-                   checkpoint=dict(max_keep_ckpts=1, on_write_error='continue'))
+    runner = build(
+        tmp_path, epochs=3, val=True, checkpoint=dict(max_keep_ckpts=1, on_write_error='continue')
+    )
     runner.train()
     assert 'epoch_2.pth was not written' in log_of(runner)
     assert sorted(file.name for file in tmp_path.glob('*.pth*')) == [
-        'best_value_epoch_3.pth', 'epoch_3.pth']
+        'best_value_epoch_3.pth',
+        'epoch_3.pth',
+    ]
     assert load_checkpoint_file(tmp_path / 'epoch_3.pth')['meta']['epoch'] == 3
 
 
@@ -371,8 +427,9 @@ def test_an_interrupted_validation_is_made_up_for(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.glob('*.pth')] == ['epoch_1.pth']
     runner = build(tmp_path, epochs=2, val=True, resume=True)
     runner.train()
-    ours, theirs = (part.message_hub.log_scalars['val/value'].data[0].tolist()
-                    for part in (runner, whole))
+    ours, theirs = (
+        part.message_hub.log_scalars['val/value'].data[0].tolist() for part in (runner, whole)
+    )
     assert len(ours) == len(theirs) == 2 and ours[1] == theirs[1]
     # what is validated once is not validated again
     runner = build(tmp_path, epochs=2, val=True, resume=True)
@@ -382,15 +439,22 @@ def test_an_interrupted_validation_is_made_up_for(tmp_path, monkeypatch):
 
 def test_a_validation_without_a_checkpoint_gets_one_first(tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(EpochMetric, 'process', lambda self, data_batch, data_samples: (
-        self.results.append(0), saved.append(sorted(file.name for file in tmp_path.glob('*.pth')))))
+    monkeypatch.setattr(
+        EpochMetric,
+        'process',
+        lambda self, data_batch, data_samples: (
+            self.results.append(0),
+            saved.append(sorted(file.name for file in tmp_path.glob('*.pth'))),
+        ),
+    )
     build(tmp_path, epochs=2, val=True, checkpoint=dict(interval=2, save_best=None)).train()
     assert saved[0] == ['latest.pth'] and saved[-1] == ['epoch_2.pth']
 
 
 def test_a_metric_that_is_no_number_is_not_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(EpochMetric, 'compute_metrics',
-                        lambda self, results: dict(value=float('inf')))
+    monkeypatch.setattr(
+        EpochMetric, 'compute_metrics', lambda self, results: dict(value=float('inf'))
+    )
     runner = build(tmp_path, epochs=1, val=True)
     runner.train()
     assert not list(tmp_path.glob('best_*'))
@@ -398,8 +462,11 @@ def test_a_metric_that_is_no_number_is_not_the_best(tmp_path, monkeypatch):
 
 
 def accumulating(work_dir, **options):
-    return build(work_dir, optim_wrapper=dict(
-        accumulative_counts=4, optimizer=dict(type='AdamW', lr=0.1)), **options)
+    return build(
+        work_dir,
+        optim_wrapper=dict(accumulative_counts=4, optimizer=dict(type='AdamW', lr=0.1)),
+        **options,
+    )
 
 
 def test_gradients_that_are_summed_up_are_resumed(tmp_path):
@@ -415,11 +482,23 @@ def test_gradients_that_are_summed_up_are_resumed(tmp_path):
 
 
 def test_another_batch_size_goes_on_behind_the_images_that_were_seen(tmp_path):
-    cosine = dict(type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4, eta_min=0.,
-                  convert_to_iter_based=True)
+    cosine = dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        end=4,
+        T_max=4,
+        eta_min=0.0,
+        convert_to_iter_based=True,
+    )
     with pytest.raises(Interrupted):
-        build(tmp_path, epochs=4, scheduler=cosine, batch_size=2, stop_after=6,
-              checkpoint=dict(by_epoch=False, interval=6)).train()
+        build(
+            tmp_path,
+            epochs=4,
+            scheduler=cosine,
+            batch_size=2,
+            stop_after=6,
+            checkpoint=dict(by_epoch=False, interval=6),
+        ).train()
     runner = build(tmp_path, epochs=4, scheduler=cosine, batch_size=4, resume=True)
     runner.train()
     # six of the first run's 16 steps, then five of this one's eight
@@ -444,8 +523,13 @@ def test_a_log_is_for_people(tmp_path):
     runner.train()
     before, progress, _ = log_of(runner).partition('Epoch(train)')
     assert progress and len(before.splitlines()) < 20
-    for noise in ('the same before and after', 'deprecated', 'metainfo', 'paramwise_options',
-                  'The prefix is not set'):
+    for noise in (
+        'the same before and after',
+        'deprecated',
+        'metainfo',
+        'paramwise_options',
+        'The prefix is not set',
+    ):
         assert noise not in log_of(runner)
     assert 'AdamW: 2 tensors with lr 0.01, weight decay 0.05; ' in before
     # it is all there, beside the log
@@ -463,16 +547,24 @@ def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
     assert capsys.readouterr().out == 'a word\n'
 
 
-@pytest.mark.parametrize('scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'),
-                                           ('mmseg', 'draw')])
+@pytest.mark.parametrize(
+    'scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'), ('mmseg', 'draw')]
+)
 def test_trackers_are_one_option(monkeypatch, scope, switch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'wandb' else name)
-    cfg = Config(dict(default_scope=scope, visualizer=dict(
-        type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])))
+    cfg = Config(
+        dict(
+            default_scope=scope,
+            visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+        )
+    )
     track_with(cfg, ['tensorboard', 'mlflow'])
     track_with(cfg, ['tensorboard'])
     assert [backend.type for backend in cfg.visualizer.vis_backends] == [
-        'LocalVisBackend', 'TensorboardVisBackend', 'MLflowVisBackend']
+        'LocalVisBackend',
+        'TensorboardVisBackend',
+        'MLflowVisBackend',
+    ]
     assert cfg.default_hooks.visualization[switch] is True
     assert all(backend in VISBACKENDS for backend in TRACKERS.values())
     with pytest.raises(ConfigError, match='--track wandb: .* pip install wandb'):
@@ -480,22 +572,30 @@ def test_trackers_are_one_option(monkeypatch, scope, switch):
     bare = Config(dict(default_scope=scope))
     track_with(bare, ['mlflow'])
     assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
-        f'{scope}.{bare.visualizer.type}')
+        f'{scope}.{bare.visualizer.type}'
+    )
 
 
-@pytest.mark.parametrize('processes, accumulated, factor', [(1, 1, 0.5), (2, 1, 1.), (1, 4, 2.),
-                                                            (2, 3, 3.)])
+@pytest.mark.parametrize(
+    'processes, accumulated, factor', [(1, 1, 0.5), (2, 1, 1.0), (1, 4, 2.0), (2, 3, 3.0)]
+)
 def test_learning_rates_are_scaled_by_what_an_update_sees(processes, accumulated, factor):
     said = []
-    runner = SimpleNamespace(_train_dataloader=dict(batch_size=8), world_size=processes,
-                             logger=SimpleNamespace(info=said.append))
+    runner = SimpleNamespace(
+        _train_dataloader=dict(batch_size=8),
+        world_size=processes,
+        logger=SimpleNamespace(info=said.append),
+    )
     layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.SGD([dict(params=[layer.weight], lr=0.1), dict(params=[layer.bias])],
-                                lr=1.)
+    optimizer = torch.optim.SGD(
+        [dict(params=[layer.weight], lr=0.1), dict(params=[layer.bias])], lr=1.0
+    )
     wrapper = OptimWrapper(optimizer, accumulative_counts=accumulated)
     CheckedRunner.scale_lr(runner, wrapper, dict(enable=True, base_batch_size=16))
     assert [group['lr'] for group in optimizer.param_groups] == [
-        pytest.approx(0.1 * factor), pytest.approx(factor)]
+        pytest.approx(0.1 * factor),
+        pytest.approx(factor),
+    ]
     assert f'an update is of {8 * processes * accumulated} images' in said[0]
     assert f'{accumulated} accumulated), and the config is for 16' in said[0]
     CheckedRunner.scale_lr(runner, wrapper, dict(enable=False, base_batch_size=16))

@@ -1,4 +1,5 @@
 """The options of testing as changes of a config, for each library."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,16 +16,27 @@ PACKING = dict(mmpretrain='PackInputs', mmdet='PackDetInputs', mmseg='PackSegInp
 
 
 def make_config(scope, **changes):
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(8, 8)),
-                dict(type='LoadAnnotations'), dict(type=PACKING[scope])]
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(8, 8)),
+        dict(type='LoadAnnotations'),
+        dict(type=PACKING[scope]),
+    ]
     if scope == 'mmpretrain':
         del pipeline[2]
     loader = dict(batch_size=2, num_workers=1, dataset=dict(type='Any', pipeline=pipeline))
-    return Config(dict(
-        default_scope=scope, model=dict(type='Model', backbone=dict(type='Backbone')),
-        train_dataloader=dict(loader), test_dataloader=dict(loader),
-        test_evaluator=dict(type=EVALUATORS[scope]), test_cfg=dict(),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW')), **changes))
+    return Config(
+        dict(
+            default_scope=scope,
+            model=dict(type='Model', backbone=dict(type='Backbone')),
+            train_dataloader=dict(loader),
+            test_dataloader=dict(loader),
+            test_evaluator=dict(type=EVALUATORS[scope]),
+            test_cfg=dict(),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='AdamW')),
+            **changes,
+        )
+    )
 
 
 @pytest.mark.parametrize('scope', EVALUATORS)
@@ -34,8 +46,9 @@ def test_the_checkpoint_is_loaded_and_not_resumed(scope):
     assert cfg.load_from == 'a.pth' and cfg.resume is False
 
 
-@pytest.mark.parametrize('scope, dump', [('mmpretrain', 'DumpResults'),
-                                         ('mmdet', 'DumpDetResults')])
+@pytest.mark.parametrize(
+    'scope, dump', [('mmpretrain', 'DumpResults'), ('mmdet', 'DumpDetResults')]
+)
 def test_out_is_a_pickle(scope, dump, tmp_path):
     cfg = make_config(scope)
     apply_test_options(cfg, 'a.pth', out='out.pkl')
@@ -63,9 +76,14 @@ def test_out_is_a_folder_for_segmentation():
         apply_test_options(make_config('mmseg'), 'a.pth', out='out.pkl')
 
 
-@pytest.mark.parametrize('scope, visualizer', [
-    ('mmpretrain', 'UniversalVisualizer'), ('mmdet', 'DetLocalVisualizer'),
-    ('mmseg', 'NamedSegVisualizer')])
+@pytest.mark.parametrize(
+    'scope, visualizer',
+    [
+        ('mmpretrain', 'UniversalVisualizer'),
+        ('mmdet', 'DetLocalVisualizer'),
+        ('mmseg', 'NamedSegVisualizer'),
+    ],
+)
 def test_show_dir_paints_with_the_librarys_visualizer(scope, visualizer, tmp_path):
     cfg = make_config(scope, custom_hooks=[dict(type='Other')])
     apply_test_options(cfg, 'a.pth', show_dir='painted')
@@ -80,8 +98,10 @@ def test_show_dir_paints_with_the_librarys_visualizer(scope, visualizer, tmp_pat
         apply_test_options(make_config(scope), 'a.pth', show_dir=str(tmp_path / 'file'))
 
 
-@pytest.mark.parametrize('scope, model', [('mmpretrain', 'AverageClsScoreTTA'),
-                                          ('mmdet', 'DetTTAModel'), ('mmseg', 'SegTTAModel')])
+@pytest.mark.parametrize(
+    'scope, model',
+    [('mmpretrain', 'AverageClsScoreTTA'), ('mmdet', 'DetTTAModel'), ('mmseg', 'SegTTAModel')],
+)
 def test_tta_mirrors_by_default(scope, model):
     cfg = make_config(scope)
     apply_test_options(cfg, 'a.pth', tta=True)
@@ -106,9 +126,14 @@ def test_tta_of_the_config_comes_first():
     assert cfg.test_dataloader.dataset.dataset.pipeline == [dict(type='Step')]
 
 
-@pytest.mark.parametrize('head', [dict(roi_head=dict(mask_head=dict(type='FCNMaskHead'))),
-                                  dict(mask_head=dict(type='SOLOHead')),
-                                  dict(panoptic_head=dict(type='MaskFormerHead'))])
+@pytest.mark.parametrize(
+    'head',
+    [
+        dict(roi_head=dict(mask_head=dict(type='FCNMaskHead'))),
+        dict(mask_head=dict(type='SOLOHead')),
+        dict(panoptic_head=dict(type='MaskFormerHead')),
+    ],
+)
 def test_tta_refuses_masks(head):
     cfg = make_config('mmdet')
     cfg.model.update(head)

@@ -1,4 +1,5 @@
 """Exported files compute what PyTorch computes, at sizes they were not recorded with."""
+
 import json
 
 import pytest
@@ -14,10 +15,12 @@ from groupmamba_mm.ops.selective_scan.recurrence import recorded_recurrence, rec
 from tests.conftest import REPO, SMALL, load_tool, randomize
 
 #: Two stages of one layer: what a graph costs is paid for each layer.
-TWO = {family: dict(arch, embed_dims=arch['embed_dims'][:2], depths=(1, 1), ffn_ratios=(2, 2))
-       for family, arch in SMALL.items()}
+TWO = {
+    family: dict(arch, embed_dims=arch['embed_dims'][:2], depths=(1, 1), ffn_ratios=(2, 2))
+    for family, arch in SMALL.items()
+}
 #: One stage, for sizes that are symbols: those cost many times more.
-ONE = dict(SMALL['official'], embed_dims=(8, ), depths=(1, ), ffn_ratios=(2, ))
+ONE = dict(SMALL['official'], embed_dims=(8,), depths=(1,), ffn_ratios=(2,))
 
 
 def export(arch, kind, path, size=(32, 32), fixed=True, **options):
@@ -41,13 +44,14 @@ def test_onnx_recurrence_is_the_recurrence(length):
     from onnxscript import FLOAT
 
     from groupmamba_mm.export.onnx_recurrence import onnx_recurrence
+
     kind = FLOAT['B', 'L', 'D', 'N']
     model = onnx_recurrence.to_model_proto(input_types=[kind, kind], output_types=[kind])
     session = onnxruntime.InferenceSession(model.SerializeToString())
     gen = torch.Generator().manual_seed(length)
     log_a = -torch.rand(2, length, 3, 2, generator=gen)
     b = torch.randn(2, length, 3, 2, generator=gen)
-    out, = session.run(None, dict(log_a=log_a.numpy(), b=b.numpy()))
+    (out,) = session.run(None, dict(log_a=log_a.numpy(), b=b.numpy()))
     torch.testing.assert_close(torch.from_numpy(out), recurrence(log_a.exp(), b))
 
 
@@ -60,7 +64,7 @@ def test_onnx_of_one_size(family, tmp_path):
     assert result.differences.keys() == {(1, 3, 32, 32)}
     model = onnx.load(path)
     assert {entry.domain for entry in model.opset_import} == {''}  # standard operators alone
-    assert dict((p.key, p.value) for p in model.metadata_props)['config'] == 'small.py'
+    assert {p.key: p.value for p in model.metadata_props}['config'] == 'small.py'
     larger = tmp_path / 'larger.onnx'
     export(TWO[family], 'onnx', larger, size=(96, 64))
     kinds = [[node.op_type for node in onnx.load(file).graph.node] for file in (path, larger)]
@@ -112,8 +116,11 @@ def test_safetensors_load_again(tmp_path):
 
 def test_a_file_that_computes_something_else_is_removed(tmp_path, monkeypatch):
     wrong = TorchExportFormat.load
-    monkeypatch.setattr(TorchExportFormat, 'load', lambda self, path: lambda image: [
-        1.001 * output for output in wrong(self, path)(image)])
+    monkeypatch.setattr(
+        TorchExportFormat,
+        'load',
+        lambda self, path: lambda image: [1.001 * output for output in wrong(self, path)(image)],
+    )
     with pytest.raises(ExportError, match='differs from PyTorch by 1.0e-03'):
         export(TWO['paper'], 'torch-export', tmp_path / 'a.pt2')
     assert not (tmp_path / 'a.pt2').exists()
@@ -130,13 +137,14 @@ def test_torchscript_traces_and_its_exporter_are_right(small_arch, tmp_path):
     model = randomize(create_model(small_arch, num_classes=5)).eval()
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        traced = torch.jit.trace(model, (image, ))
+        traced = torch.jit.trace(model, (image,))
         for shape in ((2, 3, 64, 64), (1, 3, 96, 33), (3, 3, 20, 9)):
             other = torch.randn(shape)
             torch.testing.assert_close(traced(other), model(other), rtol=1e-4, atol=1e-4)
         onnxruntime = pytest.importorskip('onnxruntime')
-        torch.onnx.export(model, (image, ), str(tmp_path / 'a.onnx'), dynamo=False,
-                          input_names=['image'])
+        torch.onnx.export(
+            model, (image,), str(tmp_path / 'a.onnx'), dynamo=False, input_names=['image']
+        )
         session = onnxruntime.InferenceSession(str(tmp_path / 'a.onnx'))
         found = torch.from_numpy(session.run(None, dict(image=image.numpy()))[0])
         torch.testing.assert_close(found, model(image), rtol=1e-4, atol=1e-4)
@@ -145,12 +153,12 @@ def test_torchscript_traces_and_its_exporter_are_right(small_arch, tmp_path):
 def test_transforms_of_torch_func(small_arch):
     model = randomize(create_model(small_arch, num_classes=5)).double().eval()
     image, step = torch.randn(2, 1, 3, 32, 32, dtype=torch.float64).unbind(0)
-    value, slope = torch.func.jvp(model, (image, ), (step, ))
+    value, slope = torch.func.jvp(model, (image,), (step,))
     torch.testing.assert_close(value, model(image))
     near = (model(image + 1e-6 * step) - model(image - 1e-6 * step)) / 2e-6
     torch.testing.assert_close(slope, near, rtol=1e-4, atol=1e-6)
     weights = dict(model.named_parameters())
-    grads = torch.func.grad(lambda w: torch.func.functional_call(model, w, (image, )).sum())(weights)
+    grads = torch.func.grad(lambda w: torch.func.functional_call(model, w, (image,)).sum())(weights)
     model(image).sum().backward()
     for name, parameter in weights.items():
         torch.testing.assert_close(grads[name], parameter.grad)
@@ -159,16 +167,28 @@ def test_transforms_of_torch_func(small_arch):
 def test_the_command_writes_and_says_what(tmp_path, capsys):
     from groupmamba_mm.analysis.building import build_model
     from groupmamba_mm.engine.config_checks import load_config
+
     tool = load_tool('export.py')
     config = str(REPO / 'configs/demo/groupmamba-pico_demo-cls.py')
     model = build_model(load_config(config))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
     out = tmp_path / 'a.safetensors'
-    tool.main([config, str(tmp_path / 'a.pth'), '--format', 'safetensors', '--out', str(out),
-               '--size', '32'])
+    tool.main(
+        [
+            config,
+            str(tmp_path / 'a.pth'),
+            '--format',
+            'safetensors',
+            '--out',
+            str(out),
+            '--size',
+            '32',
+        ]
+    )
     said = capsys.readouterr().out
     assert f'Wrote {out}' in said and '1x3x32x48: differs from PyTorch by 0.0e+00' in said
     from safetensors import safe_open
+
     with safe_open(out, 'pt') as file:
         assert json.loads(file.metadata()['mean']) == pytest.approx([123.675, 116.28, 103.53])
     torch.save(model.backbone.state_dict(), tmp_path / 'b.pth')

@@ -1,4 +1,5 @@
 """The released model's two heads."""
+
 import pytest
 import torch
 from mmengine.registry import init_default_scope
@@ -20,7 +21,7 @@ def head():
 
 @pytest.fixture
 def feats():
-    return (torch.randn(3, 6, generator=torch.Generator().manual_seed(1)), )
+    return (torch.randn(3, 6, generator=torch.Generator().manual_seed(1)),)
 
 
 def test_logits_are_the_mean_in_training_and_eval(head, feats):
@@ -45,7 +46,7 @@ def test_both_heads_learn_the_label_with_half_the_weight_each(head, feats):
 
 def test_soft_labels(head, feats):
     """Mixup and CutMix give probabilities instead of a class."""
-    soft = torch.tensor([[.3, .7, 0, 0], [0, 0, .5, .5], [1., 0, 0, 0]])
+    soft = torch.tensor([[0.3, 0.7, 0, 0], [0, 0, 0.5, 0.5], [1.0, 0, 0, 0]])
     samples = [DataSample().set_gt_score(score) for score in soft]
     init_default_scope('mmpretrain')
     soft_head = TwoHeadClsHead(4, 6, loss=dict(type='CrossEntropyLoss', use_soft=True))

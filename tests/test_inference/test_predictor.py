@@ -1,4 +1,5 @@
 """Images of one's own: the same results as the libraries' entry points, from any kind of source."""
+
 import io
 import json
 from types import SimpleNamespace
@@ -14,8 +15,11 @@ from groupmamba_mm.errors import CheckpointError, ConfigError, DataError
 from groupmamba_mm.inference import Predictor
 from tests.conftest import load_tool
 
-CONFIGS = dict(cls='groupmamba-official-pico_demo-cls', det='mask-rcnn_groupmamba-pico_demo-det',
-               seg='groupmamba-pico_upernet_demo-seg')
+CONFIGS = dict(
+    cls='groupmamba-official-pico_demo-cls',
+    det='mask-rcnn_groupmamba-pico_demo-det',
+    seg='groupmamba-pico_upernet_demo-seg',
+)
 TOOL = load_tool('infer.py')
 
 
@@ -32,8 +36,11 @@ def place(tmp_path_factory):
         torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / f'{task}.pth')
     random = np.random.default_rng(0)
     (folder / 'images/below').mkdir(parents=True)
-    for name, shape in (('a.png', (64, 64, 3)), ('b.png', (64, 64, 3)),
-                        ('below/c.png', (48, 96, 3))):
+    for name, shape in (
+        ('a.png', (64, 64, 3)),
+        ('b.png', (64, 64, 3)),
+        ('below/c.png', (48, 96, 3)),
+    ):
         cv2.imwrite(str(folder / 'images' / name), random.integers(0, 256, shape, dtype=np.uint8))
     (folder / 'images/broken.jpg').write_bytes(b'\xff\xd8 nothing')
     video = cv2.VideoWriter(str(folder / 'v.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 5, (96, 64))
@@ -45,19 +52,32 @@ def place(tmp_path_factory):
 
 def infer(place, task, source, *options):
     out = place / f'out-{task}'
-    TOOL.main([str(source), '--config', CONFIGS[task], '--checkpoint', str(place / f'{task}.pth'),
-               '--out', str(out), '--device', 'cpu', *options])
+    TOOL.main(
+        [
+            str(source),
+            '--config',
+            CONFIGS[task],
+            '--checkpoint',
+            str(place / f'{task}.pth'),
+            '--out',
+            str(out),
+            '--device',
+            'cpu',
+            *options,
+        ]
+    )
     return out
 
 
 def test_classes_are_those_of_mmpretrains_inferencer(place, one_thread):
     from mmpretrain import ImageClassificationInferencer
+
     config = groupmamba_mm.config_path(CONFIGS['cls'])
     predictor = Predictor(CONFIGS['cls'], place / 'cls.pth', device='cpu', top=3)
     image = str(place / 'images/a.png')
-    theirs, = ImageClassificationInferencer(str(config), str(place / 'cls.pth'), 'cpu')(image)
+    (theirs,) = ImageClassificationInferencer(str(config), str(place / 'cls.pth'), 'cpu')(image)
     ours = predictor(image)
-    assert ours['label'] == theirs['pred_class'] == f"digit {theirs['pred_label']}"
+    assert ours['label'] == theirs['pred_class'] == f'digit {theirs["pred_label"]}'
     assert ours['score'] == pytest.approx(theirs['pred_score'], abs=1e-4)
     assert len(ours['top']) == 3 and ours['top'][0]['label'] == ours['label']
     assert predictor(cv2.imread(image)) == ours
@@ -65,26 +85,43 @@ def test_classes_are_those_of_mmpretrains_inferencer(place, one_thread):
 
 def test_boxes_are_those_of_mmdets_inferencer(place, one_thread):
     from mmdet.apis import DetInferencer
+
     image = str(place / 'images/below/c.png')
-    theirs = DetInferencer(groupmamba_mm.get_config(CONFIGS['det']), str(place / 'det.pth'),
-                           device='cpu')(image, no_save_vis=True)['predictions'][0]
-    ours = Predictor(CONFIGS['det'], place / 'det.pth', device='cpu', score_thr=0.)(image)
+    theirs = DetInferencer(
+        groupmamba_mm.get_config(CONFIGS['det']), str(place / 'det.pth'), device='cpu'
+    )(image, no_save_vis=True)['predictions'][0]
+    ours = Predictor(CONFIGS['det'], place / 'det.pth', device='cpu', score_thr=0.0)(image)
     assert len(theirs['scores']) > 0
     assert [e['score'] for e in ours['instances']] == pytest.approx(theirs['scores'], abs=1e-4)
     np.testing.assert_allclose([e['box'] for e in ours['instances']], theirs['bboxes'], atol=0.06)
     assert {e['label'] for e in ours['instances']} <= {
-        'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'}
+        'zero',
+        'one',
+        'two',
+        'three',
+        'four',
+        'five',
+        'six',
+        'seven',
+        'eight',
+        'nine',
+    }
 
 
 def test_shares_are_those_of_mmsegs_inferencer(place, one_thread):
     from mmseg.apis import MMSegInferencer
+
     image = str(place / 'images/below/c.png')
-    theirs = MMSegInferencer(groupmamba_mm.get_config(CONFIGS['seg']), str(place / 'seg.pth'),
-                             device='cpu')(image)['predictions']
+    theirs = MMSegInferencer(
+        groupmamba_mm.get_config(CONFIGS['seg']), str(place / 'seg.pth'), device='cpu'
+    )(image)['predictions']
     ours = Predictor(CONFIGS['seg'], place / 'seg.pth', device='cpu')(image)['share']
     numbers, counts = np.unique(theirs, return_counts=True)
-    expected = {groupmamba_mm.get_config(CONFIGS['seg']).test_dataloader.dataset.metainfo
-                ['classes'][n]: c / theirs.size for n, c in zip(numbers, counts)}
+    expected = {
+        groupmamba_mm.get_config(CONFIGS['seg']).test_dataloader.dataset.metainfo['classes'][n]: c
+        / theirs.size
+        for n, c in zip(numbers, counts)
+    }
     assert ours == pytest.approx(expected, abs=1e-4)
 
 
@@ -95,11 +132,13 @@ def test_a_folder(task, place, capsys, one_thread):
     said = capsys.readouterr()
     lines = [json.loads(line) for line in said.out.splitlines()]
     assert [line['image'] for line in lines] == [
-        str(place / 'images' / name) for name in ('a.png', 'b.png', 'below/c.png')]
+        str(place / 'images' / name) for name in ('a.png', 'b.png', 'below/c.png')
+    ]
     assert (out / 'predictions.jsonl').read_text() == said.out
     assert 'skipped: image' in said.err and 'broken.jpg' in said.err
-    single = Predictor(CONFIGS[task], place / f'{task}.pth', 'cpu', 0.)(
-        place / 'images/below/c.png')
+    single = Predictor(CONFIGS[task], place / f'{task}.pth', 'cpu', 0.0)(
+        place / 'images/below/c.png'
+    )
     assert lines[2] == dict(image=lines[2]['image'], **single)
     for name, shape in (('a.png', (64, 64, 3)), ('below/c.png', (48, 96, 3))):
         painted = cv2.imread(str(out / 'painted' / name))
@@ -120,14 +159,16 @@ def test_other_sources(place, capsys, monkeypatch, one_thread):
     assert (out / 'painted/stdin.png').is_file()
     infer(place, 'seg', place / 'v.mp4', '--batch-size', '2')
     frames = [json.loads(line)['image'] for line in capsys.readouterr().out.splitlines()]
-    assert frames == [f"{place / 'v.mp4'}#{i}" for i in range(3)]
+    assert frames == [f'{place / "v.mp4"}#{i}' for i in range(3)]
     painted = cv2.VideoCapture(str(out / 'painted/v.mp4'))
     assert painted.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and painted.get(cv2.CAP_PROP_FPS) == 5
 
 
 def test_what_cannot_be_read_is_told(place, monkeypatch):
-    for source, message in ((place / 'none.png', 'no file, no folder and no pattern'),
-                            (place / 'images/broken.jpg', 'none of its 1 files could be read')):
+    for source, message in (
+        (place / 'none.png', 'no file, no folder and no pattern'),
+        (place / 'images/broken.jpg', 'none of its 1 files could be read'),
+    ):
         with pytest.raises(DataError, match=message):
             infer(place, 'cls', source)
     (place / 'empty').mkdir()

@@ -1,4 +1,5 @@
 """The first convolution in its form for GPUs, against torch's own."""
+
 import pytest
 import torch
 
@@ -16,8 +17,10 @@ def test_over_blocks_of_pixels(size, channels):
     torch.testing.assert_close(result, expected)
     gradient = torch.randn_like(expected)
     leaves = (image, conv.weight)
-    torch.testing.assert_close(torch.autograd.grad(result, leaves, gradient),
-                               torch.autograd.grad(expected, leaves, gradient))
+    torch.testing.assert_close(
+        torch.autograd.grad(result, leaves, gradient),
+        torch.autograd.grad(expected, leaves, gradient),
+    )
 
 
 def test_a_cpu_takes_the_convolution_itself(monkeypatch):

@@ -1,4 +1,5 @@
 """Blocks from fused kernels against the plain blocks of the same weights."""
+
 import copy
 
 import pytest
@@ -15,8 +16,10 @@ pytestmark = [pytest.mark.usefixtures('no_tf32'), needs_triton]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 #: One stage, ragged widths: what the interpreter takes seconds for.
-TINY = {family: dict(family=family, stem_channels=4, embed_dims=(12, ), depths=(1, ),
-                     ffn_ratios=(2, )) for family in ('paper', 'official')}
+TINY = {
+    family: dict(family=family, stem_channels=4, embed_dims=(12,), depths=(1,), ffn_ratios=(2,))
+    for family in ('paper', 'official')
+}
 
 
 def build(arch, backend='torch', **options):
@@ -42,11 +45,16 @@ def gradients(model, image, precision=None):
     image = image.clone().requires_grad_()
     with torch.autocast(DEVICE, dtype=precision or torch.bfloat16, enabled=precision is not None):
         outputs = model(image)
-    loss = sum((y.float() * torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).sin()
-                ).sum() for y in outputs)
+    loss = sum(
+        (y.float() * torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).sin()).sum()
+        for y in outputs
+    )
     loss.backward()
-    return {'output': outputs[-1].detach(), 'image': image.grad,
-            **{name: p.grad for name, p in model.named_parameters()}}
+    return {
+        'output': outputs[-1].detach(),
+        'image': image.grad,
+        **{name: p.grad for name, p in model.named_parameters()},
+    }
 
 
 def compare(model, image, tolerance, precision=None, without=()):
@@ -81,13 +89,13 @@ def test_agrees_with_the_plain_blocks(family):
 def test_without_channel_affinity_and_shared_directions(family):
     image = torch.randn(1, 3, 8, 4, device=DEVICE)
     compare(build(TINY[family], channel_affinity=False), image, 1e-4)
-    compare(build(TINY[family], share_directions=True, out_indices=(0, )), image, 1e-4)
+    compare(build(TINY[family], share_directions=True, out_indices=(0,)), image, 1e-4)
 
 
 @pytest.mark.parametrize('backend', ['torch', 'triton'])
 def test_residual_in_the_precision_of_autocast(backend):
     image, kept, rounded = torch.randn(1, 3, 8, 8, device=DEVICE), [], []
-    arch = dict(TINY['official'], depths=(2, ))
+    arch = dict(TINY['official'], depths=(2,))
     for seen, options in ((kept, {}), (rounded, dict(residual_in_fp32=False))):
         model = build(arch, backend, **options).eval()
         exact = model(image)[0]
@@ -102,7 +110,7 @@ def test_residual_in_the_precision_of_autocast(backend):
 
 
 def test_drop_path_drops_whole_samples():
-    arch = dict(TINY['official'], depths=(2, ))
+    arch = dict(TINY['official'], depths=(2,))
     block = build(arch, 'triton', drop_path_rate=0.5).stages[0][1].train()
     assert block.drop_path.p == pytest.approx(0.5)
     x = torch.randn(16, 2, 12, device=DEVICE)
@@ -123,7 +131,7 @@ def test_mixer_and_ffn_are_dropped_independently(monkeypatch):
     with torch.no_grad():
         block(torch.randn(16, 2, 12, device=DEVICE), (2, 1))
     mixer, ffn = drawn
-    assert {0., 2.} == set(mixer.tolist()) == set(ffn.tolist())
+    assert {0.0, 2.0} == set(mixer.tolist()) == set(ffn.tolist())
     assert not torch.equal(mixer, ffn)
 
 
@@ -136,7 +144,7 @@ def test_one_graph_for_compile_and_export(family):
     compiled(image)[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
-    exported = torch.export.export(model, (image, )).module()
+    exported = torch.export.export(model, (image,)).module()
     with torch.no_grad():
         torch.testing.assert_close(exported(image)[0], model(image)[0])
 
@@ -152,20 +160,24 @@ def build_of_groups_alone(monkeypatch, **options):
     """The paper's stage with the kernels of wide groups, and tokens that stay fp32 under autocast,
     as on a GPU: the CPU's does not keep LayerNorms in it."""
     from groupmamba_mm.ops.blocks import paper
+
     monkeypatch.setattr(paper, 'NARROWEST_GROUP', 1)
     monkeypatch.setattr(paper, 'NARROWEST_LINEAR_GROUP', 1)
-    model = build(dict(TINY['paper'], depths=(3, )), **options)
+    model = build(dict(TINY['paper'], depths=(3,)), **options)
     model.stages[0][0].register_forward_pre_hook(lambda _, args: (args[0].float(), *args[1:]))
     return model
 
 
 def test_groups_by_themselves(monkeypatch):
     from groupmamba_mm.ops.blocks import paper
+
     calls = []
     for name in ('add_norm_forward', 'group_linear_forward', 'residual_ffn_forward'):
-        def noted(*args, name=name, run=getattr(paper, name), **kwargs):
+
+        def noted(*args, name=name, run=getattr(paper, name), **kwargs):  # noqa: B008
             calls.append((name, kwargs.get('wants_rounded')))
             return run(*args, **kwargs)
+
         monkeypatch.setattr(paper, name, noted)
     model, image = build_of_groups_alone(monkeypatch), torch.randn(1, 3, 8, 8, device=DEVICE)
     compare(model, image, 1e-4)  # fp32 has no such kernels
@@ -180,8 +192,13 @@ def test_groups_by_themselves(monkeypatch):
 def test_checkpoints_of_groups_by_themselves(monkeypatch):
     image = torch.randn(1, 3, 8, 4, device=DEVICE)
     plain, recomputed = (
-        gradients(build_of_groups_alone(monkeypatch, backend='triton', with_cp=with_cp), image,
-                  torch.bfloat16) for with_cp in (False, True))
+        gradients(
+            build_of_groups_alone(monkeypatch, backend='triton', with_cp=with_cp),
+            image,
+            torch.bfloat16,
+        )
+        for with_cp in (False, True)
+    )
     assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
 
 
@@ -195,13 +212,17 @@ class Doubled(nn.Linear):
 WATCHERS = {
     'forward hook': lambda layer, parent: layer.register_forward_hook(lambda *args: 2 * args[2]),
     'pre-hook': lambda layer, parent: layer.register_forward_pre_hook(
-        lambda _, args: (2 * args[0], )),
+        lambda _, args: (2 * args[0],)
+    ),
     'patched forward': lambda layer, parent: setattr(
-        layer, 'forward', lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)),
+        layer, 'forward', lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
+    ),
     'another type': lambda layer, parent: setattr(
-        parent, 'fc1', Doubled(layer.in_features, layer.out_features).to(DEVICE)),
+        parent, 'fc1', Doubled(layer.in_features, layer.out_features).to(DEVICE)
+    ),
     'parametrized': lambda layer, parent: nn.utils.parametrize.register_parametrization(
-        layer, 'weight', nn.Softplus()),
+        layer, 'weight', nn.Softplus()
+    ),
     'without bias': lambda layer, parent: setattr(layer, 'bias', None),
 }
 
@@ -226,7 +247,7 @@ def test_what_somebody_hooked_or_replaced_counts(family, watcher, caplog):
 
 
 def test_hooks_of_blocks_see_tensors():
-    model = build(dict(TINY['official'], depths=(3, )), 'triton')
+    model = build(dict(TINY['official'], depths=(3,)), 'triton')
     image, seen = torch.randn(1, 3, 8, 4, device=DEVICE), []
     with torch.no_grad():
         expected = model(image)[0]
@@ -237,9 +258,11 @@ def test_hooks_of_blocks_see_tensors():
 
 
 @pytest.mark.parametrize('family', TINY)
-@pytest.mark.parametrize('change', [
-    lambda p: p.mul_(1.5), lambda p: p.data.mul_(1.5),
-    lambda p: setattr(p, 'data', 1.5 * p.data)], ids=['in place', 'by data', 'other memory'])
+@pytest.mark.parametrize(
+    'change',
+    [lambda p: p.mul_(1.5), lambda p: p.data.mul_(1.5), lambda p: setattr(p, 'data', 1.5 * p.data)],
+    ids=['in place', 'by data', 'other memory'],
+)
 def test_a_changed_weight_is_noticed(family, change):
     model, image = build(TINY[family], 'triton').eval(), torch.randn(1, 3, 8, 4, device=DEVICE)
     with torch.no_grad():
@@ -249,8 +272,9 @@ def test_a_changed_weight_is_noticed(family, change):
                 change(parameter)
         after = model(image)[0]
         assert not torch.allclose(before, after, atol=1e-3)
-        torch.testing.assert_close(after, with_backend(model, 'torch')(image)[0], atol=1e-4,
-                                   rtol=1e-4)
+        torch.testing.assert_close(
+            after, with_backend(model, 'torch')(image)[0], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_fp64_has_no_kernels():
@@ -260,7 +284,8 @@ def test_fp64_has_no_kernels():
 
 
 full_sizes = pytest.mark.parametrize(
-    'arch', [pytest.param(arch, marks=gpu) for arch in ('tiny', 'official-tiny', 'official-base')])
+    'arch', [pytest.param(arch, marks=gpu) for arch in ('tiny', 'official-tiny', 'official-base')]
+)
 
 
 @full_sizes
@@ -269,10 +294,17 @@ def test_full_size(arch):
 
 
 @pytest.mark.parametrize('family', [pytest.param(family, marks=gpu) for family in TINY])
-@pytest.mark.parametrize('options', [
-    dict(share_directions=True), dict(num_groups=1, directions=('top-bottom', )),
-    dict(num_groups=2, d_state=3), dict(channel_affinity=False, out_indices=(0, 1)),
-    dict(frozen_stages=1, with_cp=True)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(share_directions=True),
+        dict(num_groups=1, directions=('top-bottom',)),
+        dict(num_groups=2, d_state=3),
+        dict(channel_affinity=False, out_indices=(0, 1)),
+        dict(frozen_stages=1, with_cp=True),
+    ],
+    ids=str,
+)
 def test_options(family, options):
     """On a GPU, where PyTorch's convolutions choose other memory layouts than on a CPU."""
     arch = dict(TINY[family], embed_dims=(24, 36), depths=(1, 2), ffn_ratios=(2, 2))

@@ -1,4 +1,5 @@
 """Classifiers in one line: the same numbers as mmpretrain's, weights of any origin, the Hub."""
+
 import json
 
 import pytest
@@ -32,9 +33,14 @@ def test_released_files_load_directly(tmp_path):
     model = small('official', num_classes=7)
     released = revert_to_official(model.state_dict())
     torch.save(released, tmp_path / 'flat.pth')
-    torch.save(dict(model={k: torch.zeros_like(v) for k, v in released.items()},
-                    model_ema={f'module.{k}': v for k, v in released.items()}, epoch=3),
-               tmp_path / 'training.pth')
+    torch.save(
+        dict(
+            model={k: torch.zeros_like(v) for k, v in released.items()},
+            model_ema={f'module.{k}': v for k, v in released.items()},
+            epoch=3,
+        ),
+        tmp_path / 'training.pth',
+    )
     for name in ('flat.pth', 'training.pth'):
         loaded = create_model(SMALL['official'], tmp_path / name, num_classes=7).eval()
         torch.testing.assert_close(loaded(IMAGE), model(IMAGE))
@@ -48,15 +54,18 @@ def test_a_backbone_alone_and_a_dense_backbone(small_arch, tmp_path):
     family = small_arch['family']
     model = small(family, num_classes=5)
     torch.save(model.backbone.state_dict(), tmp_path / 'backbone.pth')
-    report = load_pretrained(other := create_model(small_arch, num_classes=5), tmp_path /
-                             'backbone.pth')
-    assert [reason for _, reason in report.expected_missing][0] == (
-        'the checkpoint has no classifier')
+    report = load_pretrained(
+        other := create_model(small_arch, num_classes=5), tmp_path / 'backbone.pth'
+    )
+    assert next(reason for _, reason in report.expected_missing) == (
+        'the checkpoint has no classifier'
+    )
     torch.testing.assert_close(other.eval().forward_features(IMAGE), model.forward_features(IMAGE))
 
     torch.save(model.state_dict(), tmp_path / 'classifier.pth')
-    dense = create_model(small_arch, tmp_path / 'classifier.pth', features_only=True,
-                         out_indices=(0, 2)).eval()
+    dense = create_model(
+        small_arch, tmp_path / 'classifier.pth', features_only=True, out_indices=(0, 2)
+    ).eval()
     assert isinstance(dense, GroupMamba)
     maps = dense(IMAGE)
     raw = model.forward_intermediates(IMAGE, indices=(0, 2), intermediates_only=True)
@@ -108,14 +117,17 @@ def test_what_does_not_fit_or_runs_code_is_refused(tmp_path):
         load_pretrained(model, tmp_path / 'none.pth')
 
 
-@pytest.mark.parametrize('options, error, message', [
-    (dict(out_indices=(0, )), ValueError, 'features_only=True'),
-    (dict(pretrained=True), ValueError, 'publishes no weights'),
-    (dict(global_pool='max'), ValueError, "global_pool must be one of .*got 'max'"),
-    (dict(num_classes=-1), ValueError, 'num_classes'),
-    (dict(patch_size=4), TypeError, 'patch_size'),
-    (dict(in_channels=4), TypeError, 'in_channels'),
-])
+@pytest.mark.parametrize(
+    'options, error, message',
+    [
+        (dict(out_indices=(0,)), ValueError, 'features_only=True'),
+        (dict(pretrained=True), ValueError, 'publishes no weights'),
+        (dict(global_pool='max'), ValueError, "global_pool must be one of .*got 'max'"),
+        (dict(num_classes=-1), ValueError, 'num_classes'),
+        (dict(patch_size=4), TypeError, 'patch_size'),
+        (dict(in_channels=4), TypeError, 'in_channels'),
+    ],
+)
 def test_wrong_options_are_named(options, error, message):
     with pytest.raises(error, match=message):
         create_model(SMALL['paper'], **options)
@@ -125,8 +137,11 @@ def test_wrong_options_are_named(options, error, message):
 
 def test_saved_and_loaded_through_a_folder(small_arch, tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    model = randomize(GroupMambaClassifier(small_arch, num_classes=5, num_groups=2, in_chans=4,
-                                           drop_path_rate=0.1))
+    model = randomize(
+        GroupMambaClassifier(
+            small_arch, num_classes=5, num_groups=2, in_chans=4, drop_path_rate=0.1
+        )
+    )
     model.reset_classifier(6)
     randomize(model).eval().save_pretrained(tmp_path / 'saved')
     config = json.loads((tmp_path / 'saved/config.json').read_text())
@@ -157,15 +172,24 @@ def test_model_card_has_the_metafiles_numbers():
 
 def test_pushed_is_what_is_saved(tmp_path, monkeypatch):
     from huggingface_hub import HfApi
+
     seen = {}
 
     class Repo:
         repo_id = 'me/model'
 
     monkeypatch.setattr(HfApi, 'create_repo', lambda self, repo_id, **kwargs: Repo)
-    monkeypatch.setattr(HfApi, 'upload_folder', lambda self, folder_path, **kwargs: seen.update(
-        {path.name for path in folder_path.iterdir()} and
-        {path.name: path.read_bytes() for path in folder_path.iterdir()}) or 'url')
+    monkeypatch.setattr(
+        HfApi,
+        'upload_folder',
+        lambda self, folder_path, **kwargs: (
+            seen.update(
+                {path.name for path in folder_path.iterdir()}
+                and {path.name: path.read_bytes() for path in folder_path.iterdir()}
+            )
+            or 'url'
+        ),
+    )
     model = small('paper', num_classes=5)
     model.reset_classifier(2)
     model.push_to_hub('me/model')
@@ -175,6 +199,7 @@ def test_pushed_is_what_is_saved(tmp_path, monkeypatch):
 
 def test_a_repository_that_cannot_be_reached_is_told(monkeypatch):
     import huggingface_hub.constants
+
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     with pytest.raises(CheckpointError, match='nobody/nothing: there is neither such a file'):
         create_model(SMALL['paper'], 'nobody/nothing')

@@ -1,4 +1,5 @@
 """timm's contract for backbones, written anew; tools/run_timm_tests.sh runs timm's own file."""
+
 import copy
 import math
 
@@ -12,7 +13,7 @@ import groupmamba_mm
 from groupmamba_mm.backbones import ARCHS
 from tests.conftest import randomize
 
-NAMES = [f"groupmamba_{arch.replace('-', '_')}" for arch in ARCHS]
+NAMES = [f'groupmamba_{arch.replace("-", "_")}' for arch in ARCHS]
 TINY = ['groupmamba_tiny', 'groupmamba_official_tiny']
 
 
@@ -43,15 +44,16 @@ def test_configs(name):
     assert model(image).shape == (2, 1000) and model(image).dtype == torch.bfloat16
     state = model.state_dict()
     classifiers = cfg['classifier']
-    for layer in (cfg['first_conv'], *([classifiers] if isinstance(classifiers, str)
-                                       else classifiers)):
+    for layer in (
+        cfg['first_conv'],
+        *([classifiers] if isinstance(classifiers, str) else classifiers),
+    ):
         assert f'{layer}.weight' in state
 
 
 def test_heads(name):
     model = timm.create_model(name, device='meta', dtype=torch.bfloat16).eval()
-    features = model.forward_features(
-        torch.rand(2, 3, 32, 32, device='meta', dtype=torch.bfloat16))
+    features = model.forward_features(torch.rand(2, 3, 32, 32, device='meta', dtype=torch.bfloat16))
     model.reset_classifier(0)
     assert model.num_classes == 0
     assert model.forward_head(features).shape == (2, model.num_features)
@@ -114,8 +116,9 @@ def test_intermediates(name):
         torch.testing.assert_close(last, maps[-1])
         assert [m.shape[1] for m in maps] == info.channels()
         assert [64 // m.shape[2] for m in maps] == info.reduction()
-        rows = model.forward_intermediates(image, indices=2, output_fmt='NHWC',
-                                           intermediates_only=True)
+        rows = model.forward_intermediates(
+            image, indices=2, output_fmt='NHWC', intermediates_only=True
+        )
         for found, wanted in zip(rows, maps[2:]):
             torch.testing.assert_close(found.permute(0, 3, 1, 2), wanted)
         early, _ = model.forward_intermediates(image, indices=[-3], stop_early=True)
@@ -154,8 +157,11 @@ def test_groups_rise_with_depth(name, coarse):
     assert set(groups) == {n for n, _ in model.named_parameters()}
     assert all(groups[n] == 0 for n in groups if n.startswith('backbone.stem.'))
     if not coarse:
-        depths = {n: model.backbone.get_layer_depth(n, 'backbone.')[0] for n in groups
-                  if n.startswith('backbone.stages.')}
+        depths = {
+            n: model.backbone.get_layer_depth(n, 'backbone.')[0]
+            for n in groups
+            if n.startswith('backbone.stages.')
+        }
         order = sorted(depths, key=lambda n: groups[n])
         assert [depths[n] for n in order] == sorted(depths.values())
     assert model.no_weight_decay() == set()
@@ -173,20 +179,34 @@ def test_fx_graph_computes_the_same(name):
 def test_files_go_through_our_loader(tmp_path):
     """Released names, other channels and classes, by timm's own argument for a file."""
     from groupmamba_mm.checkpoint import revert_to_official
+
     source = randomize(groupmamba_mm.create_model('official-tiny', num_classes=1000)).eval()
     torch.save(revert_to_official(source.state_dict()), tmp_path / 'released.pth')
     overlay = dict(file=str(tmp_path / 'released.pth'))
-    whole = timm.create_model('groupmamba_official_tiny', pretrained=True,
-                              pretrained_cfg_overlay=overlay).eval()
+    whole = timm.create_model(
+        'groupmamba_official_tiny', pretrained=True, pretrained_cfg_overlay=overlay
+    ).eval()
     image = torch.rand(1, 3, 32, 32)
     torch.testing.assert_close(whole(image), source(image))
-    grey = timm.create_model('groupmamba_official_tiny', pretrained=True, in_chans=1,
-                             num_classes=5, pretrained_cfg_overlay=overlay).eval()
-    torch.testing.assert_close(grey.forward_features(image[:, :1]),
-                               source.forward_features(image[:, :1].expand(-1, 3, -1, -1)),
-                               rtol=1e-3, atol=1e-3)
-    maps = timm.create_model('groupmamba_official_tiny', pretrained=True, features_only=True,
-                             pretrained_cfg_overlay=overlay).eval()
+    grey = timm.create_model(
+        'groupmamba_official_tiny',
+        pretrained=True,
+        in_chans=1,
+        num_classes=5,
+        pretrained_cfg_overlay=overlay,
+    ).eval()
+    torch.testing.assert_close(
+        grey.forward_features(image[:, :1]),
+        source.forward_features(image[:, :1].expand(-1, 3, -1, -1)),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    maps = timm.create_model(
+        'groupmamba_official_tiny',
+        pretrained=True,
+        features_only=True,
+        pretrained_cfg_overlay=overlay,
+    ).eval()
     torch.testing.assert_close(maps(image)[-1], source.forward_features(image))
 
 

@@ -1,4 +1,5 @@
 """Fixtures of the kernels' tests."""
+
 import importlib
 import importlib.util
 
@@ -7,10 +8,15 @@ import torch
 
 from tests.kernel_truth import INTERPRETED
 
-
 #: Modules that remember how they cut up work.
-PLANNERS = ('blocks.official', 'blocks.paper', 'depthwise_conv.kernels', 'grouped_ssm.launch',
-            'norm.kernels', 'sums')
+PLANNERS = (
+    'blocks.official',
+    'blocks.paper',
+    'depthwise_conv.kernels',
+    'grouped_ssm.launch',
+    'norm.kernels',
+    'sums',
+)
 
 
 def forget_plans():
@@ -40,10 +46,12 @@ def device():
 @pytest.fixture
 def nan_buffers(monkeypatch):
     """New memory holds NaN, so that an element nobody wrote is noticed."""
+
     def filled(make):
         def wrapper(*args, **kwargs):
             tensor = make(*args, **kwargs)
             return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
+
         return wrapper
 
     monkeypatch.setattr(torch, 'empty', filled(torch.empty))

@@ -1,4 +1,5 @@
 """The choice of the backend: what is picked, what is refused, what is said."""
+
 import functools
 import importlib
 import logging
@@ -9,8 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests import stand_ins
-from tests.kernel_truth import INTERPRETED
 
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.backbones.kernels import _runs_kernels
@@ -20,6 +19,8 @@ from groupmamba_mm.ops import backend as backend_module
 from groupmamba_mm.ops import explain_backend, resolve_backend, selective_scan, self_test
 from groupmamba_mm.ops.backend import BACKEND_NAMES, Choice, check_backend, choose_backend
 from groupmamba_mm.ops.selective_scan import BACKENDS
+from tests import stand_ins
+from tests.kernel_truth import INTERPRETED
 
 CPU = torch.device('cpu')
 GPU = torch.device('cuda', 0)
@@ -46,8 +47,9 @@ def fresh(monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that seems to have a GPU; its facts can be changed."""
-    facts = SimpleNamespace(capability=(9, 0), failure=None, triton=None, tests=0,
-                            shared_memory=227 * 1024)
+    facts = SimpleNamespace(
+        capability=(9, 0), failure=None, triton=None, tests=0, shared_memory=227 * 1024
+    )
 
     def check_kernels(device):
         facts.tests += 1
@@ -59,12 +61,13 @@ def gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
-    monkeypatch.setattr(torch.cuda, 'get_device_capability',
-                        lambda device=None: facts.capability)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: facts.capability)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Some GPU')
     monkeypatch.setattr(
-        torch.cuda, 'get_device_properties',
-        lambda device: SimpleNamespace(shared_memory_per_block_optin=facts.shared_memory))
+        torch.cuda,
+        'get_device_properties',
+        lambda device: SimpleNamespace(shared_memory_per_block_optin=facts.shared_memory),
+    )
     monkeypatch.setattr(backend_module, 'check_kernels', check_kernels)
     monkeypatch.setattr(backend_module, 'import_problem', import_problem)
     monkeypatch.setattr(backend_module, '_versions', lambda *modules: ', '.join(modules))
@@ -83,36 +86,49 @@ def test_auto_is_triton_on_a_good_gpu(gpu, dtype, d_state):
     assert 'Some GPU' in choose_backend('auto', GPU, dtype, d_state).reason
 
 
-@pytest.mark.parametrize('call', [
-    dict(width=506, dt_rank=16), dict(width=380, dt_rank=12, d_state=16), dict(groups=31)])
+@pytest.mark.parametrize(
+    'call', [dict(width=506, dt_rank=16), dict(width=380, dt_rank=12, d_state=16), dict(groups=31)]
+)
 def test_sizes_that_an_h100_can_do(gpu, call):
     assert resolve_backend('auto', GPU, **call) == 'triton'
 
 
-@pytest.mark.parametrize('groups, has_norm, name', [
-    (4, True, 'triton'), (1, True, 'torch'), (1, False, 'triton')])
+@pytest.mark.parametrize(
+    'groups, has_norm, name', [(4, True, 'triton'), (1, True, 'torch'), (1, False, 'triton')]
+)
 def test_a_layer_tells_its_size(gpu, groups, has_norm, name):
     layer = GroupedSSM(1520, groups, dt_rank=48 // groups, has_norm=has_norm)
     assert layer.resolve_backend(SimpleNamespace(device=GPU, dtype=torch.bfloat16)) == name
 
 
-@pytest.mark.parametrize('facts,call,reason', [
-    (dict(capability=(7, 5)), {}, r'capability 7\.5\) is older than the capability 8\.0'),
-    (dict(triton='triton is not installed'), {}, 'not installed; run `pip install triton`'),
-    (dict(failure='scan, grad of A, is off'), {}, 'self-test .* failed .*: scan, grad of A, is'),
-    ({}, dict(d_state=17), 'd_state up to 16, got 17'),
-    ({}, dict(dtype=torch.float64), 'no fp64'),
-    ({}, dict(groups=32), 'up to 31 groups, got 32'),
-    ({}, dict(width=1520, dt_rank=48), 'need 896 KB .* of 1520 channels .* 227 KB; more groups'),
-    (dict(shared_memory=99 * 1024), dict(width=380, dt_rank=12), 'need 128 KB .* has 99 KB'),
-])
+@pytest.mark.parametrize(
+    'facts,call,reason',
+    [
+        (dict(capability=(7, 5)), {}, r'capability 7\.5\) is older than the capability 8\.0'),
+        (dict(triton='triton is not installed'), {}, 'not installed; run `pip install triton`'),
+        (
+            dict(failure='scan, grad of A, is off'),
+            {},
+            'self-test .* failed .*: scan, grad of A, is',
+        ),
+        ({}, dict(d_state=17), 'd_state up to 16, got 17'),
+        ({}, dict(dtype=torch.float64), 'no fp64'),
+        ({}, dict(groups=32), 'up to 31 groups, got 32'),
+        (
+            {},
+            dict(width=1520, dt_rank=48),
+            'need 896 KB .* of 1520 channels .* 227 KB; more groups',
+        ),
+        (dict(shared_memory=99 * 1024), dict(width=380, dt_rank=12), 'need 128 KB .* has 99 KB'),
+    ],
+)
 def test_what_the_kernels_cannot_do_falls_back_loudly_or_raises(gpu, caplog, facts, call, reason):
     vars(gpu).update(facts)
     with caplog.at_level(logging.INFO, 'groupmamba_mm'):
         choice = choose_backend('auto', GPU, **call)
     assert choice.name == 'torch'
     assert re.search(reason, choice.reason)
-    record, = caplog.records
+    (record,) = caplog.records
     assert record.levelno == logging.WARNING and choice.reason in record.getMessage()
     with pytest.raises(BackendError, match=f"'triton'.*cannot run: .*{reason}.*use 'torch'"):
         choose_backend('triton', GPU, **call)
@@ -146,15 +162,19 @@ def test_auto_never_interprets(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize('backend', ['auto', 'triton', 'torch'])
-@pytest.mark.parametrize('variable, value', [
-    (None, None), ('TRITON_INTERPRET', '1'), (backend_module.VARIABLE, 'torch')])
+@pytest.mark.parametrize(
+    'variable, value', [(None, None), ('TRITON_INTERPRET', '1'), (backend_module.VARIABLE, 'torch')]
+)
 def test_kernels_are_compiled_ahead_where_they_run(gpu, monkeypatch, backend, variable, value):
     """Not where the interpreter does, whose functions nobody can compile."""
     model = GroupMamba(arch=ARCH, scan_backend=backend)
     if variable is not None:
         monkeypatch.setenv(variable, value)
-    runs = backend != 'torch' and variable != 'TRITON_INTERPRET' and (
-        variable is None or backend == 'triton')
+    runs = (
+        backend != 'torch'
+        and variable != 'TRITON_INTERPRET'
+        and (variable is None or backend == 'triton')
+    )
     assert _runs_kernels(model) == runs
     gpu.capability = (7, 5)
     assert not _runs_kernels(model)
@@ -162,16 +182,21 @@ def test_kernels_are_compiled_ahead_where_they_run(gpu, monkeypatch, backend, va
 
 def test_missing_mamba_ssm_names_the_command(monkeypatch):
     stand_ins.install(monkeypatch, mamba_ssm=False)
-    with pytest.raises(BackendError, match='mamba_ssm is not installed; run '
-                                           '`pip install mamba-ssm --no-build-isolation'):
+    with pytest.raises(
+        BackendError,
+        match='mamba_ssm is not installed; run `pip install mamba-ssm --no-build-isolation',
+    ):
         resolve_backend('mamba_ssm', GPU)
 
 
-@pytest.mark.parametrize('call,reason', [
-    (dict(device=CPU), 'needs a CUDA device, the tensors are on cpu'),
-    (dict(device=GPU, dtype=torch.float64), 'no fp64'),
-    (dict(device=GPU, d_state=257), 'd_state up to 256, got 257'),
-])
+@pytest.mark.parametrize(
+    'call,reason',
+    [
+        (dict(device=CPU), 'needs a CUDA device, the tensors are on cpu'),
+        (dict(device=GPU, dtype=torch.float64), 'no fp64'),
+        (dict(device=GPU, d_state=257), 'd_state up to 256, got 257'),
+    ],
+)
 def test_what_mamba_ssm_cannot_do_raises(monkeypatch, call, reason):
     stand_ins.install(monkeypatch)
     assert resolve_backend('mamba_ssm', GPU) == 'mamba_ssm'
@@ -192,7 +217,8 @@ def test_a_broken_package_is_told_from_a_missing_one(monkeypatch, tmp_path):
 def test_variable_replaces_auto_only(monkeypatch):
     monkeypatch.setenv(backend_module.VARIABLE, 'reference')
     assert choose_backend('auto', CPU) == Choice(
-        'reference', "environment variable GROUPMAMBA_BACKEND is 'reference'")
+        'reference', "environment variable GROUPMAMBA_BACKEND is 'reference'"
+    )
     assert resolve_backend('torch', CPU) == 'torch'
     monkeypatch.setenv(backend_module.VARIABLE, 'auto')
     assert resolve_backend('auto', CPU) == 'torch'
@@ -237,11 +263,13 @@ def test_choices_are_remembered_and_said_once(gpu, caplog):
 
 
 def test_warning_is_visible_without_any_logging_set_up():
-    script = ('import torch\n'
-              'from groupmamba_mm.ops import backend\n'
-              'backend._triton_problem = lambda *args: "no luck"\n'
-              'backend.choose_backend("auto", torch.device("cuda", 0))\n'
-              'backend.choose_backend("auto", torch.device("cpu"))\n')
+    script = (
+        'import torch\n'
+        'from groupmamba_mm.ops import backend\n'
+        'backend._triton_problem = lambda *args: "no luck"\n'
+        'backend.choose_backend("auto", torch.device("cuda", 0))\n'
+        'backend.choose_backend("auto", torch.device("cpu"))\n'
+    )
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1:] == ["scan backend 'torch': no luck"]
@@ -253,11 +281,11 @@ def test_explanation_names_all(gpu, monkeypatch):
     assert 'is triton, because' in text and 'GROUPMAMBA_BACKEND is not set' in text
     assert re.search(r'mamba_ssm: no, mamba_ssm is not installed; run', text)
     for name in ('torch', 'reference', 'triton'):
-        assert re.search(rf'^  {name}: yes', text, re.M)
+        assert re.search(rf'^  {name}: yes', text, re.MULTILINE)
     assert f'torch {torch.__version__}' in text
     gpu.failure = 'wrong'
     clear()
-    assert re.search(r'^  triton: no, the self-test .*: wrong', explain_backend(), re.M)
+    assert re.search(r'^  triton: no, the self-test .*: wrong', explain_backend(), re.MULTILINE)
     monkeypatch.setenv(backend_module.VARIABLE, 'cuda')
     assert 'is an error: environment variable' in explain_backend()
 
@@ -292,8 +320,16 @@ def test_error_of_a_compiled_model_has_the_reason():
 def test_the_scan_alone_has_no_triton():
     x = torch.zeros(1, 1, 1)
     with pytest.raises(ValueError, match="no backend 'triton'.*groupmamba_mm.ops.grouped_ssm"):
-        selective_scan(x, x, torch.zeros(1, 1), x[..., None], x[..., None], grid=(1, 1),
-                       directions=('left-right', ), backend='triton')
+        selective_scan(
+            x,
+            x,
+            torch.zeros(1, 1),
+            x[..., None],
+            x[..., None],
+            grid=(1, 1),
+            directions=('left-right',),
+            backend='triton',
+        )
 
 
 # the self-test
@@ -326,7 +362,7 @@ def test_self_test_passes_and_disturbs_nothing(monkeypatch):
 
 @pytest.mark.parametrize('mode', ['fake', 'compile', 'device'])
 def test_self_test_is_real_inside_of_other_modes(monkeypatch, mode):
-    monkeypatch.setattr(self_test, 'CASES', (right, ))
+    monkeypatch.setattr(self_test, 'CASES', (right,))
     if mode == 'fake':
         with torch._subclasses.FakeTensorMode():
             assert self_test.check_kernels(CPU) is None
@@ -339,13 +375,19 @@ def test_self_test_is_real_inside_of_other_modes(monkeypatch, mode):
         assert run(torch.zeros(1)).item() == len('None')
 
 
-@pytest.mark.parametrize('result,expected', [
-    (lambda x: (x * 1.1, x), r'off \(4,\) of shape \(4,\) in torch.float32 is off by 1.0e-01 of '
-                             'its norm, allowed are 5e-02'),
-    (lambda x: (x * float('nan'), x), 'is off by nan'),
-    (lambda x: (x[:2], x), r'has shape \(2,\) instead of \(4,\)'),
-    (lambda x: 1 / 0, 'wrong raised ZeroDivisionError: division by zero'),
-])
+@pytest.mark.parametrize(
+    'result,expected',
+    [
+        (
+            lambda x: (x * 1.1, x),
+            r'off \(4,\) of shape \(4,\) in torch.float32 is off by 1.0e-01 of '
+            'its norm, allowed are 5e-02',
+        ),
+        (lambda x: (x * float('nan'), x), 'is off by nan'),
+        (lambda x: (x[:2], x), r'has shape \(2,\) instead of \(4,\)'),
+        (lambda x: 1 / 0, 'wrong raised ZeroDivisionError: division by zero'),
+    ],
+)
 def test_self_test_names_what_is_wrong(monkeypatch, result, expected):
 
     def wrong(device):
@@ -363,7 +405,7 @@ def test_self_test_runs_once_for_a_device(monkeypatch):
         runs.append(device)
         yield 'nothing', torch.zeros(1), torch.zeros(1)
 
-    monkeypatch.setattr(self_test, 'CASES', (count, ))
+    monkeypatch.setattr(self_test, 'CASES', (count,))
     for _ in range(3):
         assert self_test.check_kernels(CPU) is None
     assert runs == [CPU]
@@ -381,15 +423,18 @@ def test_self_test_measures_what_nearly_vanishes_by_the_largest(monkeypatch, err
         yield 'output', x, x
         yield 'gradient', 1e-6 * x + error * x, 1e-6 * x
 
-    monkeypatch.setattr(self_test, 'CASES', (case, ))
+    monkeypatch.setattr(self_test, 'CASES', (case,))
     assert (self_test.check_kernels(CPU) is None) == passes
 
 
 def test_every_set_of_kernels_has_a_case():
     names = [case.__name__ for case in self_test.CASES]
-    assert names == ['OfficialBlock of 64 channels', 'OfficialBlock of 348 channels',
-                     'ModulatedGroupMambaLayer of 96 channels',
-                     'ModulatedGroupMambaLayer of 384 channels']
+    assert names == [
+        'OfficialBlock of 64 channels',
+        'OfficialBlock of 348 channels',
+        'ModulatedGroupMambaLayer of 96 channels',
+        'ModulatedGroupMambaLayer of 384 channels',
+    ]
 
 
 @pytest.mark.parametrize('family', ['OfficialBlock', 'ModulatedGroupMambaLayer'])
@@ -398,19 +443,25 @@ def test_case_of_a_block(monkeypatch, family, is_wrong):
     """A narrow one, as the interpreter has time for; a kernel whose bias is doubled is found."""
     pytest.importorskip('triton')
     from groupmamba_mm.layers import kernel_cases
+
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     monkeypatch.setattr(kernel_cases, '_GRID', (3, 2))
     case = kernel_cases._case(getattr(kernel_cases, family), 12, 2)
-    monkeypatch.setattr(self_test, 'CASES', (case, ))
+    monkeypatch.setattr(self_test, 'CASES', (case,))
     if INTERPRETED:  # which cuts off what bf16 cannot hold, where a GPU rounds to nearest
         monkeypatch.setattr(self_test, 'TOLERANCE', 7e-2)
     if is_wrong:
-        module = importlib.import_module('groupmamba_mm.ops.blocks.' + (
-            'official' if family == 'OfficialBlock' else 'paper'))
+        module = importlib.import_module(
+            'groupmamba_mm.ops.blocks.' + ('official' if family == 'OfficialBlock' else 'paper')
+        )
         right_norm = module.add_norm_forward
         monkeypatch.setattr(
-            module, 'add_norm_forward', lambda x, branch, scale, weight, bias, *rest, **options:
-            right_norm(x, branch, scale, weight, 2 * bias, *rest, **options))
+            module,
+            'add_norm_forward',
+            lambda x, branch, scale, weight, bias, *rest, **options: right_norm(
+                x, branch, scale, weight, 2 * bias, *rest, **options
+            ),
+        )
     device = CPU if INTERPRETED else torch.device('cuda', 0)
     problem = self_test.check_kernels(device)
     assert (problem is not None) == is_wrong, problem

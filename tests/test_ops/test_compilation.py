@@ -1,4 +1,5 @@
 """Kernels as Triton's compiler sees them, which the interpreter does not show."""
+
 import json
 
 import pytest
@@ -68,12 +69,13 @@ def test_every_kernel_compiles_and_its_loops_hand_on_what_they_assign():
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
 
 
-@pytest.mark.parametrize('start, is_wrong', [
-    ('above', True), ('tl.zeros([16], tl.float32)', False)])
+@pytest.mark.parametrize(
+    'start, is_wrong', [('above', True), ('tl.zeros([16], tl.float32)', False)]
+)
 def test_what_the_compiler_does_differently_is_found(tmp_path, start, is_wrong):
     script = tmp_path / 'wrong.py'
     script.write_text(WRONG.format(start=start))
     done = run_apart('-c', f'import runpy; runpy.run_path({str(script)!r})')
     assert done.returncode == 0, done.stderr[-3000:]
     assert ("a loop assigns ['above']" in done.stdout) == is_wrong
-    assert "Loop-carried variable place has initial type" in done.stdout
+    assert 'Loop-carried variable place has initial type' in done.stdout

@@ -1,10 +1,10 @@
 """Depthwise convolutions in Triton against PyTorch in fp64."""
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.selective_scan import (DIRECTIONS, group_from_scan_order,
-                                              group_to_scan_order)
+from groupmamba_mm.ops.selective_scan import DIRECTIONS, group_from_scan_order, group_to_scan_order
 from groupmamba_mm.ops.selective_scan.directions import direction_bits
 from tests.kernel_truth import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
 
@@ -15,6 +15,7 @@ pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 def kernels():
     """The kernels' module, which imports Triton."""
     from groupmamba_mm.ops.depthwise_conv import kernels
+
     return kernels
 
 
@@ -24,9 +25,13 @@ def strided(tensor, between=1):
     With tokens between the images, rows are at no even distance: such inputs are copied.
     """
     batch, length, channels = tensor.shape
-    wide = torch.full((batch, length + between, channels + 32), float('nan'), dtype=tensor.dtype,
-                      device=tensor.device)
-    view = wide[:, :length, 16:16 + channels]
+    wide = torch.full(
+        (batch, length + between, channels + 32),
+        float('nan'),
+        dtype=tensor.dtype,
+        device=tensor.device,
+    )
+    view = wide[:, :length, 16 : 16 + channels]
     return view.copy_(tensor)
 
 
@@ -52,8 +57,21 @@ def causal_reference(x, weight, bias, grid, directions):
     return group_from_scan_order(F.silu(p).unflatten(-1, unfold), grid, directions).flatten(2)
 
 
-def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, taps, forward,
-               backward, reference):
+def check_conv(
+    kernels,
+    device,
+    dtype,
+    batch,
+    grid,
+    groups,
+    width,
+    lanes,
+    view,
+    taps,
+    forward,
+    backward,
+    reference,
+):
     """Outputs and gradients of one convolution against its reference, twice the same."""
     length, channels = grid[0] * grid[1], groups * width
     x = randn(0, device, dtype, batch, length, channels)
@@ -65,7 +83,7 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
     expected.backward(dy.double())
 
     # a projection onto padded lanes may write anything there; the gradient of a later one is zero
-    x, dy = pad(x, groups, lanes, float('nan')), pad(dy, groups, lanes, 0.)
+    x, dy = pad(x, groups, lanes, float('nan')), pad(dy, groups, lanes, 0.0)
     if view:
         x, dy = strided(x, between=0), strided(dy)
     by_tap = kernels.by_tap(weight)
@@ -88,61 +106,92 @@ def check_conv(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
     if dx_sum:
         assert_near('sum of dx', dx_sum[0], truth[0].grad.sum((0, 1)), tolerance)
 
-    given = {name: torch.empty(t.numel(), device=device) for name, t in zip(
-        ('dweight', 'dbias', 'dx_sum'), (dweight, dbias, *dx_sum))}  # as they lie in a block's
+    given = {
+        name: torch.empty(t.numel(), device=device)
+        for name, t in zip(('dweight', 'dbias', 'dx_sum'), (dweight, dbias, *dx_sum))
+    }  # as they lie in a block's
     again = backward(x, dy, by_tap, bias, **given)
     assert all(t.data_ptr() == g.data_ptr() for t, g in zip(again[1:], given.values()))
-    for name, first, second in zip(('dx', 'dweight', 'dbias', 'sum of dx'),
-                                   (dx, dweight, dbias, *dx_sum), again):
+    for name, first, second in zip(
+        ('dx', 'dweight', 'dbias', 'sum of dx'), (dx, dweight, dbias, *dx_sum), again
+    ):
         assert torch.equal(first.flatten(), second.flatten()), f'{name} differs between two runs'
 
 
 def check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act):
     check_conv(
-        kernels, device, dtype, batch, grid, groups, width, lanes, view, (3, 3),
+        kernels,
+        device,
+        dtype,
+        batch,
+        grid,
+        groups,
+        width,
+        lanes,
+        view,
+        (3, 3),
         lambda x, w, b: kernels.grid_conv_forward(x, w, b, grid, act, groups),
         lambda x, dy, w, b, **kw: kernels.grid_conv_backward(x, dy, w, b, grid, act, groups, **kw),
-        lambda x, w, b: grid_reference(x, w, b, grid, act))
+        lambda x, w, b: grid_reference(x, w, b, grid, act),
+    )
 
 
 def check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps):
     rest = (grid, direction_bits(directions), len(directions))
     check_conv(
-        kernels, device, dtype, batch, grid, len(directions), width, lanes, view, (taps, ),
+        kernels,
+        device,
+        dtype,
+        batch,
+        grid,
+        len(directions),
+        width,
+        lanes,
+        view,
+        (taps,),
         lambda x, w, b: kernels.causal_conv_forward(x, w, b, *rest),
         lambda x, dy, w, b, **kw: kernels.causal_conv_backward(x, dy, w, b, *rest, **kw),
-        lambda x, w, b: causal_reference(x, w, b, grid, directions))
+        lambda x, w, b: causal_reference(x, w, b, grid, directions),
+    )
 
 
-@pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
-    (torch.float32, 2, (4, 7), 1, 24, 24, False, 'gelu'),
-    (torch.float32, 1, (1, 1), 1, 3, 3, False, 'silu'),
-    (torch.float32, 1, (1, 9), 1, 1, 1, False, 'gelu'),
-    (torch.float32, 2, (3, 1), 1, 16, 16, True, 'none'),
-    (torch.float32, 1, (2, 10), 1, 5, 5, True, 'silu'),
-    (torch.float32, 2, (3, 5), 2, 7, 8, True, 'silu'),
-    (torch.bfloat16, 1, (2, 4), 1, 87, 87, False, 'gelu'),
-    (torch.bfloat16, 1, (3, 7), 2, 29, 32, True, 'silu'),
-    (torch.float16, 1, (4, 3), 1, 12, 12, False, 'silu'),
-    (torch.float32, 1, (3, 14), 1, 64, 64, False, 'gelu'),  # strips that divide the map evenly
-    (torch.float32, 1, (2, 5), 3, 23, 24, True, 'gelu'),  # a block of channels across groups
-])
-def test_grid_conv_matches_pytorch(kernels, device, dtype, batch, grid, groups, width, lanes, view,
-                                   act):
+@pytest.mark.parametrize(
+    'dtype, batch, grid, groups, width, lanes, view, act',
+    [
+        (torch.float32, 2, (4, 7), 1, 24, 24, False, 'gelu'),
+        (torch.float32, 1, (1, 1), 1, 3, 3, False, 'silu'),
+        (torch.float32, 1, (1, 9), 1, 1, 1, False, 'gelu'),
+        (torch.float32, 2, (3, 1), 1, 16, 16, True, 'none'),
+        (torch.float32, 1, (2, 10), 1, 5, 5, True, 'silu'),
+        (torch.float32, 2, (3, 5), 2, 7, 8, True, 'silu'),
+        (torch.bfloat16, 1, (2, 4), 1, 87, 87, False, 'gelu'),
+        (torch.bfloat16, 1, (3, 7), 2, 29, 32, True, 'silu'),
+        (torch.float16, 1, (4, 3), 1, 12, 12, False, 'silu'),
+        (torch.float32, 1, (3, 14), 1, 64, 64, False, 'gelu'),  # strips that divide the map evenly
+        (torch.float32, 1, (2, 5), 3, 23, 24, True, 'gelu'),  # a block of channels across groups
+    ],
+)
+def test_grid_conv_matches_pytorch(
+    kernels, device, dtype, batch, grid, groups, width, lanes, view, act
+):
     check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act)
 
 
-@pytest.mark.parametrize('dtype, batch, grid, directions, width, lanes, view, taps', [
-    (torch.float32, 1, (5, 9), DIRECTIONS, 8, 8, False, 3),
-    (torch.float32, 1, (1, 1), DIRECTIONS[2:], 3, 3, False, 4),
-    (torch.float32, 1, (1, 7), DIRECTIONS, 2, 2, False, 4),
-    (torch.float32, 1, (6, 1), DIRECTIONS, 5, 16, True, 3),
-    (torch.float32, 2, (2, 3), DIRECTIONS[2:], 7, 8, True, 4),
-    (torch.float32, 1, (3, 4), DIRECTIONS[1:2], 4, 4, False, 1),
-    (torch.bfloat16, 1, (4, 5), DIRECTIONS[1:3], 20, 24, True, 3),
-])
-def test_causal_conv_matches_pytorch(kernels, device, dtype, batch, grid, directions, width, lanes,
-                                     view, taps):
+@pytest.mark.parametrize(
+    'dtype, batch, grid, directions, width, lanes, view, taps',
+    [
+        (torch.float32, 1, (5, 9), DIRECTIONS, 8, 8, False, 3),
+        (torch.float32, 1, (1, 1), DIRECTIONS[2:], 3, 3, False, 4),
+        (torch.float32, 1, (1, 7), DIRECTIONS, 2, 2, False, 4),
+        (torch.float32, 1, (6, 1), DIRECTIONS, 5, 16, True, 3),
+        (torch.float32, 2, (2, 3), DIRECTIONS[2:], 7, 8, True, 4),
+        (torch.float32, 1, (3, 4), DIRECTIONS[1:2], 4, 4, False, 1),
+        (torch.bfloat16, 1, (4, 5), DIRECTIONS[1:3], 20, 24, True, 3),
+    ],
+)
+def test_causal_conv_matches_pytorch(
+    kernels, device, dtype, batch, grid, directions, width, lanes, view, taps
+):
     check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps)
 
 
@@ -163,7 +212,8 @@ def test_fewer_parameters_than_channels(kernels, device):
     dx, *whole = kernels.grid_conv_backward(x, dy, taps, bias, (2, 3), 'gelu')
     fewer = [torch.empty(n, device=device) for n in (90, 10, 10)]
     again, *_ = kernels.grid_conv_backward(
-        x, dy, taps, bias, (2, 3), 'gelu', dweight=fewer[0], dbias=fewer[1], dx_sum=fewer[2])
+        x, dy, taps, bias, (2, 3), 'gelu', dweight=fewer[0], dbias=fewer[1], dx_sum=fewer[2]
+    )
     assert torch.equal(again, dx)
     for name, got, expected in zip(('dweight', 'dbias', 'sum of dx'), fewer, whole):
         assert torch.equal(got, expected[:10].flatten()), name
@@ -181,25 +231,32 @@ def test_empty_batch(kernels, device):
     assert dx.shape == x.shape and not any(t.any() for t in sums)
 
 
-@pytest.mark.parametrize('dtype, batch, grid, groups, width, lanes, view, act', [
-    pytest.param(torch.bfloat16, 2, (200, 336), 1, 64, 64, False, 'gelu', marks=gpu),
-    pytest.param(torch.bfloat16, 8, (56, 56), 1, 512, 512, False, 'gelu', marks=gpu),
-    pytest.param(torch.float32, 4, (28, 57), 1, 256, 256, True, 'silu', marks=gpu),
-    pytest.param(torch.bfloat16, 128, (14, 14), 1, 1392, 1392, False, 'gelu', marks=gpu),
-    pytest.param(torch.bfloat16, 128, (14, 14), 4, 87, 88, True, 'silu', marks=gpu),
-    pytest.param(torch.float16, 128, (7, 7), 4, 112, 112, True, 'silu', marks=gpu),
-])
-def test_grid_conv_at_full_size(kernels, device, dtype, batch, grid, groups, width, lanes, view,
-                                act):
+@pytest.mark.parametrize(
+    'dtype, batch, grid, groups, width, lanes, view, act',
+    [
+        pytest.param(torch.bfloat16, 2, (200, 336), 1, 64, 64, False, 'gelu', marks=gpu),
+        pytest.param(torch.bfloat16, 8, (56, 56), 1, 512, 512, False, 'gelu', marks=gpu),
+        pytest.param(torch.float32, 4, (28, 57), 1, 256, 256, True, 'silu', marks=gpu),
+        pytest.param(torch.bfloat16, 128, (14, 14), 1, 1392, 1392, False, 'gelu', marks=gpu),
+        pytest.param(torch.bfloat16, 128, (14, 14), 4, 87, 88, True, 'silu', marks=gpu),
+        pytest.param(torch.float16, 128, (7, 7), 4, 112, 112, True, 'silu', marks=gpu),
+    ],
+)
+def test_grid_conv_at_full_size(
+    kernels, device, dtype, batch, grid, groups, width, lanes, view, act
+):
     check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, act)
 
 
-@pytest.mark.parametrize('dtype, batch, grid, width, lanes, view, taps', [
-    pytest.param(torch.bfloat16, 2, (200, 336), 32, 32, False, 3, marks=gpu),
-    pytest.param(torch.bfloat16, 128, (14, 14), 174, 176, True, 3, marks=gpu),
-    pytest.param(torch.bfloat16, 8, (56, 56), 48, 48, True, 3, marks=gpu),
-    pytest.param(torch.float16, 128, (7, 7), 380, 384, True, 3, marks=gpu),
-    pytest.param(torch.float32, 16, (28, 57), 64, 64, True, 4, marks=gpu),
-])
+@pytest.mark.parametrize(
+    'dtype, batch, grid, width, lanes, view, taps',
+    [
+        pytest.param(torch.bfloat16, 2, (200, 336), 32, 32, False, 3, marks=gpu),
+        pytest.param(torch.bfloat16, 128, (14, 14), 174, 176, True, 3, marks=gpu),
+        pytest.param(torch.bfloat16, 8, (56, 56), 48, 48, True, 3, marks=gpu),
+        pytest.param(torch.float16, 128, (7, 7), 380, 384, True, 3, marks=gpu),
+        pytest.param(torch.float32, 16, (28, 57), 64, 64, True, 4, marks=gpu),
+    ],
+)
 def test_causal_conv_at_full_size(kernels, device, dtype, batch, grid, width, lanes, view, taps):
     check_causal(kernels, device, dtype, batch, grid, DIRECTIONS, width, lanes, view, taps)

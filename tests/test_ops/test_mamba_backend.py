@@ -1,19 +1,20 @@
 """mamba-ssm and causal-conv1d: our layouts around stand-ins, and the real kernels on a GPU."""
+
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tests import stand_ins
-from tests.conftest import randomize
-from tests.test_ops.test_selective_scan import make_inputs
 
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.layers import GroupedMamba1d
 from groupmamba_mm.ops import DIRECTIONS, backend, causal_conv1d_silu, selective_scan
 from groupmamba_mm.ops.causal_conv1d import LIBRARY_TAPS
+from tests import stand_ins
+from tests.conftest import randomize
+from tests.test_ops.test_selective_scan import make_inputs
 
-NAMES = 'x dt A B C D'.split()
+NAMES = ['x', 'dt', 'A', 'B', 'C', 'D']
 
 
 @pytest.fixture
@@ -29,8 +30,9 @@ def libraries(monkeypatch):
 
 def scan_and_gradients(inputs, grid, directions, name, skip=True):
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
-    y = selective_scan(*(leaves if skip else leaves[:5]), grid=grid, directions=directions,
-                       backend=name)
+    y = selective_scan(
+        *(leaves if skip else leaves[:5]), grid=grid, directions=directions, backend=name
+    )
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     grads = torch.autograd.grad((y * weight).sum(), leaves if skip else leaves[:5])
     return [y, *grads]
@@ -47,7 +49,7 @@ def test_scan_and_gradients_match_the_reference(libraries, grid, width, d_state)
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=name)
 
 
-@pytest.mark.parametrize('directions', [('left-right', ), ('bottom-top', 'left-right')])
+@pytest.mark.parametrize('directions', [('left-right',), ('bottom-top', 'left-right')])
 def test_few_groups_and_no_skip(libraries, directions):
     inputs = make_inputs(1, (3, 5), 4, len(directions), 2, torch.float64)
     run = partial(scan_and_gradients, inputs, (3, 5), directions, skip=False)
@@ -69,9 +71,13 @@ def test_half_precision_is_scanned_in_fp32(libraries):
 def test_convolution_and_gradients(libraries, monkeypatch, taps, channels, length):
     calls = []
     import causal_conv1d
+
     run = causal_conv1d.causal_conv1d_fn
-    monkeypatch.setattr(causal_conv1d, 'causal_conv1d_fn',
-                        lambda *args, **kwargs: (calls.append(1), run(*args, **kwargs))[1])
+    monkeypatch.setattr(
+        causal_conv1d,
+        'causal_conv1d_fn',
+        lambda *args, **kwargs: (calls.append(1), run(*args, **kwargs))[1],
+    )
     gen = torch.Generator().manual_seed(0)
     rand = partial(torch.randn, generator=gen, dtype=torch.float64)
     inputs = [rand(2, length, channels), rand(channels, 1, taps), rand(channels)]
@@ -82,8 +88,9 @@ def test_convolution_and_gradients(libraries, monkeypatch, taps, channels, lengt
         y = causal_conv1d_silu(*leaves, backend=name)
         results.append([y, *torch.autograd.grad(y, leaves, grad)])
     x, weight, bias = inputs
-    plain = F.silu(F.conv1d(x.transpose(1, 2), weight, bias, padding=taps - 1,
-                            groups=channels)[..., :length]).transpose(1, 2)
+    plain = F.silu(
+        F.conv1d(x.transpose(1, 2), weight, bias, padding=taps - 1, groups=channels)[..., :length]
+    ).transpose(1, 2)
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(results[0][0], plain)
@@ -93,16 +100,20 @@ def test_convolution_and_gradients(libraries, monkeypatch, taps, channels, lengt
 def test_convolution_takes_a_view(libraries):
     x = torch.randn(2, 5, 24)[..., 3:11]
     weight, bias = torch.randn(8, 1, 3), torch.randn(8)
-    torch.testing.assert_close(causal_conv1d_silu(x, weight, bias, backend='mamba_ssm'),
-                               causal_conv1d_silu(x, weight, bias))
+    torch.testing.assert_close(
+        causal_conv1d_silu(x, weight, bias, backend='mamba_ssm'),
+        causal_conv1d_silu(x, weight, bias),
+    )
 
 
 @pytest.mark.parametrize('conv', [True, False])
 def test_models_are_the_same(libraries, monkeypatch, small_arch, conv):
     stand_ins.install(monkeypatch, causal_conv1d=conv)
     image = torch.randn(2, 3, 20, 33, dtype=torch.float64)
-    models = [randomize(GroupMamba(arch=small_arch, d_state=2, scan_backend=name).double())
-              for name in ('mamba_ssm', 'torch')]
+    models = [
+        randomize(GroupMamba(arch=small_arch, d_state=2, scan_backend=name).double())
+        for name in ('mamba_ssm', 'torch')
+    ]
     outputs = [model(image)[0] for model in models]
     torch.testing.assert_close(*outputs)
     for y in outputs:
@@ -113,7 +124,7 @@ def test_models_are_the_same(libraries, monkeypatch, small_arch, conv):
 
 def test_compiled_around_the_library(libraries):
     torch._dynamo.reset()
-    layer = GroupedMamba1d(16, (DIRECTIONS, ), 1, 'mamba_ssm')
+    layer = GroupedMamba1d(16, (DIRECTIONS,), 1, 'mamba_ssm')
     tokens = torch.randn(2, 6, 4, 4)
     with torch.no_grad():
         got = torch.compile(layer, backend='eager')(tokens, (2, 3))
@@ -155,8 +166,10 @@ def test_real_scan(grid, d_state):
 def test_real_convolution(channels, length, dtype, limit):
     need('causal_conv1d')
     gen = torch.Generator().manual_seed(0)
-    x, weight, bias, grad = (torch.randn(shape, generator=gen).cuda() for shape in (
-        (2, length, channels), (channels, 1, 3), (channels, ), (2, length, channels)))
+    x, weight, bias, grad = (
+        torch.randn(shape, generator=gen).cuda()
+        for shape in ((2, length, channels), (channels, 1, 3), (channels,), (2, length, channels))
+    )
     x, grad = x.to(dtype), grad.to(dtype)
     results = []
     for name, kind in (('mamba_ssm', None), ('torch', torch.float64)):

@@ -1,4 +1,5 @@
 """Fused LayerNorms and channel affinity against PyTorch in fp64: outputs and every gradient."""
+
 import itertools
 
 import pytest
@@ -7,11 +8,16 @@ import torch.nn.functional as F
 
 pytest.importorskip('triton')
 
-from groupmamba_mm.ops.integers import round_up  # noqa: E402
-from groupmamba_mm.ops.norm.kernels import (add_norm_backward, add_norm_forward,  # noqa: E402
-                                            affinity_backward, affinity_forward,
-                                            scaled_norm_backward, scaled_norm_forward)
-from tests.kernel_truth import differentiable, gpu  # noqa: E402
+from groupmamba_mm.ops.integers import round_up
+from groupmamba_mm.ops.norm.kernels import (
+    add_norm_backward,
+    add_norm_forward,
+    affinity_backward,
+    affinity_forward,
+    scaled_norm_backward,
+    scaled_norm_forward,
+)
+from tests.kernel_truth import differentiable, gpu
 
 pytestmark = pytest.mark.usefixtures('nan_buffers')
 
@@ -20,27 +26,69 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 TOLERANCE = {FP32: 1e-5, FP16: 1e-3, BF16: 5e-3}
 #: (images, tokens, channels, groups): ragged, one token, several tiles of a program, a last tile
 #: that is not full
-SIZES = [(2, 1, 64, 1), (2, 49, 64, 1), (1, 19, 348, 1), (1, 21, 348, 4), (1, 17, 424, 4),
-         (1, 49, 96, 4), (1, 5, 1012, 4), (2, 5, 1012, 1)]
+SIZES = [
+    (2, 1, 64, 1),
+    (2, 49, 64, 1),
+    (1, 19, 348, 1),
+    (1, 21, 348, 4),
+    (1, 17, 424, 4),
+    (1, 49, 96, 4),
+    (1, 5, 1012, 4),
+    (2, 5, 1012, 1),
+]
 
 
-def add_layer_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype, mean_of,
-                   stream_dtype=None, wants_rounded=False):
+def add_layer_norm(
+    x,
+    branch,
+    branch_scale,
+    weight,
+    bias,
+    eps,
+    groups,
+    out_dtype,
+    mean_of,
+    stream_dtype=None,
+    wants_rounded=False,
+):
     """Stream (None without a branch), normed tokens, mean or None, rounded stream or None."""
     channels = weight.shape[0]
 
     def forward(x, branch, weight, bias):
-        outputs = add_norm_forward(x, branch, branch_scale, weight, bias, eps, groups,
-                                   round_up(channels), out_dtype, mean_of, stream_dtype,
-                                   wants_rounded)
+        outputs = add_norm_forward(
+            x,
+            branch,
+            branch_scale,
+            weight,
+            bias,
+            eps,
+            groups,
+            round_up(channels),
+            out_dtype,
+            mean_of,
+            stream_dtype,
+            wants_rounded,
+        )
         return outputs, (x if outputs[0] is None else outputs[0], weight)
 
     def backward(saved, of_stream, of_normed, of_mean, of_rounded):
         of_mean = None if of_mean is None else of_mean.contiguous()
         width, dtype = (0, None) if branch is None else (branch.shape[2], branch.dtype)
         grad_x, grad_branch, sums = add_norm_backward(
-            saved[0], branch_scale, saved[1], of_stream, of_rounded, of_normed, of_mean, eps,
-            groups, mean_of, x.shape[2], width, dtype)
+            saved[0],
+            branch_scale,
+            saved[1],
+            of_stream,
+            of_rounded,
+            of_normed,
+            of_mean,
+            eps,
+            groups,
+            mean_of,
+            x.shape[2],
+            width,
+            dtype,
+        )
         return grad_x, grad_branch, sums[0], sums[1]
 
     return differentiable(forward, backward, x, branch, weight, bias)
@@ -48,8 +96,9 @@ def add_layer_norm(x, branch, branch_scale, weight, bias, eps, groups, out_dtype
 
 def layer_norm(x, weight, bias, eps, groups, out_dtype, mean_of):
     """Normed tokens, mean or None."""
-    stream, normed, mean, rounded = add_layer_norm(x, None, None, weight, bias, eps, groups,
-                                                   out_dtype, mean_of)
+    stream, normed, mean, rounded = add_layer_norm(
+        x, None, None, weight, bias, eps, groups, out_dtype, mean_of
+    )
     assert stream is None and rounded is None
     return normed, mean
 
@@ -70,8 +119,9 @@ def channel_affinity(mean, *parameters):
         grads = [None if p is None else torch.empty_like(p) for p in parameters]
         return affinity_backward(*saved, of_output.contiguous(), grads), *grads
 
-    return differentiable(lambda *tensors: (affinity_forward(*tensors), tensors), backward, mean,
-                          *parameters)
+    return differentiable(
+        lambda *tensors: (affinity_forward(*tensors), tensors), backward, mean, *parameters
+    )
 
 
 class Maker:
@@ -83,8 +133,10 @@ class Maker:
 
     def __call__(self, name, *shape, dtype=FP32, shift=0.0, std=1.0, grad=True):
         value = (torch.randn(*shape, generator=self.gen) * std + shift).to(dtype)
-        self.leaves[name] = (value.to(DEVICE, copy=True).requires_grad_(grad),
-                             value.double().requires_grad_(grad))
+        self.leaves[name] = (
+            value.to(DEVICE, copy=True).requires_grad_(grad),
+            value.double().requires_grad_(grad),
+        )
         return self.leaves[name]
 
     def params(self, channels):
@@ -118,8 +170,10 @@ def compare(maker, outputs, references, tolerances, seed=1):
     leaves = [(n, a, r) for n, (a, r) in maker.leaves.items() if a.requires_grad]
     actual = torch.autograd.grad(outputs, [a for _, a, _ in leaves], [g.to(DEVICE) for g in grads])
     expected = torch.autograd.grad(
-        list(references.values()), [r for _, _, r in leaves],
-        [g.double()[..., :r.shape[-1]] for g, r in zip(grads, references.values())])
+        list(references.values()),
+        [r for _, _, r in leaves],
+        [g.double()[..., : r.shape[-1]] for g, r in zip(grads, references.values())],
+    )
     for (name, leaf, _), a, e in zip(leaves, actual, expected):
         assert a.dtype == leaf.dtype, name
         close('gradient of ' + name, a, e, max(max(tolerances), TOLERANCE[leaf.dtype]))
@@ -146,12 +200,21 @@ def check_layer_norm(size, mean_of=0, dtype=FP32, out_dtype=FP32, padded=False):
         assert mean.dtype == FP32
     else:
         assert mean is None
-    outputs = [normed, mean][:len(references)]
+    outputs = [normed, mean][: len(references)]
     return compare(maker, outputs, references, [TOLERANCE[out_dtype], TOLERANCE[FP32]])
 
 
-def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, padded=False,
-              scaled=False, stream_dtype=None, wants_rounded=False):
+def check_add(
+    size,
+    mean_of=0,
+    dtype=FP32,
+    branch_dtype=FP32,
+    out_dtype=FP32,
+    padded=False,
+    scaled=False,
+    stream_dtype=None,
+    wants_rounded=False,
+):
     batch, length, channels, groups = size
     maker = Maker()
     x = maker('x', batch, length, channels, dtype=dtype, shift=0.5)
@@ -159,8 +222,18 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
     scale = maker('branch_scale', batch, grad=False) if scaled else (None, None)
     weight, bias = maker.params(channels)
     stream, normed, mean, rounded = add_layer_norm(
-        x[0], branch[0], scale[0], weight[0], bias[0], 1e-6, groups, out_dtype, mean_of,
-        stream_dtype, wants_rounded)
+        x[0],
+        branch[0],
+        scale[0],
+        weight[0],
+        bias[0],
+        1e-6,
+        groups,
+        out_dtype,
+        mean_of,
+        stream_dtype,
+        wants_rounded,
+    )
     stream_dtype = stream_dtype or dtype
     assert stream.dtype == stream_dtype and normed.dtype == out_dtype
     assert normed.shape == (batch, length, round_up(channels))
@@ -169,9 +242,9 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
     references['normed'] = reference_norm(references['stream'], weight[1], bias[1], 1e-6, groups)
     if mean_of:
         references['mean'] = references['stream' if mean_of == 1 else 'normed'].mean(1)
-    outputs = [stream, normed, mean][:len(references)]
+    outputs = [stream, normed, mean][: len(references)]
     worst = max(TOLERANCE[stream_dtype], TOLERANCE[out_dtype])
-    tolerances = [TOLERANCE[stream_dtype], worst, TOLERANCE[stream_dtype]][:len(references)]
+    tolerances = [TOLERANCE[stream_dtype], worst, TOLERANCE[stream_dtype]][: len(references)]
     if wants_rounded:
         assert rounded.dtype == out_dtype
         outputs.append(rounded)
@@ -182,13 +255,24 @@ def check_add(size, mean_of=0, dtype=FP32, branch_dtype=FP32, out_dtype=FP32, pa
     return compare(maker, outputs, references, tolerances)
 
 
-def check_scaled(batch, length, channels, dtype=FP32, out_dtype=FP32, padded=False, residual=True,
-                 multiplier=True):
+def check_scaled(
+    batch,
+    length,
+    channels,
+    dtype=FP32,
+    out_dtype=FP32,
+    padded=False,
+    residual=True,
+    multiplier=True,
+):
     maker = Maker()
     y = maker('y', batch, length, wide(channels, padded), dtype=dtype)
     r = maker('residual', batch, length, channels) if residual else (None, None)
-    m = (maker('multiplier', batch, length, wide(channels, padded), dtype=dtype, shift=0.5)
-         if multiplier else (None, None))
+    m = (
+        maker('multiplier', batch, length, wide(channels, padded), dtype=dtype, shift=0.5)
+        if multiplier
+        else (None, None)
+    )
     scale = maker('scale', batch, channels, shift=1.0)
     weight, bias = maker.params(channels)
     normed = scaled_layer_norm(y[0], r[0], m[0], scale[0], weight[0], bias[0], 1e-5, out_dtype)
@@ -205,10 +289,12 @@ def check_affinity(batch, channels, skip):
     maker = Maker()
     hidden = max(1, channels // 16)
     mean = maker('mean', batch, channels)
-    arguments = [maker('fc1_weight', hidden, channels, std=channels**-0.5),
-                 maker('fc1_bias', hidden, shift=1.0),
-                 maker('fc2_weight', channels, hidden, std=hidden**-0.5),
-                 maker('fc2_bias', channels)]
+    arguments = [
+        maker('fc1_weight', hidden, channels, std=channels**-0.5),
+        maker('fc1_bias', hidden, shift=1.0),
+        maker('fc2_weight', channels, hidden, std=hidden**-0.5),
+        maker('fc2_bias', channels),
+    ]
     scale = maker('skip_scale', 1, shift=1.0) if skip else (None, 1.0)
     out = channel_affinity(mean[0], *(a for a, _ in arguments), scale[0])
     w1, b1, w2, b2 = (r for _, r in arguments)
@@ -221,14 +307,16 @@ def test_layer_norm(size):
     check_layer_norm(size, mean_of=2)
 
 
-@pytest.mark.parametrize('mean_of, padded, groups',
-                         itertools.product([0, 1, 2], [False, True], [1, 2]))
+@pytest.mark.parametrize(
+    'mean_of, padded, groups', itertools.product([0, 1, 2], [False, True], [1, 2])
+)
 def test_layer_norm_variants(mean_of, padded, groups):
     check_layer_norm((2, 7, 44, groups), mean_of, padded=padded)
 
 
-@pytest.mark.parametrize('dtype, out_dtype', [(FP32, BF16), (BF16, BF16), (FP16, FP16),
-                                              (BF16, FP32)])
+@pytest.mark.parametrize(
+    'dtype, out_dtype', [(FP32, BF16), (BF16, BF16), (FP16, FP16), (BF16, FP32)]
+)
 def test_layer_norm_precisions(dtype, out_dtype):
     check_layer_norm((2, 5, 44, 2), 2, dtype, out_dtype, padded=True)
 
@@ -238,22 +326,26 @@ def test_add_layer_norm(size):
     check_add(size, mean_of=1, scaled=True, padded=True)
 
 
-@pytest.mark.parametrize('mean_of, scaled, padded, groups',
-                         itertools.product([0, 1, 2], [False, True], [False, True], [1, 2]))
+@pytest.mark.parametrize(
+    'mean_of, scaled, padded, groups',
+    itertools.product([0, 1, 2], [False, True], [False, True], [1, 2]),
+)
 def test_add_layer_norm_variants(mean_of, scaled, padded, groups):
     check_add((2, 7, 44, groups), mean_of, scaled=scaled, padded=padded)
 
 
-@pytest.mark.parametrize('dtype, branch_dtype, out_dtype',
-                         [(FP32, BF16, BF16), (BF16, BF16, BF16), (FP32, FP16, FP16)])
+@pytest.mark.parametrize(
+    'dtype, branch_dtype, out_dtype', [(FP32, BF16, BF16), (BF16, BF16, BF16), (FP32, FP16, FP16)]
+)
 def test_add_layer_norm_precisions(dtype, branch_dtype, out_dtype):
     check_add((2, 5, 44, 2), 1, dtype, branch_dtype, out_dtype, padded=True, scaled=True)
 
 
 @pytest.mark.parametrize('mean_of, groups, out_dtype', [(0, 1, FP16), (1, 4, FP16), (2, 4, FP32)])
 def test_stream_once_more_in_the_precision_of_products(mean_of, groups, out_dtype):
-    check_add((2, 21, 44, groups), mean_of, FP32, out_dtype, out_dtype, scaled=True,
-              wants_rounded=True)
+    check_add(
+        (2, 21, 44, groups), mean_of, FP32, out_dtype, out_dtype, scaled=True, wants_rounded=True
+    )
 
 
 @pytest.mark.parametrize('branch_dtype', [FP16, FP32])
@@ -273,8 +365,7 @@ def test_rows_too_wide_to_load_ahead(channels):
     check_scaled(1, 3, channels)
 
 
-@pytest.mark.parametrize('residual, multiplier, padded',
-                         itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize('residual, multiplier, padded', itertools.product([False, True], repeat=3))
 def test_scaled_layer_norm_variants(residual, multiplier, padded):
     check_scaled(2, 7, 44, residual=residual, multiplier=multiplier, padded=padded)
 
@@ -284,13 +375,14 @@ def test_scaled_layer_norm_precisions(dtype):
     check_scaled(2, 9, 44, dtype=dtype, out_dtype=dtype, padded=True)
 
 
-@pytest.mark.parametrize('batch, channels, skip', [(2, 64, True), (3, 348, False), (2, 1024, True),
-                                                   (1, 8, False)])
+@pytest.mark.parametrize(
+    'batch, channels, skip', [(2, 64, True), (3, 348, False), (2, 1024, True), (1, 8, False)]
+)
 def test_channel_affinity(batch, channels, skip):
     check_affinity(batch, channels, skip)
 
 
-@pytest.mark.parametrize('outputs', [(0, ), (1, ), (2, ), (0, 2)])
+@pytest.mark.parametrize('outputs', [(0,), (1,), (2,), (0, 2)])
 @pytest.mark.parametrize('mean_of', [1, 2])
 def test_gradients_of_some_outputs_only(outputs, mean_of):
     maker = Maker()
@@ -321,9 +413,12 @@ def test_inputs_that_are_not_contiguous():
 
 
 def test_twice_the_same_bits():
-    for check in (lambda: check_layer_norm((1, 33, 44, 4), 2),
-                  lambda: check_add((1, 33, 44, 1), 1, scaled=True),
-                  lambda: check_scaled(1, 33, 44), lambda: check_affinity(2, 64, True)):
+    for check in (
+        lambda: check_layer_norm((1, 33, 44, 4), 2),
+        lambda: check_add((1, 33, 44, 1), 1, scaled=True),
+        lambda: check_scaled(1, 33, 44),
+        lambda: check_affinity(2, 64, True),
+    ):
         assert all(torch.equal(a, b) for a, b in zip(check(), check()))
 
 
@@ -333,11 +428,12 @@ def test_gradients_into_memory_of_the_caller():
     weight, memory = torch.randn(44, device=DEVICE), torch.zeros(140, device=DEVICE)
 
     def run(**options):
-        return add_norm_backward(stream, None, weight, grad, None, of_normed, None, 1e-5, 2, 0, 44,
-                                 0, FP32, **options)
+        return add_norm_backward(
+            stream, None, weight, grad, None, of_normed, None, 1e-5, 2, 0, 44, 0, FP32, **options
+        )
 
     plain = run()
-    *grads, sums = run(wants_sum=True, sums=memory[4:136])
+    *grads, _sums = run(wants_sum=True, sums=memory[4:136])
     assert torch.equal(grads[0], plain[0]) and grads[1] is None
     assert torch.equal(memory[4:92].view(2, 44), plain[2])
     close('sum', memory[92:136], grad.double().sum((0, 1)).cpu(), 1e-5)
@@ -348,17 +444,36 @@ def test_gradients_into_memory_of_the_caller():
     assert torch.equal(memory[4:92].view(2, 44), expected)
 
 
-LARGE = [pytest.param(case, marks=gpu) for case in [
-    (16, 3136, 64, 1), (2, 67200, 64, 1), (16, 784, 348, 4), (8, 196, 1012, 4),
-    (3, 4209, 424, 1), (128, 49, 448, 1)]]
+LARGE = [
+    pytest.param(case, marks=gpu)
+    for case in [
+        (16, 3136, 64, 1),
+        (2, 67200, 64, 1),
+        (16, 784, 348, 4),
+        (8, 196, 1012, 4),
+        (3, 4209, 424, 1),
+        (128, 49, 448, 1),
+    ]
+]
 
 
 @pytest.mark.parametrize('size', LARGE, ids=str)
 @pytest.mark.parametrize('branch_dtype', [FP32, BF16])
 def test_large(size, branch_dtype):
     check_layer_norm(size, 1, out_dtype=branch_dtype)
-    first, second = (check_add(size, 2, FP32, branch_dtype, branch_dtype, padded=True, scaled=True,
-                               wants_rounded=branch_dtype == BF16) for _ in range(2))
+    first, second = (
+        check_add(
+            size,
+            2,
+            FP32,
+            branch_dtype,
+            branch_dtype,
+            padded=True,
+            scaled=True,
+            wants_rounded=branch_dtype == BF16,
+        )
+        for _ in range(2)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     check_scaled(*size[:3], branch_dtype, branch_dtype)
 
@@ -368,6 +483,6 @@ def test_more_than_2_to_the_31_values(dummy):
     x = torch.randn(2, 2**21, 520, device=DEVICE, dtype=BF16)  # 4.4 GB
     weight, bias = torch.ones(520, device=DEVICE), torch.zeros(520, device=DEVICE)
     normed, mean = layer_norm(x, weight, bias, 1e-5, 1, BF16, 1)
-    last = F.layer_norm(x[-1:, -100:].double(), (520, ), eps=1e-5)
+    last = F.layer_norm(x[-1:, -100:].double(), (520,), eps=1e-5)
     close('normed', normed[-1:, -100:], last.cpu(), 5e-3)
     close('mean', mean, x.double().mean(1).cpu(), 1e-3)

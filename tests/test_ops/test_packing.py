@@ -1,4 +1,5 @@
 """Weights packed for the kernels, and gradients back, against plain PyTorch."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,27 +29,44 @@ def make_packing(width):
         The packing, parameters, and what each of them has to look like, in the matrices' order.
     """
     from groupmamba_mm.ops.blocks import packing
+
     stored, total = round_up(width), 2 * width
-    shapes = [(2, 2 * width, width), (2, width, width), (5, total), (5, ), (total, 1, 3, 3),
-              (2, 3, width), (total, )]
+    shapes = [
+        (2, 2 * width, width),
+        (2, width, width),
+        (5, total),
+        (5,),
+        (total, 1, 3, 3),
+        (2, 3, width),
+        (total,),
+    ]
     columns = round_up(total)
     matrices = (
         packing.block_diagonal(0, 2, 2, width, width, stored, width, columns),
         packing.block_diagonal(1, 2, 1, width, width, width, stored, 2 * stored),
-        packing.dense(2, 5, total, 8, columns), packing.vector(3, 5, 8),
-        packing.taps(4, 9, total, total), packing.vector(6, total, columns, in_fp32=True))
+        packing.dense(2, 5, total, 8, columns),
+        packing.vector(3, 5, 8),
+        packing.taps(4, 9, total, total),
+        packing.vector(6, total, columns, in_fp32=True),
+    )
     row = 4 * width + 1
-    rows = [packing.Rows(5, 2, 0, 3, width, width, row),
-            packing.Rows(6, 2, 3 * width, 1, width, 0, row),
-            packing.Rows(3, 1, 2 * row, 1, 5, 0, 0),
-            packing.Rows(4, 1, 2 * row + 5, 9, total, total, 0)]
+    rows = [
+        packing.Rows(5, 2, 0, 3, width, width, row),
+        packing.Rows(6, 2, 3 * width, 1, width, 0, row),
+        packing.Rows(3, 1, 2 * row, 1, 5, 0, 0),
+        packing.Rows(4, 1, 2 * row + 5, 9, total, total, 0),
+    ]
     references = [
         (0, lambda t: grouped(t, 2, stored, width, 4 * stored, columns)),
         (1, lambda t: grouped(t, 1, width, stored, columns, 2 * stored)),
-        (2, lambda t: F.pad(t, (0, columns - total, 0, 3))), (3, lambda t: F.pad(t, (0, 3))),
-        (4, lambda t: t.flatten(1).t()), (6, lambda t: F.pad(t, (0, columns - total)))]
-    made = packing.Packing(matrices, rows, 2 * row + 5 + 9 * total,
-                           [torch.Size(shape).numel() for shape in shapes])
+        (2, lambda t: F.pad(t, (0, columns - total, 0, 3))),
+        (3, lambda t: F.pad(t, (0, 3))),
+        (4, lambda t: t.flatten(1).t()),
+        (6, lambda t: F.pad(t, (0, columns - total))),
+    ]
+    made = packing.Packing(
+        matrices, rows, 2 * row + 5 + 9 * total, [torch.Size(shape).numel() for shape in shapes]
+    )
     return made, shapes, references
 
 
@@ -75,25 +93,26 @@ def test_weights_are_packed_as_plain_pytorch_does(device, width, dtype):
 def test_gradients_come_back(device, width):
     """Those of packed matrices as autograd gets them from plain PyTorch's packing."""
     packing, shapes, references = make_packing(width)
-    leaves = [randn(i, device, torch.float32, *shape).requires_grad_()
-              for i, shape in enumerate(shapes)]
+    leaves = [
+        randn(i, device, torch.float32, *shape).requires_grad_() for i, shape in enumerate(shapes)
+    ]
     low = randn(50, device, torch.float32, packing.sizes[0])
     rows = randn(51, device, torch.float32, packing.rows_size)
-    grads = torch.full((packing.total + 3, ), float('nan'), device=device)
+    grads = torch.full((packing.total + 3,), float('nan'), device=device)
     packing.unpack(low, rows, grads[:-3])
     assert grads[-3:].isnan().all()
     got = [t.view(shape) for t, shape in zip(grads[:-3].split(packing.numels), shapes)]
     matrices = packing.views(low, torch.empty(packing.sizes[1], device=device))
     for parameter, reference in references[:3]:
         leaf = leaves[parameter]
-        expected, = torch.autograd.grad(reference(leaf), leaf, matrices[parameter])
+        (expected,) = torch.autograd.grad(reference(leaf), leaf, matrices[parameter])
         assert torch.equal(got[parameter], expected), parameter
     row = 4 * width + 1
-    of_groups = rows[:2 * row].view(2, row)
-    assert torch.equal(got[5], of_groups[:, :3 * width].view(2, 3, width))
-    assert torch.equal(got[6].view(2, width), of_groups[:, 3 * width:4 * width])
-    assert torch.equal(got[3], rows[2 * row:2 * row + 5])
-    assert torch.equal(got[4].flatten(), rows[2 * row + 5:])
+    of_groups = rows[: 2 * row].view(2, row)
+    assert torch.equal(got[5], of_groups[:, : 3 * width].view(2, 3, width))
+    assert torch.equal(got[6].view(2, width), of_groups[:, 3 * width : 4 * width])
+    assert torch.equal(got[3], rows[2 * row : 2 * row + 5])
+    assert torch.equal(got[4].flatten(), rows[2 * row + 5 :])
 
 
 @pytest.mark.parametrize('family', ['official', 'paper'])
@@ -101,6 +120,7 @@ def test_gradients_come_back(device, width):
 def test_each_parameter_of_a_block_has_one_source_of_its_gradient(family, by_groups):
     """A matrix or a row, or a kernel of its own: then it is not among those packed."""
     from groupmamba_mm.ops.blocks import official, paper
+
     if family == 'official':
         spec = official.OfficialSpec(348, 4, 1392, 6, 1, 12, 10, 21, 1e-5, 1e-5, 1e-6)
         packing = official.packing_of(spec)
@@ -132,6 +152,7 @@ def test_weights_that_changed_or_moved_are_seen(device):
 
 def test_tables_of_memory_that_is_gone_do_not_pile_up(device, monkeypatch):
     from groupmamba_mm.ops.blocks import packing as module
+
     monkeypatch.setattr(module, '_MOST_TABLES', 3)
     packing, shapes, _ = make_packing(3)
     kept = []

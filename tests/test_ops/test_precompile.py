@@ -1,4 +1,5 @@
 """Kernels compiled by worker processes, without a GPU."""
+
 import json
 
 import pytest
@@ -89,11 +90,13 @@ def test_launches_find_what_was_compiled(results):
 
 def test_a_kernel_that_does_not_compile_is_named(results):
     assert results['error'].startswith(
-        'kernel _sum_parts of groupmamba_mm.ops.sums does not compile: CompilationError')
+        'kernel _sum_parts of groupmamba_mm.ops.sums does not compile: CompilationError'
+    )
 
 
 def test_gpu_that_is_absent():
     from groupmamba_mm.ops.precompile import AbsentGPU
+
     gpu = AbsentGPU(86)
     target = gpu.get_current_target()
     assert (target.backend, target.arch, target.warp_size) == ('cuda', 86, 32)
@@ -104,6 +107,7 @@ def test_gpu_that_is_absent():
 def test_shared_memory_is_that_of_the_gpu_that_is_meant(capability, kib):
     from groupmamba_mm.ops.gpu import shared_memory
     from groupmamba_mm.ops.precompile import note_launches
+
     seen = []
     note_launches(lambda: seen.append(shared_memory(torch.device('cpu'))), capability)
     assert seen == [kib * 1024]

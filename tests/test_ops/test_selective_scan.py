@@ -1,4 +1,5 @@
 """The selective scan against its sequential reference, finite differences and bad input."""
+
 import itertools
 from functools import partial
 
@@ -30,7 +31,7 @@ def make_inputs(batch, grid, width, groups, d_state, dtype=torch.float32, dt_sca
 
 def loop(x, dt, A, B, C, D, grid, directions):
     """Token by token and channel by channel, straight from Eq. 1-2; independent of the package."""
-    batch, length, channels = x.shape
+    batch, _length, channels = x.shape
     height, width = grid
     group_width = channels // len(directions)
     y = torch.zeros_like(x)
@@ -45,8 +46,10 @@ def loop(x, dt, A, B, C, D, grid, directions):
             order = order[::-1]
         state = x.new_zeros(batch, A.shape[1])
         for t in order:
-            state = (torch.exp(dt[:, t, c, None] * A[c]) * state
-                     + dt[:, t, c, None] * B[:, t, group] * x[:, t, c, None])
+            state = (
+                torch.exp(dt[:, t, c, None] * A[c]) * state
+                + dt[:, t, c, None] * B[:, t, group] * x[:, t, c, None]
+            )
             y[:, t, c] = (C[:, t, group] * state).sum(-1) + D[c] * x[:, t, c]
     return y
 
@@ -88,8 +91,9 @@ def test_gradients_against_finite_differences(direction, grid, width):
     inputs = make_inputs(1, grid, width, 1, 2, torch.float64, dt_scale=0.5)
     inputs = [t.requires_grad_() for t in inputs]
     assert torch.autograd.gradcheck(
-        lambda *args: selective_scan(*args, grid=grid, directions=(direction, ), backend='torch'),
-        inputs)
+        lambda *args: selective_scan(*args, grid=grid, directions=(direction,), backend='torch'),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize('grid,width', [((16, 5), 87), ((33, 2), 3), ((1, 50), 1)])
@@ -101,7 +105,9 @@ def test_all_gradients_match_reference(grid, width):
         leaves = [t.clone().requires_grad_() for t in inputs]
         y = selective_scan(*leaves, grid=grid, directions=DIRECTIONS, backend=backend)
         grads[backend] = torch.autograd.grad((y * weight).sum(), leaves)
-    for name, ours, expected in zip('x dt A B C D'.split(), grads['torch'], grads['reference']):
+    for name, ours, expected in zip(
+        ['x', 'dt', 'A', 'B', 'C', 'D'], grads['torch'], grads['reference']
+    ):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9, msg=name)
 
 
@@ -121,8 +127,9 @@ def test_state_is_fp32_at_least_and_dtype_is_kept(dtype):
     exact = selective_scan(*(t.double() for t in inputs), grid=(40, 50), directions=DIRECTIONS)
     # all that is lost is the rounding of the output: a bf16 state would be off by far more
     rounding = torch.finfo(dtype).eps
-    assert (y.double() - exact).abs().max() <= max(rounding, 1e-5 if dtype != torch.float64
-                                                   else 1e-13) * exact.abs().max()
+    assert (y.double() - exact).abs().max() <= max(
+        rounding, 1e-5 if dtype != torch.float64 else 1e-13
+    ) * exact.abs().max()
 
 
 def test_autocast_does_not_lower_the_precision_of_the_state():
@@ -149,26 +156,29 @@ def test_scan_order_visits_the_grid_and_comes_back(direction, grid):
 
 
 def _bad(**changes):
-    names = 'x dt A B C D'.split()
+    names = ['x', 'dt', 'A', 'B', 'C', 'D']
     call = dict(zip(names, make_inputs(1, (2, 3), 2, 4, 1)))
     call.update(grid=(2, 3), directions=DIRECTIONS)
     call.update(changes)
     return selective_scan(**call)
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(x=torch.zeros(6, 8)), r'x must be a tensor of shape \(B, L, C\), got \(6, 8\)'),
-    (dict(grid=(3, 3)), r'grid \(3, 3\) has 9 tokens but x has L = 6'),
-    (dict(dt=torch.zeros(1, 6, 7)), r'dt must have shape \(B, L, C\) = \(1, 6, 8\)'),
-    (dict(A=torch.zeros(8)), r'A must be a tensor of shape \(C, N\), got \(8,\)'),
-    (dict(B=torch.zeros(1, 6, 4, 2)), r'B must have shape .* = \(1, 6, 4, 1\)'),
-    (dict(D=torch.zeros(4)), r'D must have shape \(C,\) = \(8,\)'),
-    (dict(directions=('diagonal', )), "unknown scan direction 'diagonal'; choose from"),
-    (dict(directions=()), 'non-empty sequence'),
-    (dict(directions=DIRECTIONS[:3]), '8 channels cannot be divided into 3 groups'),
-    (dict(backend='cuda'), "unknown scan backend 'cuda'; choose from"),
-    (dict(C=torch.zeros(1, 6, 4, 1, device='meta')), 'C is on meta but x is on cpu'),
-])
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        (dict(x=torch.zeros(6, 8)), r'x must be a tensor of shape \(B, L, C\), got \(6, 8\)'),
+        (dict(grid=(3, 3)), r'grid \(3, 3\) has 9 tokens but x has L = 6'),
+        (dict(dt=torch.zeros(1, 6, 7)), r'dt must have shape \(B, L, C\) = \(1, 6, 8\)'),
+        (dict(A=torch.zeros(8)), r'A must be a tensor of shape \(C, N\), got \(8,\)'),
+        (dict(B=torch.zeros(1, 6, 4, 2)), r'B must have shape .* = \(1, 6, 4, 1\)'),
+        (dict(D=torch.zeros(4)), r'D must have shape \(C,\) = \(8,\)'),
+        (dict(directions=('diagonal',)), "unknown scan direction 'diagonal'; choose from"),
+        (dict(directions=()), 'non-empty sequence'),
+        (dict(directions=DIRECTIONS[:3]), '8 channels cannot be divided into 3 groups'),
+        (dict(backend='cuda'), "unknown scan backend 'cuda'; choose from"),
+        (dict(C=torch.zeros(1, 6, 4, 1, device='meta')), 'C is on meta but x is on cpu'),
+    ],
+)
 def test_bad_values_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         _bad(**changes)

@@ -1,4 +1,5 @@
 """Sums of parts and of columns against torch."""
+
 import pytest
 import torch
 
@@ -9,13 +10,25 @@ pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
-@pytest.mark.parametrize('shape, dim', [
-    ((1, 3), 0), ((7, 2, 5), 0), ((300, 33), 0), ((3, 4, 17), 1), ((2, 270, 3, 6), 1), ((0, 4), 0),
-    ((2, 0, 3), 1), ((0, 3, 4), 1), ((5, 0), 0),
-], ids=str)
+@pytest.mark.parametrize(
+    'shape, dim',
+    [
+        ((1, 3), 0),
+        ((7, 2, 5), 0),
+        ((300, 33), 0),
+        ((3, 4, 17), 1),
+        ((2, 270, 3, 6), 1),
+        ((0, 4), 0),
+        ((2, 0, 3), 1),
+        ((0, 3, 4), 1),
+        ((5, 0), 0),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16])
 def test_sum_of_parts(shape, dim, dtype):
     from groupmamba_mm.ops.sums import sum_parts
+
     parts = torch.randn(shape, device=DEVICE)
     total = sum_parts(parts, dim, dtype)
     expected = parts.double().sum(dim)
@@ -27,6 +40,7 @@ def test_sum_of_parts(shape, dim, dtype):
 
 def test_sum_of_parts_into_memory_of_the_caller():
     from groupmamba_mm.ops.sums import sum_parts
+
     parts, memory = torch.randn(5, 3, 7, device=DEVICE), torch.zeros(30, device=DEVICE)
     total = sum_parts(parts, out=memory[4:25])
     assert total.data_ptr() == memory[4:].data_ptr()
@@ -38,6 +52,7 @@ def test_sum_of_parts_into_memory_of_the_caller():
 @pytest.mark.parametrize('shape, dim', [((300, 33), 0), ((3, 40, 170), 1)], ids=str)
 def test_sum_of_parts_by_any_number_of_programs(shape, dim, programs, monkeypatch):
     from groupmamba_mm.ops import sums
+
     monkeypatch.setattr(sums, '_PROGRAMS', programs)
     parts = torch.randn(shape, device=DEVICE)
     torch.testing.assert_close(sums.sum_parts(parts, dim), parts.sum(dim), atol=1e-5, rtol=1e-5)
@@ -46,6 +61,7 @@ def test_sum_of_parts_by_any_number_of_programs(shape, dim, programs, monkeypatc
 def test_tiles_of_parts_are_few():
     """Each is a version to compile, whatever the images' sizes are."""
     from groupmamba_mm.ops.sums import _plan_parts
+
     for batch, width in ((1, 40), (2, 5000), (64, 4000)):
         assert len({str(_plan_parts(batch, count, width)[1]) for count in range(1, 3000, 7)}) <= 2
 
@@ -61,12 +77,14 @@ def make_columns(shape, layout, dtype):
     return torch.randn(shape, device=DEVICE).to(dtype)
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 65, 5), (1, 67, 70), (3, 1, 9), (0, 4, 3),
-                                   (2, 0, 3)], ids=str)
+@pytest.mark.parametrize(
+    'shape', [(1, 1, 1), (2, 65, 5), (1, 67, 70), (3, 1, 9), (0, 4, 3), (2, 0, 3)], ids=str
+)
 @pytest.mark.parametrize('layout', ['dense', 'padded rows', 'transposed', 'images apart'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_sum_of_columns(shape, layout, dtype):
     from groupmamba_mm.ops.sums import column_sums
+
     x = make_columns(shape, layout, dtype)
     total, expected = column_sums(x), x.double().sum((0, 1))
     assert total.dtype == torch.float32
@@ -80,6 +98,7 @@ def test_sum_of_columns(shape, layout, dtype):
 @pytest.mark.parametrize('programs', [1, 10**6])
 def test_sum_of_columns_by_any_number_of_programs(programs, monkeypatch):
     from groupmamba_mm.ops import sums
+
     monkeypatch.setattr(sums, '_PROGRAMS', programs)
     x = torch.randn(2, 150, 70, device=DEVICE)
     torch.testing.assert_close(sums.column_sums(x), x.sum((0, 1)), atol=1e-5, rtol=1e-5)

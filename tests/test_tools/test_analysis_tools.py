@@ -1,4 +1,5 @@
 """The tools of tools/analysis_tools, as a user calls them."""
+
 import contextlib
 import csv
 import io
@@ -27,18 +28,20 @@ TINY = str(CONFIGS / 'groupmamba-official-tiny_8xb128_in1k.py')
 PICO = str(ROOT / 'configs' / 'demo' / 'groupmamba-pico_demo-cls.py')
 DETECTOR = str(ROOT / 'configs' / 'demo' / 'mask-rcnn_groupmamba-pico_demo-det.py')
 FLOPS, BENCHMARK, GRID, COMPARE, TEACHER = (
-    f'analysis_tools/{name}.py' for name in (
-        'get_flops', 'benchmark', 'prediction_grid', 'compare_runs', 'benchmark_teacher'))
+    f'analysis_tools/{name}.py'
+    for name in ('get_flops', 'benchmark', 'prediction_grid', 'compare_runs', 'benchmark_teacher')
+)
 
 
 class TestGetFlops:
-
     def test_table(self, capsys, one_thread):
         load_tool(FLOPS).main([TINY, TINY, '--shape', '32', '64'])
         output = capsys.readouterr().out
         rows = re.findall(
-            r'^groupmamba-official-tiny\S+ +whole model +([\d,]+) +([\d.]+) +([\d.]+)$', output,
-            re.MULTILINE)
+            r'^groupmamba-official-tiny\S+ +whole model +([\d,]+) +([\d.]+) +([\d.]+)$',
+            output,
+            re.MULTILINE,
+        )
         assert len(rows) == 2 and rows[0] == rows[1]
         assert rows[0][0] == '23,361,917'
         assert float(rows[0][1]) > float(rows[0][2]) > 0
@@ -46,8 +49,9 @@ class TestGetFlops:
         assert '9*B*L*C*N + B*L*C for each selective scan' in output
 
     def test_options_change_the_model(self, capsys, one_thread):
-        load_tool(FLOPS).main([
-            TINY, '--shape', '32', '32', '--cfg-options', 'model.head.num_classes=10'])
+        load_tool(FLOPS).main(
+            [TINY, '--shape', '32', '32', '--cfg-options', 'model.head.num_classes=10']
+        )
         assert f'{23_361_917 - 2 * 990 * 449:,}' in capsys.readouterr().out
 
     def test_what_is_counted(self):
@@ -62,17 +66,16 @@ class TestGetFlops:
         assert whole == ('whole model', model, run_two_stage)
 
     def test_whole_detector(self, capsys, one_thread):
-        load_tool(FLOPS).main([DETECTOR, '--shape', '64', '96', '--cfg-options',
-                               'model.rpn_head.feat_channels=32'])
+        load_tool(FLOPS).main(
+            [DETECTOR, '--shape', '64', '96', '--cfg-options', 'model.rpn_head.feat_channels=32']
+        )
         output = capsys.readouterr().out
         assert re.search(r'demo-det +whole model +[\d,]+ +[\d.]+ +[\d.]+$', output, re.MULTILINE)
         assert 'box head on 1000 dummy boxes and mask head on the first 100' in output
 
-    @pytest.mark.parametrize('arguments', [
-        [],
-        [TINY, '--shape', '0', '32'],
-        [TINY, '--shape', '32'],
-    ])
+    @pytest.mark.parametrize(
+        'arguments', [[], [TINY, '--shape', '0', '32'], [TINY, '--shape', '32']]
+    )
     def test_usage_errors(self, arguments, capsys):
         with pytest.raises(SystemExit) as error:
             load_tool(FLOPS).main(arguments)
@@ -85,7 +88,6 @@ class TestGetFlops:
 
 
 class TestBenchmark:
-
     @pytest.fixture(scope='class')
     def run(self, tmp_path_factory):
         """One run on the CPU: what it printed, its folder, its rows as JSON has them."""
@@ -93,22 +95,44 @@ class TestBenchmark:
         screen = io.StringIO()
         try:
             with contextlib.redirect_stdout(screen):
-                load_tool(BENCHMARK).main([
-                    PICO, '--peers', 'test_convnext', '--size', '32', '--batch', '2',
-                    '--backend', 'torch', '--channels-last', '--device', 'cpu',
-                    '--warmup', '1', '--repeats', '3', '--threads', '1',
-                    '--out', str(out)])
+                load_tool(BENCHMARK).main(
+                    [
+                        PICO,
+                        '--peers',
+                        'test_convnext',
+                        '--size',
+                        '32',
+                        '--batch',
+                        '2',
+                        '--backend',
+                        'torch',
+                        '--channels-last',
+                        '--device',
+                        'cpu',
+                        '--warmup',
+                        '1',
+                        '--repeats',
+                        '3',
+                        '--threads',
+                        '1',
+                        '--out',
+                        str(out),
+                    ]
+                )
         finally:
             torch.set_num_threads(threads)
         return screen.getvalue(), out, json.loads((out / 'results.json').read_text())['rows']
 
     def test_rows(self, run):
         rows = run[2]
-        assert [(row['model'], row['kind'], row['precision'], row['layout'], row['backend'])
-                for row in rows] == [
+        assert [
+            (row['model'], row['kind'], row['precision'], row['layout'], row['backend'])
+            for row in rows
+        ] == [
             (Path(PICO).stem, 'ours', 'fp32', 'contiguous', 'torch'),
             ('test_convnext', 'peer', 'fp32', 'contiguous', None),
-            ('test_convnext', 'peer', 'fp32', 'channels-last', None)]
+            ('test_convnext', 'peer', 'fp32', 'channels-last', None),
+        ]
         for row in rows:
             assert (row['height'], row['width'], row['batch'], row['mode']) == (32, 32, 2, 'eager')
             assert row['params'] == (893_671 if row['kind'] == 'ours' else 272_128)
@@ -124,29 +148,56 @@ class TestBenchmark:
         with open(out / 'results.csv', newline='') as file:
             found = list(csv.DictReader(file))
         assert tuple(found[0]) == COLUMNS
-        assert [{key: '' if value is None else str(value) for key, value in row.items()}
-                for row in rows] == found
+        assert [
+            {key: '' if value is None else str(value) for key, value in row.items()} for row in rows
+        ] == found
         table = re.search(r'(?:^\|.*\n)+', (out / 'results.md').read_text(), re.MULTILINE)[0]
         assert table in screen and len(table.splitlines()) == 2 + len(rows)
-        assert len(set(line.count('|') for line in table.splitlines())) == 1
+        assert len({line.count('|') for line in table.splitlines()}) == 1
         with Image.open(out / 'throughput.png') as picture:
             assert picture.width > 1000
             assert len(picture.convert('RGB').getcolors(picture.width * picture.height)) > 50
 
     def test_conditions(self, run):
-        for text in (f'torch {torch.__version__.partition("+")[0]}', f'timm {timm.__version__}',
-                     'triton ', 'mamba-ssm ', 'CPU: ', '1 thread(s)', 'without data loading and '
-                     'preprocessor', 'TF32 on in rows with tf32', 'fused AdamW', '32x32; batch 2',
-                     'medians and quartiles of 3 steps', 'at least 1 of warm-up',
-                     f'groupmamba-mm: {groupmamba_mm.__version__}'):
+        for text in (
+            f'torch {torch.__version__.partition("+")[0]}',
+            f'timm {timm.__version__}',
+            'triton ',
+            'mamba-ssm ',
+            'CPU: ',
+            '1 thread(s)',
+            'without data loading and preprocessor',
+            'TF32 on in rows with tf32',
+            'fused AdamW',
+            '32x32; batch 2',
+            'medians and quartiles of 3 steps',
+            'at least 1 of warm-up',
+            f'groupmamba-mm: {groupmamba_mm.__version__}',
+        ):
             assert text in run[0]
             assert text in (run[1] / 'results.md').read_text()
         assert '[3/3] test_convnext, 32x32, batch 2, fp32, channels-last, eager\n' in run[0]
 
     def test_dense_backbones(self, tmp_path, capsys, one_thread):
-        load_tool(BENCHMARK).main([
-            DETECTOR, PICO, '--dense', '--peers', 'test_convnext', '--size', '32x64', '--device',
-            'cpu', '--warmup', '1', '--repeats', '1', '--out', str(tmp_path / 'out')])
+        load_tool(BENCHMARK).main(
+            [
+                DETECTOR,
+                PICO,
+                '--dense',
+                '--peers',
+                'test_convnext',
+                '--size',
+                '32x64',
+                '--device',
+                'cpu',
+                '--warmup',
+                '1',
+                '--repeats',
+                '1',
+                '--out',
+                str(tmp_path / 'out'),
+            ]
+        )
         rows = json.loads((tmp_path / 'out' / 'results.json').read_text())['rows']
         assert [row['batch'] for row in rows] == [1, 1, 1]
         assert rows[0]['params'] == rows[1]['params'] != rows[2]['params']
@@ -159,12 +210,25 @@ class TestBenchmark:
         def measure(model, setting, effort, measures):
             if setting.batch == 2:
                 raise KeyboardInterrupt
-            return dict(dict.fromkeys(COLUMNS[11:-1], 3.), note='')
+            return dict(dict.fromkeys(COLUMNS[11:-1], 3.0), note='')
 
         monkeypatch.setattr(tool, 'measure', measure)
         with pytest.raises(SystemExit) as end:
-            tool.main([PICO, '--peers', '--size', '32', '--batch', '1', '2', '--device', 'cpu',
-                       '--out', str(tmp_path)])
+            tool.main(
+                [
+                    PICO,
+                    '--peers',
+                    '--size',
+                    '32',
+                    '--batch',
+                    '1',
+                    '2',
+                    '--device',
+                    'cpu',
+                    '--out',
+                    str(tmp_path),
+                ]
+            )
         assert end.value.code == 130
         assert 'Interrupted: 1 of 2 rows are in' in capsys.readouterr().out
         assert len((tmp_path / 'results.csv').read_text().splitlines()) == 2
@@ -173,40 +237,70 @@ class TestBenchmark:
 
     def test_modes(self):
         tool = load_tool(BENCHMARK)
-        args = tool.parse_args(['--compile', '--cuda-graph', '--size', '32', '--batch', '1',
-                                '--precision', 'fp32', '--backend', 'torch', 'auto'])
+        args = tool.parse_args(
+            [
+                '--compile',
+                '--cuda-graph',
+                '--size',
+                '32',
+                '--batch',
+                '1',
+                '--precision',
+                'fp32',
+                '--backend',
+                'torch',
+                'auto',
+            ]
+        )
         args.compile = ['default', 'max-autotune']
         ours, peer = find_subjects([PICO], ['test_convnext'], {})
         modes = ['eager', 'cuda-graph', 'compile-default', 'compile-max-autotune']
         assert [(setting.backend, setting.mode) for setting in tool.settings_of(ours, args)] == [
-            (backend, mode) for backend in ('torch', 'auto') for mode in modes]
+            (backend, mode) for backend in ('torch', 'auto') for mode in modes
+        ]
         assert [setting.mode for setting in tool.settings_of(peer, args)] == modes
 
-    @pytest.mark.parametrize('arguments', [
-        ['--size', '22x'], ['--size', '0'], ['--batch', '0'], ['--precision', 'fp8'],
-        ['--precision', 'fp32', 'fp32'], ['--compile', 'fast'], ['--repeats', '0'],
-        ['--measure', 'speed'], ['--device', 'tpu'], ['--cfg-options', 'model']])
+    @pytest.mark.parametrize(
+        'arguments',
+        [
+            ['--size', '22x'],
+            ['--size', '0'],
+            ['--batch', '0'],
+            ['--precision', 'fp8'],
+            ['--precision', 'fp32', 'fp32'],
+            ['--compile', 'fast'],
+            ['--repeats', '0'],
+            ['--measure', 'speed'],
+            ['--device', 'tpu'],
+            ['--cfg-options', 'model'],
+        ],
+    )
     def test_usage_errors(self, arguments, capsys):
         with pytest.raises(SystemExit) as error:
             load_tool(BENCHMARK).main(arguments)
         assert error.value.code == 2
         assert f'{arguments[0]}: ' in capsys.readouterr().err
 
-    @pytest.mark.parametrize('arguments, message', [
-        (['--peers', 'convnext_tinny'], "'convnext_tinny' is no model of timm .*convnext_tiny"),
-        (['--peers', 'vgg11.mine'], "'vgg11.mine': Invalid pretrained tag .* Leave out"),
-        (['--peers', 'vgg11', 'vgg11'], 'peer vgg11 is given twice; give each peer once'),
-        (['official-tiy'], 'neither a config file nor a size; did you mean official-tiny'),
-        (['configs/nowhere.py'], 'nowhere.py does not exist'),
-        (['tiny', 'tiny'], 'given twice'),
-        (['tiny', DETECTOR], 'tiny_8xb128_in1k is a classifier and .* add --dense'),
-        (['--backend', 'cuda'], "--backend cuda: unknown scan backend 'cuda'; choose from"),
-        (['--precision', 'tf32'], 'tf32 is for GPUs, .* choose fp32 or bf16'),
-        (['--precision', 'fp16'], 'fp16 is for GPUs'),
-        (['--cuda-graph'], '--cuda-graph needs a GPU'),
-        ([PICO, '--size', '32', '--cfg-options', 'model.head.in_channels=5'],
-         'demo-cls cannot be run with 32x32, batch 2, fp32, .*; change that, or leave it out'),
-    ])
+    @pytest.mark.parametrize(
+        'arguments, message',
+        [
+            (['--peers', 'convnext_tinny'], "'convnext_tinny' is no model of timm .*convnext_tiny"),
+            (['--peers', 'vgg11.mine'], "'vgg11.mine': Invalid pretrained tag .* Leave out"),
+            (['--peers', 'vgg11', 'vgg11'], 'peer vgg11 is given twice; give each peer once'),
+            (['official-tiy'], 'neither a config file nor a size; did you mean official-tiny'),
+            (['configs/nowhere.py'], 'nowhere.py does not exist'),
+            (['tiny', 'tiny'], 'given twice'),
+            (['tiny', DETECTOR], 'tiny_8xb128_in1k is a classifier and .* add --dense'),
+            (['--backend', 'cuda'], "--backend cuda: unknown scan backend 'cuda'; choose from"),
+            (['--precision', 'tf32'], 'tf32 is for GPUs, .* choose fp32 or bf16'),
+            (['--precision', 'fp16'], 'fp16 is for GPUs'),
+            (['--cuda-graph'], '--cuda-graph needs a GPU'),
+            (
+                [PICO, '--size', '32', '--cfg-options', 'model.head.in_channels=5'],
+                'demo-cls cannot be run with 32x32, batch 2, fp32, .*; change that, or leave it out',
+            ),
+        ],
+    )
     def test_errors_come_before_measuring(self, arguments, message, tmp_path, monkeypatch):
         tool = load_tool(BENCHMARK)
         monkeypatch.setattr(tool, 'measure', None)
@@ -242,16 +336,23 @@ def results(tmp_path):
             pixels = generator.integers(0, 256, (20 + 10 * label, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f'{number}.png')
             predicted = max(label, 1)
-            scores = torch.full((NUM_CLASSES, ), 0.1)
+            scores = torch.full((NUM_CLASSES,), 0.1)
             scores[predicted] = 0.8
             samples.append(
-                dict(sample_idx=len(samples), gt_label=torch.tensor([label]),
-                     pred_label=torch.tensor([predicted]), pred_score=scores))
+                dict(
+                    sample_idx=len(samples),
+                    gt_label=torch.tensor([label]),
+                    pred_label=torch.tensor([predicted]),
+                    pred_score=scores,
+                )
+            )
     config = tmp_path / 'pico.py'
-    config.write_text("default_scope = 'mmpretrain'\n"
-                      'test_dataloader = dict(dataset=dict(\n'
-                      f"    type='CustomDataset', data_root={str(tmp_path / 'data')!r}, "
-                      'pipeline=[]))\n')
+    config.write_text(
+        "default_scope = 'mmpretrain'\n"
+        'test_dataloader = dict(dataset=dict(\n'
+        f"    type='CustomDataset', data_root={str(tmp_path / 'data')!r}, "
+        'pipeline=[]))\n'
+    )
     write_results(tmp_path, samples)
     return tmp_path, samples
 
@@ -262,13 +363,19 @@ def write_results(folder, samples):
 
 def draw(folder, *options):
     tool = load_tool(GRID)
-    tool.main([str(folder / 'pico.py'), str(folder / 'results.pkl'),
-               '--out', str(folder / 'new' / 'grid.png'), *options])
+    tool.main(
+        [
+            str(folder / 'pico.py'),
+            str(folder / 'results.pkl'),
+            '--out',
+            str(folder / 'new' / 'grid.png'),
+            *options,
+        ]
+    )
     return tool, Image.open(folder / 'new' / 'grid.png')
 
 
 class TestPredictionGrid:
-
     @pytest.mark.parametrize('num', [1, 6, 50])
     def test_size(self, results, num, capsys):
         tool, image = draw(results[0], '--num', str(num))
@@ -290,9 +397,11 @@ class TestPredictionGrid:
         # four wrong ones come first and fill the first row of four
         assert tool.grid_shape(5) == (2, 4)
         assert all(tuple(row[x]) == colours[0] for x in left)
-        assert tuple(pixels[tool.TITLE + tool.TILE + tool.CAPTION + tool.GAP + 100, left[0]]
-                     ) == colours[1]
-        assert len(np.unique(row[left[0] + 4:left[0] + tool.TILE - 4], axis=0)) > 20
+        assert (
+            tuple(pixels[tool.TITLE + tool.TILE + tool.CAPTION + tool.GAP + 100, left[0]])
+            == colours[1]
+        )
+        assert len(np.unique(row[left[0] + 4 : left[0] + tool.TILE - 4], axis=0)) > 20
 
     def test_seed(self, results):
         tool, _ = draw(results[0])
@@ -313,12 +422,24 @@ class TestPredictionGrid:
         with pytest.raises(DataError, match='image 0 has the label 2 there and 0 in the test data'):
             draw(folder)
 
-    @pytest.mark.parametrize('samples, message', [
-        ([], 'hold no list of predictions'),
-        ([dict(sample_idx=0)], 'prediction 0 has no pred_label, pred_score, gt_label'),
-        ([dict(sample_idx=0, pred_label=torch.tensor([1, 2]), gt_label=torch.tensor([1]),
-               pred_score=torch.ones(3))], 'several labels'),
-    ])
+    @pytest.mark.parametrize(
+        'samples, message',
+        [
+            ([], 'hold no list of predictions'),
+            ([dict(sample_idx=0)], 'prediction 0 has no pred_label, pred_score, gt_label'),
+            (
+                [
+                    dict(
+                        sample_idx=0,
+                        pred_label=torch.tensor([1, 2]),
+                        gt_label=torch.tensor([1]),
+                        pred_score=torch.ones(3),
+                    )
+                ],
+                'several labels',
+            ),
+        ],
+    )
     def test_other_pickles(self, results, samples, message):
         write_results(results[0], samples)
         with pytest.raises(DataError, match=message):
@@ -344,22 +465,24 @@ class TestPredictionGrid:
 
 
 class TestCompareRuns:
-
     @staticmethod
     def write(folder, losses, accuracy):
         """Logs as mmengine writes them; the last loss comes from a resumed run's second log."""
-        records = [dict(loss=loss, epoch=1, iter=25 * i, step=25 * i)
-                   for i, loss in enumerate(losses, 1)]
-        for name, part in (('1', records[:-1] + [dict(loss=99., step=25 * len(losses))]),
-                           ('2', records[-1:] + [{'accuracy/top1': accuracy, 'step': 2}])):
+        records = [
+            dict(loss=loss, epoch=1, iter=25 * i, step=25 * i) for i, loss in enumerate(losses, 1)
+        ]
+        for name, part in (
+            ('1', records[:-1] + [dict(loss=99.0, step=25 * len(losses))]),
+            ('2', records[-1:] + [{'accuracy/top1': accuracy, 'step': 2}]),
+        ):
             log = folder / name / 'vis_data' / 'scalars.json'
             log.parent.mkdir(parents=True)
             log.write_text('\n'.join(map(json.dumps, part)) + '\n')
         return str(folder)
 
     def test_table_and_picture(self, tmp_path, capsys):
-        a = [self.write(tmp_path / f'a{i}', (2., 1. + i), 90. + i) for i in (0, 2)]
-        b = self.write(tmp_path / 'b', (3., 2.5, 2.25), 80.)
+        a = [self.write(tmp_path / f'a{i}', (2.0, 1.0 + i), 90.0 + i) for i in (0, 2)]
+        b = self.write(tmp_path / 'b', (3.0, 2.5, 2.25), 80.0)
         out = tmp_path / 'new' / 'curves.png'
         load_tool(COMPARE).main(['--group', 'with', *a, '--group', 'without', b, '--out', str(out)])
         shown = capsys.readouterr().out
@@ -370,40 +493,55 @@ class TestCompareRuns:
 
     def test_deviation_is_that_of_the_sample_at_common_steps(self):
         steps, means, deviations = load_tool(COMPARE).mean_and_deviation(
-            [{1: 1., 2: 5., 3: 9.}, {1: 2., 2: 7.}, {1: 6., 2: 9.}])
-        assert (steps, means) == ([1, 2], [3., 7.])
-        assert deviations == [pytest.approx(7**.5), pytest.approx(2.)]
+            [{1: 1.0, 2: 5.0, 3: 9.0}, {1: 2.0, 2: 7.0}, {1: 6.0, 2: 9.0}]
+        )
+        assert (steps, means) == ([1, 2], [3.0, 7.0])
+        assert deviations == [pytest.approx(7**0.5), pytest.approx(2.0)]
 
-    @pytest.mark.parametrize('key, record, unit', [
-        ('loss', dict(iter=10, step=10), 'iteration'),
-        ('loss', dict(iter=10, epoch=1, step=10), 'iteration'),
-        ('mIoU', dict(iter=10, step=10), 'iteration'),
-        ('accuracy/top1', dict(iter=10, epoch=1, step=10), 'epoch'),
-    ])
+    @pytest.mark.parametrize(
+        'key, record, unit',
+        [
+            ('loss', dict(iter=10, step=10), 'iteration'),
+            ('loss', dict(iter=10, epoch=1, step=10), 'iteration'),
+            ('mIoU', dict(iter=10, step=10), 'iteration'),
+            ('accuracy/top1', dict(iter=10, epoch=1, step=10), 'epoch'),
+        ],
+    )
     def test_units_of_the_steps(self, key, record, unit):
-        records = [dict(loss=1., **record), {'mIoU': 2., 'accuracy/top1': 3., 'step': 10}]
+        records = [dict(loss=1.0, **record), {'mIoU': 2.0, 'accuracy/top1': 3.0, 'step': 10}]
         assert load_tool(COMPARE).unit_of(records, key) == unit
 
     def test_what_is_missing_is_told(self, tmp_path):
-        tool, run = load_tool(COMPARE), self.write(tmp_path / 'a', (2., 1.), 90.)
+        tool, run = load_tool(COMPARE), self.write(tmp_path / 'a', (2.0, 1.0), 90.0)
         out = str(tmp_path / 'curves.png')
         with pytest.raises(DataError, match=r'nowhere has no log .*scalars\.json'):
             tool.main(['--group', 'a', str(tmp_path / 'nowhere'), '--out', out])
-        with pytest.raises(DataError, match="no 'lr' was logged; there are accuracy/top1, epoch, "
-                                            'iter, loss'):
+        with pytest.raises(
+            DataError, match="no 'lr' was logged; there are accuracy/top1, epoch, iter, loss"
+        ):
             tool.main(['--group', 'a', run, '--keys', 'lr', '--out', out])
         with pytest.raises(SystemExit):
             tool.main(['--group', 'a', '--out', out])
 
 
 class TestBenchmarkTeacher:
-
     def test_table(self, capsys, monkeypatch, one_thread):
         tool = load_tool(TEACHER)
         variants = tool.VARIANTS
         monkeypatch.setattr(tool, 'GPU_VARIANTS', {})
-        tool.main([str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'), '--batch', '2',
-                   '--image-size', '32', '--repeats', '2', '--warmup', '1'])
+        tool.main(
+            [
+                str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'),
+                '--batch',
+                '2',
+                '--image-size',
+                '32',
+                '--repeats',
+                '2',
+                '--warmup',
+                '1',
+            ]
+        )
         output = capsys.readouterr().out
         assert 'batch 2, 32 x 32; TF32 in convolutions' in output
         rows = dict(re.findall(r'^(\S.*\S) {3,}([\d.]+) +[-\d.]+% +[\d.]+$', output, re.MULTILINE))
@@ -432,10 +570,19 @@ class TestBenchmarkTeacher:
             return teachers
 
         monkeypatch.setattr(tool, 'make_teachers', with_a_wrong_one)
-        tool.main([str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'), '--batch', '4',
-                   '--agreement', '6', '--cfg-options', f'train_dataloader.dataset.data_root='
-                   f'{tmp_path}/data', 'train_dataloader.num_workers=0',
-                   f'model.teacher.checkpoint={tmp_path}/teacher.pth'])
+        tool.main(
+            [
+                str(ROOT / 'configs/demo/groupmamba-pico-distill_demo-cls.py'),
+                '--batch',
+                '4',
+                '--agreement',
+                '6',
+                '--cfg-options',
+                f'train_dataloader.dataset.data_root={tmp_path}/data',
+                'train_dataloader.num_workers=0',
+                f'model.teacher.checkpoint={tmp_path}/teacher.pth',
+            ]
+        )
         output = capsys.readouterr().out
         assert '6 training images, augmented and mixed' in output
         rows = dict(re.findall(r'^(\S.*\S) {2,}(\d+) \([\d.]+%\)$', output, re.MULTILINE))

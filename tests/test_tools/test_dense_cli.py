@@ -1,4 +1,5 @@
 """Train, test, paint and draw the demo detector and segmenter by the commands, on a few scenes."""
+
 import pickle
 import re
 import runpy
@@ -20,27 +21,40 @@ from tests.conftest import REPO, SMALL, load_tool
 CONFIGS = {'det': 'mask-rcnn_groupmamba-pico_demo-det', 'seg': 'groupmamba-pico_upernet_demo-seg'}
 ADE = 'configs/upernet/groupmamba-tiny_upernet_8xb2-160k_ade20k-512x512.py'
 #: A backbone that learns nothing in two steps, but fast.
-SMALL_RUN = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0',
-             'val_dataloader.num_workers=0', 'test_dataloader.num_workers=0',
-             'model.backbone.arch.embed_dims=[8,12,16,20]', 'model.backbone.arch.stem_channels=8',
-             'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
-             'default_hooks.checkpoint.save_best=None']
-WIDTHS = {'det': ['model.neck.in_channels=[8,12,16,20]', 'model.test_cfg.rcnn.score_thr=0.0',
-                  'model.test_cfg.rcnn.max_per_img=300',
-                  'val_evaluator.metric_items=[mAP,mAP_50,AR@1000]'],
-          'seg': ['model.decode_head.in_channels=[8,12,16,20]',
-                  'model.auxiliary_head.in_channels=16']}
+SMALL_RUN = [
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+    'model.backbone.arch.embed_dims=[8,12,16,20]',
+    'model.backbone.arch.stem_channels=8',
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.save_best=None',
+]
+WIDTHS = {
+    'det': [
+        'model.neck.in_channels=[8,12,16,20]',
+        'model.test_cfg.rcnn.score_thr=0.0',
+        'model.test_cfg.rcnn.max_per_img=300',
+        'val_evaluator.metric_items=[mAP,mAP_50,AR@1000]',
+    ],
+    'seg': ['model.decode_head.in_channels=[8,12,16,20]', 'model.auxiliary_head.in_channels=16'],
+}
 #: What each run measured last, by its name, before any rounding for a log.
 METRICS = {}
 
 
 def call(tool, task, name, *arguments):
     """Run a command inside this process, which spares its imports, and return its exit code."""
-    options = [f'{split}_dataloader.dataset.data_root=data/{task}/'
-               for split in ('train', 'val', 'test')]
+    options = [
+        f'{split}_dataloader.dataset.data_root=data/{task}/' for split in ('train', 'val', 'test')
+    ]
     if task == 'det':
-        options += [f'{split}_evaluator.ann_file=data/det/annotations/instances_val.json'
-                    for split in ('val', 'test')]
+        options += [
+            f'{split}_evaluator.ann_file=data/det/annotations/instances_val.json'
+            for split in ('val', 'test')
+        ]
     # mmengine keeps its loggers by the experiment's name and the second
     options += [*SMALL_RUN, *WIDTHS[task], f'experiment_name={name}']
     evaluate = Evaluator.evaluate
@@ -51,8 +65,19 @@ def call(tool, task, name, *arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, 'evaluate', kept)
-        patch.setattr(sys, 'argv', [tool, str(REPO / f'configs/demo/{CONFIGS[task]}.py'),
-                                    *arguments, '--work-dir', name, '--cfg-options', *options])
+        patch.setattr(
+            sys,
+            'argv',
+            [
+                tool,
+                str(REPO / f'configs/demo/{CONFIGS[task]}.py'),
+                *arguments,
+                '--work-dir',
+                name,
+                '--cfg-options',
+                *options,
+            ],
+        )
         try:
             runpy.run_path(str(REPO / 'tools' / tool), run_name='__main__')
         except SystemExit as ended:
@@ -90,9 +115,17 @@ def where_test_data_are(task, place):
 def gallery(task, place, *options):
     results = {'det': 'out.pkl', 'seg': 'labels'}[task]
     tool = load_tool('analysis_tools/gallery.py')
-    tool.main([str(REPO / f'configs/demo/{CONFIGS[task]}.py'), str(place / results),
-               '--out', str(place / f'{task}.png'), *options, '--cfg-options',
-               *where_test_data_are(task, place)])
+    tool.main(
+        [
+            str(REPO / f'configs/demo/{CONFIGS[task]}.py'),
+            str(place / results),
+            '--out',
+            str(place / f'{task}.png'),
+            *options,
+            '--cfg-options',
+            *where_test_data_are(task, place),
+        ]
+    )
     return tool
 
 
@@ -105,8 +138,9 @@ def test_the_same_seed_gives_the_same_weights_and_metrics(trained, monkeypatch):
     assert metrics[{'det': 'coco/bbox_AR@1000', 'seg': 'mIoU_foreground'}[task]] > 0
     assert {'det': 'coco/segm_mAP', 'seg': 'mIoU'}[task] in metrics
     assert metrics == METRICS[f'again_{task}']
-    first, again = (load_checkpoint_file(place / f'{run}_{task}/epoch_1.pth')
-                    for run in ('first', 'again'))
+    first, again = (
+        load_checkpoint_file(place / f'{run}_{task}/epoch_1.pth') for run in ('first', 'again')
+    )
     for name, tensor in first['state_dict'].items():
         assert torch.equal(tensor, again['state_dict'][name]), name
 
@@ -115,8 +149,19 @@ def test_testing_prints_writes_and_paints(trained, monkeypatch, capsys):
     task, place = trained
     monkeypatch.chdir(place)
     results = {'det': 'out.pkl', 'seg': 'labels'}[task]
-    assert call('test.py', task, f'tested_{task}', f'first_{task}/epoch_1.pth', '--out', results,
-                '--show-dir', f'painted_{task}') == 0
+    assert (
+        call(
+            'test.py',
+            task,
+            f'tested_{task}',
+            f'first_{task}/epoch_1.pth',
+            '--out',
+            results,
+            '--show-dir',
+            f'painted_{task}',
+        )
+        == 0
+    )
     log = next((place / f'tested_{task}').glob('*/*.log')).read_text()
     if task == 'det':
         assert re.search(r'coco/bbox_mAP: [\d.-]+ .*coco/segm_mAP: [\d.-]+', log)
@@ -125,7 +170,8 @@ def test_testing_prints_writes_and_paints(trained, monkeypatch, capsys):
     else:
         assert re.search(r'mIoU: [\d.]+ .*mIoU_foreground: [\d.]+', log)
         assert sorted(file.name for file in (place / results).iterdir()) == [
-            f'{index:06d}.png' for index in range(3)]
+            f'{index:06d}.png' for index in range(3)
+        ]
     painted = sorted(place.glob(f'painted_{task}/**/*.png'))
     assert [file.name for file in painted] == [f'{index:06d}.png' for index in range(3)]
     assert all(np.asarray(Image.open(file)).std() > 0 for file in painted)
@@ -151,6 +197,7 @@ def test_tta(trained, monkeypatch, capsys):
 def test_tta_of_the_ade20k_config_runs_at_six_scales(tmp_path, monkeypatch, one_thread):
     """Each image is seen at six sizes, mirrored and not; a small backbone and narrow heads."""
     from groupmamba_mm import GroupMamba
+
     arch = SMALL['paper']
     for split in ('training', 'validation'):
         for kind in ('images', 'annotations'):
@@ -160,7 +207,8 @@ def test_tta_of_the_ade20k_config_runs_at_six_scales(tmp_path, monkeypatch, one_
     image = random.integers(0, 256, (16, 640, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / 'ade/images/validation/one.jpg')
     Image.fromarray(np.repeat(np.arange(16, dtype=np.uint8)[:, None], 640, 1)).save(
-        tmp_path / 'ade/annotations/validation/one.png')
+        tmp_path / 'ade/annotations/validation/one.png'
+    )
     config = tmp_path / 'small.py'
     config.write_text(f"""
 _base_ = ['{REPO}/{ADE}']
@@ -181,19 +229,31 @@ test_dataloader = dict(
         return forward(self, x)
 
     monkeypatch.setattr(GroupMamba, 'forward', watched)
-    monkeypatch.setattr(sys, 'argv', ['test.py', str(config), str(tmp_path / 'model.pth'), '--tta',
-                                      '--work-dir', str(tmp_path / 'tested')])
+    monkeypatch.setattr(
+        sys,
+        'argv',
+        [
+            'test.py',
+            str(config),
+            str(tmp_path / 'model.pth'),
+            '--tta',
+            '--work-dir',
+            str(tmp_path / 'tested'),
+        ],
+    )
     runpy.run_path(str(REPO / 'tools/test.py'), run_name='__main__')
     sizes = [tuple(x.shape[2:]) for x in seen]
-    assert sizes == [size for width in (1024, 1536, 2048, 2560, 3072, 3584)
-                     for size in [(round(width / 40), width)] * 2]
+    assert sizes == [
+        size
+        for width in (1024, 1536, 2048, 2560, 3072, 3584)
+        for size in [(round(width / 40), width)] * 2
+    ]
     for plain, mirrored in zip(seen[::2], seen[1::2]):
         assert torch.equal(plain, mirrored.flip(3))
     assert 'mIoU' in next((tmp_path / 'tested').glob('*/*.log')).read_text()
 
 
 class TestGallery:
-
     @pytest.fixture
     def tool(self):
         return load_tool('analysis_tools/gallery.py')
@@ -201,12 +261,14 @@ class TestGallery:
     def test_found_and_wrong(self, tool):
         def square(label, x, score=None):
             mask = np.zeros((20, 40), bool)
-            mask[:10, x:x + 10] = True
+            mask[:10, x : x + 10] = True
             return tool.Segment(label, mask=mask, box=(x, 0, x + 10, 10), score=score)
 
         truth = [square(1, 0), square(2, 20)]
         assert tool.overlap(truth[0], square(1, 5, 0.9)) == pytest.approx(1 / 3)
-        boxes = [tool.Segment(1, box=segment.box, score=1.) for segment in (truth[0], square(1, 5))]
+        boxes = [
+            tool.Segment(1, box=segment.box, score=1.0) for segment in (truth[0], square(1, 5))
+        ]
         assert tool.overlap(*boxes) == pytest.approx(1 / 3)
         assert tool.count_found(truth, [square(1, 1, 0.9), square(2, 21, 0.8)]) == 2
         # the second of two of one class
@@ -218,6 +280,7 @@ class TestGallery:
 
     def test_masks_of_all_forms(self, tool):
         from pycocotools import mask as coco_mask
+
         wanted = np.zeros((6, 8), bool)
         wanted[1:5, 2:6] = True
         packed = coco_mask.encode(np.asfortranarray(wanted, dtype=np.uint8))
@@ -233,8 +296,7 @@ class TestGallery:
 
     def test_errors(self, tool, place):
         config = str(REPO / f'configs/demo/{CONFIGS["det"]}.py')
-        out = ['--out', str(place / 'g.png'), '--cfg-options',
-               *where_test_data_are('det', place)]
+        out = ['--out', str(place / 'g.png'), '--cfg-options', *where_test_data_are('det', place)]
         with pytest.raises(DataError, match='nowhere.pkl do not exist'):
             tool.main([config, 'nowhere.pkl', *out])
         (place / 'other.pkl').write_bytes(pickle.dumps([dict(pred_label=1)]))
@@ -244,5 +306,13 @@ class TestGallery:
             tool.main([str(REPO / 'configs/demo/groupmamba-pico_demo-cls.py'), 'a.pkl', *out])
         seg = str(REPO / f'configs/demo/{CONFIGS["seg"]}.py')
         with pytest.raises(DataError, match='have no 00000.*png'):
-            tool.main([seg, str(place), '--out', str(place / 'g.png'), '--cfg-options',
-                       *where_test_data_are('seg', place)])
+            tool.main(
+                [
+                    seg,
+                    str(place),
+                    '--out',
+                    str(place / 'g.png'),
+                    '--cfg-options',
+                    *where_test_data_are('seg', place),
+                ]
+            )

@@ -1,4 +1,5 @@
 """The installer and the commands without what they need: one line that says what is missing."""
+
 import os
 import shutil
 import subprocess
@@ -8,8 +9,32 @@ import pytest
 
 from tests.conftest import REPO
 
-PROGRAMS = ('bash env cat sed grep sort paste mkdir rm dirname basename sha256sum cut nproc tail '
-            'head tr mv cp sleep uname setsid mktemp flock').split()
+PROGRAMS = [
+    'bash',
+    'env',
+    'cat',
+    'sed',
+    'grep',
+    'sort',
+    'paste',
+    'mkdir',
+    'rm',
+    'dirname',
+    'basename',
+    'sha256sum',
+    'cut',
+    'nproc',
+    'tail',
+    'head',
+    'tr',
+    'mv',
+    'cp',
+    'sleep',
+    'uname',
+    'setsid',
+    'mktemp',
+    'flock',
+]
 
 
 @pytest.fixture
@@ -31,15 +56,25 @@ def checkout(tmp_path):
 
 
 def run(checkout, *arguments, script='install.sh', **variables):
-    environment = dict(HOME=str(checkout / 'home'), PATH=str(checkout / 'bin'),
-                       GROUPMAMBA_CACHE=str(checkout / 'cache'), **variables)
-    done = subprocess.run(['bash', str(checkout / 'gm/tools' / script), *arguments], text=True,
-                          env=environment, timeout=60, capture_output=True)
+    environment = dict(
+        HOME=str(checkout / 'home'),
+        PATH=str(checkout / 'bin'),
+        GROUPMAMBA_CACHE=str(checkout / 'cache'),
+        **variables,
+    )
+    done = subprocess.run(
+        ['bash', str(checkout / 'gm/tools' / script), *arguments],
+        text=True,
+        env=environment,
+        timeout=60,
+        capture_output=True,
+    )
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-@pytest.mark.parametrize('absent', [['flock'], ['setsid'],
-                                    ['flock', 'setsid', 'sha256sum', 'nproc']])
+@pytest.mark.parametrize(
+    'absent', [['flock'], ['setsid'], ['flock', 'setsid', 'sha256sum', 'nproc']]
+)
 def test_missing_programs_are_named_together(checkout, absent):
     for name in absent:
         (checkout / 'bin' / name).unlink()
@@ -68,8 +103,9 @@ def test_nothing_is_written_where_nothing_is_to_be_done(checkout):
     (venv / 'python').chmod(0o755)
     # the key, made by the script's own function
     script = (checkout / 'gm/tools/install.sh').read_text()
-    (checkout / 'gm/tools/key.sh').write_text(script[:script.index('leave_if_done()')]
-                                              + '\ninstall_key\n')
+    (checkout / 'gm/tools/key.sh').write_text(
+        script[: script.index('leave_if_done()')] + '\ninstall_key\n'
+    )
     _, key = run(checkout, script='key.sh')
     (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(f'{key} runtime mminstall demo hub')
     (checkout / 'cache').touch()
@@ -83,11 +119,17 @@ def test_help_of_the_tests_installs_nothing(checkout):
     assert not (checkout / 'cache').exists()
 
 
-@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'analysis_tools/check_data.py',
-                                  'dataset_converters/make_demo_data.py'])
+@pytest.mark.parametrize(
+    'tool',
+    ['train.py', 'test.py', 'analysis_tools/check_data.py', 'dataset_converters/make_demo_data.py'],
+)
 def test_commands_without_the_environment_say_so(tool):
-    done = subprocess.run([sys.executable, '-S', '-E', str(REPO / 'tools' / tool), '--help'],
-                          env=dict(os.environ, PYTHONPATH=''), text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, '-S', '-E', str(REPO / 'tools' / tool), '--help'],
+        env=dict(os.environ, PYTHONPATH=''),
+        text=True,
+        capture_output=True,
+    )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith('error: ') and 'tools/install.sh' in last
     assert 'Traceback' not in done.stderr

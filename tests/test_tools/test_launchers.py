@@ -1,4 +1,5 @@
 """The shell scripts that start trainings: restarts and signals, with stand-ins for what they start."""
+
 import os
 import signal
 import stat
@@ -9,14 +10,14 @@ import pytest
 from tests.conftest import REPO
 
 #: Notes its arguments, then waits for a signal and ends with a code.
-STAND_IN = '''#!/usr/bin/env bash
+STAND_IN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > {folder}/{name}_arguments
 trap 'echo {name} got TERM; exit {code}' TERM
 trap 'echo {name} got USR1; exit {code}' USR1
 echo ready
 for ((tick = 0; tick < {ticks}; tick++)); do sleep 0.05; done
 exit {code}
-'''
+"""
 
 
 def stand_in(folder, name, code=0, ticks=0):
@@ -26,12 +27,18 @@ def stand_in(folder, name, code=0, ticks=0):
 
 
 def start(folder, script, *arguments, **environment):
-    environment = {key: value for key, value in {**os.environ, **environment}.items()
-                   if not key.startswith('SLURM_') or key in environment}
+    environment = {
+        key: value
+        for key, value in {**os.environ, **environment}.items()
+        if not key.startswith('SLURM_') or key in environment
+    }
     return subprocess.Popen(
-        ['bash', str(REPO / 'tools' / script), *arguments], stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-        env=dict(environment, PATH=f'{folder}:{os.environ["PATH"]}'))
+        ['bash', str(REPO / 'tools' / script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=dict(environment, PATH=f'{folder}:{os.environ["PATH"]}'),
+    )
 
 
 def arguments_of(folder, name):
@@ -41,30 +48,53 @@ def arguments_of(folder, name):
 @pytest.mark.parametrize('given', [['--max-restarts', '3'], ['--max-restarts=3']])
 def test_restarts_are_torchruns(tmp_path, given):
     stand_in(tmp_path, 'python')
-    assert start(tmp_path, 'dist_train.sh', 'config.py', '2', '--work-dir', 'a b', *given).wait() == 0
+    assert (
+        start(tmp_path, 'dist_train.sh', 'config.py', '2', '--work-dir', 'a b', *given).wait() == 0
+    )
     arguments = arguments_of(tmp_path, 'python')
     assert '--max_restarts=3' in arguments and '--rdzv_backend=c10d' in arguments
     assert '--rdzv_endpoint=127.0.0.1:29500' in arguments
-    script = next(index for index, argument in enumerate(arguments) if argument.endswith('train.py'))
-    assert arguments[script + 1:] == ['config.py', '--work-dir', 'a', 'b', '--launcher', 'pytorch']
+    script = next(
+        index for index, argument in enumerate(arguments) if argument.endswith('train.py')
+    )
+    assert arguments[script + 1 :] == ['config.py', '--work-dir', 'a', 'b', '--launcher', 'pytorch']
 
 
 def test_without_restarts_the_rendezvous_is_static(tmp_path):
     stand_in(tmp_path, 'python')
-    assert start(tmp_path, 'dist_train.sh', 'config.py', '2', NNODES='2', NODE_RANK='1',
-                 MASTER_ADDR='node0', PORT='29555').wait() == 0
+    assert (
+        start(
+            tmp_path,
+            'dist_train.sh',
+            'config.py',
+            '2',
+            NNODES='2',
+            NODE_RANK='1',
+            MASTER_ADDR='node0',
+            PORT='29555',
+        ).wait()
+        == 0
+    )
     arguments = arguments_of(tmp_path, 'python')
-    assert {'--nnodes=2', '--node_rank=1', '--master_addr=node0', '--master_port=29555',
-            '--max_restarts=0'} <= set(arguments)
+    assert {
+        '--nnodes=2',
+        '--node_rank=1',
+        '--master_addr=node0',
+        '--master_port=29555',
+        '--max_restarts=0',
+    } <= set(arguments)
     assert not any('rdzv' in argument for argument in arguments)
 
 
 def test_fewer_machines_are_elastic(tmp_path):
     stand_in(tmp_path, 'python')
-    assert start(tmp_path, 'dist_train.sh', 'config.py', '2', NNODES='1:2', MASTER_ADDR='node0'
-                 ).wait() == 0
+    assert (
+        start(tmp_path, 'dist_train.sh', 'config.py', '2', NNODES='1:2', MASTER_ADDR='node0').wait()
+        == 0
+    )
     assert {'--nnodes=1:2', '--rdzv_backend=c10d', '--rdzv_endpoint=node0:29500'} <= set(
-        arguments_of(tmp_path, 'python'))
+        arguments_of(tmp_path, 'python')
+    )
 
 
 def test_a_number_of_restarts_that_is_none_is_refused(tmp_path):
@@ -91,8 +121,10 @@ def test_a_failure_keeps_its_code(tmp_path):
 SLURM = ('slurm_train.sh', 'gpu', 'job', 'config.py', 'work')
 
 
-@pytest.mark.parametrize('environment, requeued', [
-    (dict(SLURM_JOB_ID='77'), True), (dict(SLURM_JOB_ID='77', REQUEUE='0'), False), ({}, False)])
+@pytest.mark.parametrize(
+    'environment, requeued',
+    [(dict(SLURM_JOB_ID='77'), True), (dict(SLURM_JOB_ID='77', REQUEUE='0'), False), ({}, False)],
+)
 def test_a_batch_job_that_was_stopped_is_requeued(tmp_path, environment, requeued):
     stand_in(tmp_path, 'srun', code=75)
     stand_in(tmp_path, 'scontrol')

@@ -20,13 +20,15 @@ def tool():
 
 
 def _hashes(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob('*')) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def _small(tool, out, **changes):
-    return tool.make_cls(out, **{'num_train': 30, 'num_val': 20, 'skip_baseline': True,
-                                 **changes})
+    return tool.make_cls(out, **{'num_train': 30, 'num_val': 20, 'skip_baseline': True, **changes})
 
 
 def test_layout(tool, tmp_path):
@@ -34,7 +36,11 @@ def test_layout(tool, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['cls']
     cls = tmp_path / 'cls'
     assert sorted(path.name for path in cls.iterdir()) == [
-        'meta.json', 'preview.png', 'train', 'val']
+        'meta.json',
+        'preview.png',
+        'train',
+        'val',
+    ]
     for split, count in (('train', 3), ('val', 2)):
         folders = sorted((cls / split).iterdir())
         assert [path.name for path in folders] == list(tool.CLASS_FOLDERS)
@@ -76,8 +82,17 @@ def test_several_processes_write_the_same_bytes(tool, tmp_path, task):
     # one more than two tasks of a process
     counts = ['--num-train', str(2 * tool.PICTURES_PER_TASK + 1), '--num-val', '5']
     for workers in ('1', '2'):
-        tool.main([str(tmp_path / workers), '--task', task, '--skip-baseline', *counts,
-                   '--workers', workers])
+        tool.main(
+            [
+                str(tmp_path / workers),
+                '--task',
+                task,
+                '--skip-baseline',
+                *counts,
+                '--workers',
+                workers,
+            ]
+        )
     assert _hashes(tmp_path / '1') == _hashes(tmp_path / '2')
 
 
@@ -162,8 +177,7 @@ def test_interrupted_run_leaves_nothing(tool, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_baseline_is_far_from_solving_it(tool, tmp_path, capsys, monkeypatch):
     # All of them take too long for a test.
-    monkeypatch.setattr(tool, 'BASELINE_VARIANTS',
-                        (('grey', 16, 0.01), ('grey', 32, 0.001)))
+    monkeypatch.setattr(tool, 'BASELINE_VARIANTS', (('grey', 16, 0.01), ('grey', 32, 0.001)))
     counts = {'num_train': 400, 'num_val': 200}
     assert _small(tool, tmp_path, **counts)['baseline'] is None
     before = _hashes(tmp_path)
@@ -171,21 +185,23 @@ def test_baseline_is_far_from_solving_it(tool, tmp_path, capsys, monkeypatch):
     baseline = _small(tool, tmp_path, skip_baseline=False, **counts)['baseline']
     out = capsys.readouterr().out
     assert 0.1 < baseline['best']['accuracy'] < 0.6
-    assert baseline['best']['accuracy'] == max(
-        item['accuracy'] for item in baseline['variants'])
+    assert baseline['best']['accuracy'] == max(item['accuracy'] for item in baseline['variants'])
     assert f'{baseline["best"]["accuracy"]:.1%} of the validation pictures' in out
     after = _hashes(tmp_path)
     assert json.loads((tmp_path / 'cls/meta.json').read_text())['baseline'] == baseline
     assert {name for name in after if after[name] != before[name]} == {'cls/meta.json'}
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--num-train', '0'], 'argument --num-train: 0 is too small: use 1 or more'),
-    (['--num-val', '-5'], 'argument --num-val: -5 is too small: use 1 or more'),
-    (['--num-val', 'many'], "argument --num-val: 'many' is not a whole number: use 1 or more"),
-    (['--image-size', '63'], 'argument --image-size: 63 is too small: use 64 or more'),
-    (['--seed', '-1'], 'argument --seed: -1 is too small: use 0 or more'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--num-train', '0'], 'argument --num-train: 0 is too small: use 1 or more'),
+        (['--num-val', '-5'], 'argument --num-val: -5 is too small: use 1 or more'),
+        (['--num-val', 'many'], "argument --num-val: 'many' is not a whole number: use 1 or more"),
+        (['--image-size', '63'], 'argument --image-size: 63 is too small: use 64 or more'),
+        (['--seed', '-1'], 'argument --seed: -1 is too small: use 0 or more'),
+    ],
+)
 def test_bad_arguments(tool, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         tool.main([str(tmp_path), *arguments])
@@ -209,8 +225,16 @@ def test_out_is_a_file(tool, tmp_path):
 
 def test_command_line(tmp_path):
     # From another folder, as a checkout that is not installed.
-    command = [sys.executable, str(SCRIPT), 'out', '--num-train', '10', '--num-val', '10',
-               '--skip-baseline']
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        'out',
+        '--num-train',
+        '10',
+        '--num-val',
+        '10',
+        '--skip-baseline',
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'Wrote 10 training and 10 validation pictures' in done.stdout
@@ -228,6 +252,7 @@ SCENES = {'num_train': 12, 'num_val': 7}
 
 def test_coco_scenes_are_the_digits_visible_pixels(tool, tmp_path):
     from pycocotools import mask as coco_mask
+
     meta = tool.make_scenes(tmp_path, 'det', **SCENES)
     assert [path.name for path in tmp_path.iterdir()] == ['det']
     assert meta['arguments'] == {'seed': 0, 'image_size': 128, **SCENES}
@@ -237,8 +262,14 @@ def test_coco_scenes_are_the_digits_visible_pixels(tool, tmp_path):
         assert [c['name'] for c in content['categories']] == list(tool.CLASSES)
         assert len({a['id'] for a in content['annotations']}) == len(content['annotations'])
         for image in content['images']:
-            scene = compose_scene(0, split, image['id'] - 1, 128,
-                                  num_digits=1 + (image['id'] - 1) % 6, scale_range=(0.25, 0.5))
+            scene = compose_scene(
+                0,
+                split,
+                image['id'] - 1,
+                128,
+                num_digits=1 + (image['id'] - 1) % 6,
+                scale_range=(0.25, 0.5),
+            )
             picture = cv2.imread(str(tmp_path / 'det' / split / image['file_name']))
             assert (picture[..., ::-1] == scene.image).all()
             assert (image['height'], image['width']) == picture.shape[:2]
@@ -250,7 +281,7 @@ def test_coco_scenes_are_the_digits_visible_pixels(tool, tmp_path):
                 assert annotation['area'] == mask.sum()
                 assert annotation['category_id'] == digit.label + 1
                 x, y, width, height = annotation['bbox']
-                assert mask[y:y + height, x:x + width].sum() == mask.sum()
+                assert mask[y : y + height, x : x + width].sum() == mask.sum()
 
 
 def test_label_maps_are_the_same_scenes_with_a_palette(tool, tmp_path):
@@ -261,10 +292,12 @@ def test_label_maps_are_the_same_scenes_with_a_palette(tool, tmp_path):
         assert len(files) == count
         for index, file in enumerate(files):
             name = file.name
-            assert ((tmp_path / 'seg/images' / split / name).read_bytes()
-                    == (tmp_path / 'det' / split / name).read_bytes())
-            scene = compose_scene(0, split, index, 128, num_digits=1 + index % 6,
-                                  scale_range=(0.25, 0.5))
+            assert (tmp_path / 'seg/images' / split / name).read_bytes() == (
+                tmp_path / 'det' / split / name
+            ).read_bytes()
+            scene = compose_scene(
+                0, split, index, 128, num_digits=1 + index % 6, scale_range=(0.25, 0.5)
+            )
             with Image.open(file) as picture:
                 assert picture.mode == 'P'
                 assert tuple(picture.getpalette()[:33]) == sum(tool.SEG_PALETTE, ())
@@ -274,11 +307,14 @@ def test_label_maps_are_the_same_scenes_with_a_palette(tool, tmp_path):
             assert (labels > 0).sum() == sum(digit.mask.sum() for digit in scene.instances)
 
 
-@pytest.mark.parametrize('task, gone, message', [
-    ('det', 'annotations/instances_val.json', 'has no instances_val.json'),
-    ('det', 'train/000001.png', '11 pictures in train, but should have 12'),
-    ('seg', 'annotations/val/000000.png', '6 label maps in val, but should have 7'),
-])
+@pytest.mark.parametrize(
+    'task, gone, message',
+    [
+        ('det', 'annotations/instances_val.json', 'has no instances_val.json'),
+        ('det', 'train/000001.png', '11 pictures in train, but should have 12'),
+        ('seg', 'annotations/val/000000.png', '6 label maps in val, but should have 7'),
+    ],
+)
 def test_missing_parts_of_scenes_are_noticed(tool, tmp_path, task, gone, message):
     tool.make_scenes(tmp_path, task, **SCENES)
     (tmp_path / task / gone).unlink()
@@ -294,16 +330,21 @@ def test_only_the_tasks_asked_for_are_written(tool, tmp_path, capsys):
     assert [path.name for path in (tmp_path / 'a').iterdir()] == ['seg']
     tool.main([str(tmp_path / 'b'), '--task', 'all', *few])
     assert sorted(path.name for path in (tmp_path / 'b').iterdir()) == ['cls', 'det', 'seg']
-    sizes = {task: json.loads((tmp_path / 'b' / task / 'meta.json').read_text())['arguments']
-             for task in tool.TASKS}
+    sizes = {
+        task: json.loads((tmp_path / 'b' / task / 'meta.json').read_text())['arguments']
+        for task in tool.TASKS
+    }
     assert [sizes[task]['image_size'] for task in ('cls', 'det', 'seg')] == [64, 128, 128]
     assert {arguments['num_train'] for arguments in sizes.values()} == {4}
 
 
 def test_configs_have_the_classes_and_colours_of_the_data(tool):
     from mmengine.config import Config
-    for task, classes, palette in (('det', tool.CLASSES, tool.SEG_PALETTE[1:]),
-                                   ('seg', ('background', *tool.CLASSES), tool.SEG_PALETTE)):
+
+    for task, classes, palette in (
+        ('det', tool.CLASSES, tool.SEG_PALETTE[1:]),
+        ('seg', ('background', *tool.CLASSES), tool.SEG_PALETTE),
+    ):
         cfg = Config.fromfile(str(SCRIPT.parents[2] / f'configs/_base_/datasets/demo_{task}.py'))
         assert cfg.metainfo.classes == classes
         assert tuple(cfg.metainfo.palette) == tuple(palette)

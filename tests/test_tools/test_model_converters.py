@@ -1,4 +1,5 @@
 """Converting released checkpoints, and back."""
+
 import json
 import os
 
@@ -16,14 +17,17 @@ from tests.test_backbones.test_truth import official_state
 
 TOOL, BACK = (
     load_tool(f'model_converters/{name}.py')
-    for name in ('official_to_mmpretrain', 'mmpretrain_to_official'))
+    for name in ('official_to_mmpretrain', 'mmpretrain_to_official')
+)
 
 
 @pytest.fixture(scope='module')
 def weights():
     state = official_state(GroupMamba('official-tiny'), num_classes=1000)
-    return {name: tensor.float() if tensor.is_floating_point() else tensor
-            for name, tensor in state.items()}
+    return {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
 
 
 def test_a_flat_state_dict_gives_the_same_logits_at_full_size(weights, tmp_path):
@@ -39,7 +43,7 @@ def test_a_flat_state_dict_gives_the_same_logits_at_full_size(weights, tmp_path)
     expected, _, _ = official_forward(image.double(), {k: v.double() for k, v in weights.items()})
     with torch.no_grad():
         logits = model(image, mode='tensor')
-    scale = max(1., expected.abs().max().item())
+    scale = max(1.0, expected.abs().max().item())
     assert (logits - expected).abs().max() <= 1e-4 * scale
 
 
@@ -54,8 +58,10 @@ class ConfigNode(dict):
 def test_training_form_takes_the_averaged_weights(weights, tmp_path):
     ema = {f'module.{k}': v + 1 if v.is_floating_point() else v for k, v in weights.items()}
     config = ConfigNode(dict(MODEL=ConfigNode(dict(NAME='tiny')), DATA=['a', 1.5]))
-    torch.save(dict(model=weights, model_ema=ema, epoch=3, max_accuracy=np.float64(1.),
-                    config=config), tmp_path / 'training.pth')
+    torch.save(
+        dict(model=weights, model_ema=ema, epoch=3, max_accuracy=np.float64(1.0), config=config),
+        tmp_path / 'training.pth',
+    )
     with pytest.raises(CheckpointError, match='could run code'):
         load_checkpoint_file(tmp_path / 'training.pth')
     message = TOOL.convert(str(tmp_path / 'training.pth'), str(tmp_path / 'out.pth'))
@@ -76,21 +82,30 @@ def test_an_object_that_no_dict_can_stand_for(weights, tmp_path):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_code_in_a_checkpoint_is_not_run(weights, protocol, zipped, tmp_path):
     file = tmp_path / 'hostile.pth'
-    torch.save(dict(model=weights, config=RunsCode(tmp_path / 'ran')), file,
-               pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        dict(model=weights, config=RunsCode(tmp_path / 'ran')),
+        file,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(CheckpointError, match='hostile.pth'):
         TOOL.convert(str(file), str(tmp_path / 'out.pth'))
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'out.pth').exists()
 
 
-@pytest.mark.parametrize('change,message', [
-    (lambda w: w.pop('block1.0.attn.skip_scale'), 'is not exactly official-tiny.*missing'),
-    (lambda w: w.update(extra=torch.zeros(1)), "keys not understood.*'extra'"),
-    (lambda w: w.pop('block2.0.attn.mamba_g3.Ds'), r'mamba_g\*\.Ds'),
-    (lambda w: w.update({'head.weight': torch.zeros(1000, 7)}), 'have another shape'),
-    (lambda w: w.update({'patch_embed2.proj.weight': torch.zeros(96, 64, 3, 3)}),
-     'none of the released sizes'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (lambda w: w.pop('block1.0.attn.skip_scale'), 'is not exactly official-tiny.*missing'),
+        (lambda w: w.update(extra=torch.zeros(1)), "keys not understood.*'extra'"),
+        (lambda w: w.pop('block2.0.attn.mamba_g3.Ds'), r'mamba_g\*\.Ds'),
+        (lambda w: w.update({'head.weight': torch.zeros(1000, 7)}), 'have another shape'),
+        (
+            lambda w: w.update({'patch_embed2.proj.weight': torch.zeros(96, 64, 3, 3)}),
+            'none of the released sizes',
+        ),
+    ],
+)
 def test_what_is_not_exactly_a_released_model_is_refused(weights, tmp_path, change, message):
     changed = dict(weights)
     change(changed)
@@ -130,8 +145,10 @@ def test_the_papers_family_has_no_released_form(tmp_path):
         BACK.convert(str(tmp_path / 'paper.pth'), str(tmp_path / 'out.pth'))
 
 
-@pytest.mark.parametrize('size,released', [
-    ('official-tiny', 'tiny'), ('official-small', 'small'), ('official-base', 'base')])
+@pytest.mark.parametrize(
+    'size,released',
+    [('official-tiny', 'tiny'), ('official-small', 'small'), ('official-base', 'base')],
+)
 def test_names_and_shapes_are_exactly_the_released_ones(size, released):
     """Against the list that came with the release, where it lies beside the parity fixture."""
     fixture = os.environ.get('GROUPMAMBA_PARITY_FIXTURE')
@@ -139,7 +156,6 @@ def test_names_and_shapes_are_exactly_the_released_ones(size, released):
         pytest.skip('GROUPMAMBA_PARITY_FIXTURE does not name the parity fixture')
     with open(os.path.join(os.path.dirname(fixture), 'released_state_dict_shapes.json')) as file:
         expected = {name: tuple(shape) for name, shape in json.load(file)[released].items()}
-    cfg = load_config(
-        str(REPO / f'configs/groupmamba/groupmamba-{size}_8xb128_in1k.py'), {})
+    cfg = load_config(str(REPO / f'configs/groupmamba/groupmamba-{size}_8xb128_in1k.py'), {})
     ours = revert_to_official(build_model(cfg).state_dict())
     assert {name: tuple(tensor.shape) for name, tensor in ours.items()} == expected

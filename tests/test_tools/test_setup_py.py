@@ -1,4 +1,5 @@
 """The requirements files, the package built from them, and the scripts that install them."""
+
 import os
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Each extra, and its file in requirements/.
-EXTRA_FILES = dict(mm='mminstall', demo='demo', export='export', hub='hub', dev='tests',
-                   mamba='optional')
+EXTRA_FILES = dict(
+    mm='mminstall', demo='demo', export='export', hub='hub', dev='tests', mamba='optional'
+)
 SCRIPTS = sorted(ROOT.glob('tools/**/*.sh')) + [ROOT / '.ci' / 'run']
 
 
@@ -38,16 +40,34 @@ def wheel_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp('wheel')
     source = folder / 'source'
     source.mkdir()
-    for name in ('pyproject.toml', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE',
-                 'model-index.yml'):
+    for name in (
+        'pyproject.toml',
+        'setup.py',
+        'MANIFEST.in',
+        'README.md',
+        'LICENSE',
+        'model-index.yml',
+    ):
         shutil.copy(ROOT / name, source)
     for name in ('requirements', 'configs', 'groupmamba_mm'):
-        shutil.copytree(ROOT / name, source / name, symlinks=True,
-                        ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copytree(
+            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns('__pycache__')
+        )
     run = subprocess.run(
-        [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation',
-         '--wheel-dir', folder, source],
-        capture_output=True, text=True)
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '--no-deps',
+            '--no-build-isolation',
+            '--wheel-dir',
+            folder,
+            source,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     [path] = folder.glob('*.whl')
     return path
@@ -65,9 +85,11 @@ def wheel(wheel_file):
 def test_wheel_holds_every_module_the_configs_and_nothing_else(wheel):
     names, _ = wheel
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / 'groupmamba_mm').rglob('*.py')}
-    expected |= {f'groupmamba_mm/.mim/{path.relative_to(ROOT)}'
-                 for path in [ROOT / 'model-index.yml', *(ROOT / 'configs').rglob('*.*')]
-                 if path.suffix != '.pyc'}
+    expected |= {
+        f'groupmamba_mm/.mim/{path.relative_to(ROOT)}'
+        for path in [ROOT / 'model-index.yml', *(ROOT / 'configs').rglob('*.*')]
+        if path.suffix != '.pyc'
+    }
     assert {name for name in names if '.dist-info/' not in name} == expected
 
 
@@ -76,15 +98,24 @@ def test_wheel_brings_its_configs_along(wheel_file, tmp_path):
     with zipfile.ZipFile(wheel_file) as archive:
         archive.extractall(tmp_path / 'site')
     (tmp_path / 'empty').mkdir()
-    run = subprocess.run([sys.executable, '-c', """
+    run = subprocess.run(
+        [
+            sys.executable,
+            '-c',
+            """
 import groupmamba_mm, mmpretrain
 assert len(groupmamba_mm.list_configs()) > 30
 cfg = groupmamba_mm.get_config('mask-rcnn_groupmamba-tiny_fpn_1x_coco')
 assert cfg.model.backbone.arch == 'tiny' and cfg.model.neck.in_channels == [96, 192, 368, 760]
 assert 'groupmamba-official-base' in mmpretrain.list_models('groupmamba*')
 print(groupmamba_mm.__file__, cfg.filename)
-"""], capture_output=True, text=True, cwd=tmp_path / 'empty',
-        env=dict(os.environ, PYTHONPATH=str(tmp_path / 'site')))
+""",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path / 'empty',
+        env=dict(os.environ, PYTHONPATH=str(tmp_path / 'site')),
+    )
     assert run.returncode == 0, run.stderr
     module, config = run.stdout.splitlines()[-1].split()
     assert module.startswith(str(tmp_path / 'site')) and config.startswith(str(tmp_path / 'site'))
@@ -157,23 +188,34 @@ def test_ci_runs_the_test_script():
     assert 'bash tools/run_tests.sh' in (ROOT / '.ci' / 'run').read_text().splitlines()
 
 
-@pytest.mark.parametrize('script, arguments, message', [
-    ('install.sh', ['--fast'], "unknown argument '--fast'; accepted are --tests and --help"),
-    ('quickstart.sh', ['--task', 'pose'],
-     "unknown task 'pose'; accepted are cls, det, seg and all"),
-    ('quickstart.sh', ['--family', 'vim'],
-     "unknown family 'vim'; accepted are paper, official and both"),
-])
+@pytest.mark.parametrize(
+    'script, arguments, message',
+    [
+        ('install.sh', ['--fast'], "unknown argument '--fast'; accepted are --tests and --help"),
+        (
+            'quickstart.sh',
+            ['--task', 'pose'],
+            "unknown task 'pose'; accepted are cls, det, seg and all",
+        ),
+        (
+            'quickstart.sh',
+            ['--family', 'vim'],
+            "unknown family 'vim'; accepted are paper, official and both",
+        ),
+    ],
+)
 def test_wrong_arguments_are_refused_by_name(script, arguments, message):
-    run = subprocess.run(['bash', ROOT / 'tools' / script, *arguments],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        ['bash', ROOT / 'tools' / script, *arguments], capture_output=True, text=True
+    )
     assert run.returncode != 0
     assert message in run.stderr
 
 
 def test_help_names_every_option():
-    run = subprocess.run(['bash', ROOT / 'tools' / 'install.sh', '--help'],
-                         capture_output=True, text=True)
+    run = subprocess.run(
+        ['bash', ROOT / 'tools' / 'install.sh', '--help'], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     for option in ('--tests', 'PYTHON', 'GROUPMAMBA_CACHE', 'MAX_JOBS'):
         assert option in run.stdout
@@ -202,10 +244,9 @@ def test_verify_refuses_packages_that_install_the_same_modules(verify, monkeypat
         verify.check_clashes()
 
 
-@pytest.mark.parametrize('members, message', [
-    (None, 'damaged'),
-    ({'mmcv/__init__.py': ''}, 'no compiled operators'),
-])
+@pytest.mark.parametrize(
+    'members, message', [(None, 'damaged'), ({'mmcv/__init__.py': ''}, 'no compiled operators')]
+)
 def test_verify_refuses_a_bad_mmcv_wheel(verify, tmp_path, members, message):
     path = tmp_path / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl'
     if members is None:

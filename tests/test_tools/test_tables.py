@@ -1,4 +1,5 @@
 """metafile.yml against the READMEs, the configs and the models."""
+
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_check_finds_a_difference_and_writing_mends_it(checkout):
 def test_a_column_of_two_sources_is_refused(checkout):
     path = checkout / 'configs' / 'groupmamba' / 'metafile.yml'
     head, mark, tail = path.read_text().rpartition('Sources: *sources')
-    own = {key: 'measured here' for key in MODELS[0]['Sources']}
+    own = dict.fromkeys(MODELS[0]['Sources'], 'measured here')
     path.write_text(f'{head}Sources: {own}{tail}')
     assert mark
     with pytest.raises(DataError, match='measured here and paper'):
@@ -80,13 +81,20 @@ def test_a_missing_number_is_refused_and_a_null_is_a_dash(checkout):
     change_ablations(checkout, '      Published Throughput: 803\n', '')
     with pytest.raises(DataError, match='^groupmamba-tiny-4d-no-cam_8xb128_in1k: Published Thr'):
         update_tables.main([], checkout)
-    change_ablations(checkout, '      Published Throughput: 1125\n',
-                     '      Published Throughput: null\n')
-    change_ablations(checkout, '      Scan FLOPs: 130000000\n',
-                     '      Scan FLOPs: 130000000\n      Published Throughput: 803\n')
+    change_ablations(
+        checkout, '      Published Throughput: 1125\n', '      Published Throughput: null\n'
+    )
+    change_ablations(
+        checkout,
+        '      Scan FLOPs: 130000000\n',
+        '      Scan FLOPs: 130000000\n      Published Throughput: 803\n',
+    )
     update_tables.main([], checkout)
-    [row] = [line for line in (checkout / ABLATIONS.relative_to(ROOT) / 'README.md').read_text()
-             .splitlines() if line.startswith('| [groupmamba-tiny-no-cam]')]
+    [row] = [
+        line
+        for line in (checkout / ABLATIONS.relative_to(ROOT) / 'README.md').read_text().splitlines()
+        if line.startswith('| [groupmamba-tiny-no-cam]')
+    ]
     assert row.endswith('| 22 | - | - | - | 82.2 |')
 
 
@@ -144,15 +152,20 @@ def test_openmmlab_can_read_the_index():
         assert model.full_model.paper['URL'].endswith('2407.13772')
 
     # the paper states none for some ablations and for dense models above tiny
-    stated = [top1 for model in index.models for result in model.results
-              for top1 in result.metrics.values()
-              if result.task == 'Image Classification' and top1 is not None]
+    stated = [
+        top1
+        for model in index.models
+        for result in model.results
+        for top1 in result.metrics.values()
+        if result.task == 'Image Classification' and top1 is not None
+    ]
     assert stated and min(stated) > 80
 
 
 # those of the others: tests/test_dense_configs.py, which builds them anyway
-@pytest.mark.parametrize('name', [model['Name'] for model in MODELS
-                                  if model['In Collection'] == 'GroupMamba'])
+@pytest.mark.parametrize(
+    'name', [model['Name'] for model in MODELS if model['In Collection'] == 'GroupMamba']
+)
 def test_parameters_are_those_of_the_built_model(name):
     [model] = [model for model in MODELS if model['Name'] == name]
     built = build_model(load_config(str(ROOT / model['Config'])))
@@ -167,8 +180,11 @@ def ablation_rows():
 def test_saved_parameters_are_those_of_the_parameters():
     rows = ablation_rows()
     one = rows['groupmamba-tiny-g1_8xb128_in1k']['Parameters']
-    saved = {name: row['Saved Parameters'] for name, row in rows.items()
-             if row['Saved Parameters'] is not None}
+    saved = {
+        name: row['Saved Parameters']
+        for name, row in rows.items()
+        if row['Saved Parameters'] is not None
+    }
     assert len(saved) == 4  # 1, 2, 4 and 8 groups
     for name, per_cent in saved.items():
         assert per_cent == round(100 * (1 - rows[name]['Parameters'] / one), 1), name
@@ -185,8 +201,10 @@ def test_the_groups_of_both_families_are_as_the_ablations_say():
     official = [f'{100 * (1 - count / counts[0]):.1f} %' for count in counts[1:]]
     for groups, suffix, last in zip((2, 4, 8), ('-g2', '', '-g8'), official + ['348 channels']):
         row = ablation_rows()[f'groupmamba-tiny{suffix}_8xb128_in1k']
-        assert (f"| {groups} | {row['Published Saved Parameters']} % | "
-                f"{row['Saved Parameters']} % | {last} ") in text
+        assert (
+            f'| {groups} | {row["Published Saved Parameters"]} % | '
+            f'{row["Saved Parameters"]} % | {last} '
+        ) in text
 
 
 def test_the_wide_model_is_within_one_per_cent_of_both_published_counts():

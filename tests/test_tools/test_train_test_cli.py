@@ -3,6 +3,7 @@
 Every start imports torch and mmpretrain again, so there are few of them and each shows several
 things; what needs no process of its own is tested in tests/test_engine.
 """
+
 import json
 import os
 import pickle
@@ -82,8 +83,15 @@ custom_hooks = [
 def run(*command, cwd, **variables):
     """Run a command on the CPU and return its code, its output and its last line."""
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(REPO), **variables)
-    done = subprocess.run(command, cwd=cwd, env=environment, text=True, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment,
+        text=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     lines = done.stdout.strip().splitlines()
     return done.returncode, done.stdout, lines[-1] if lines else ''
 
@@ -157,8 +165,18 @@ def test_resuming_continues(trained, monkeypatch):
     work_dir = place / 'resumed'
     shutil.copytree(place / 'work_dirs' / 'tiny', work_dir)
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
-    assert call(TRAIN, 'resuming', '--work-dir', 'resumed', '--resume', '--no-validate',
-                options=['train_cfg.max_epochs=2']) == 0
+    assert (
+        call(
+            TRAIN,
+            'resuming',
+            '--work-dir',
+            'resumed',
+            '--resume',
+            '--no-validate',
+            options=['train_cfg.max_epochs=2'],
+        )
+        == 0
+    )
     output = max(work_dir.glob('*/*.log')).read_text()
     assert 'resumed epoch: 1, iter: 2' in output and "100% of the model's elements" in output
     assert (work_dir / 'epoch_2.pth').is_file() and 'Epoch(val)' not in output
@@ -167,13 +185,26 @@ def test_resuming_continues(trained, monkeypatch):
 def test_testing_prints_and_writes(trained):
     place, _ = trained
     code, output, _ = run(
-        sys.executable, TEST, 'tiny.py', FIRST, '--work-dir', 'tested',
-        '--out', 'out.pkl', '--show-dir', 'painted', '--tta', '--amp', cwd=place)
+        sys.executable,
+        TEST,
+        'tiny.py',
+        FIRST,
+        '--work-dir',
+        'tested',
+        '--out',
+        'out.pkl',
+        '--show-dir',
+        'painted',
+        '--tta',
+        '--amp',
+        cwd=place,
+    )
     assert code == 0, output
     assert re.search(r'accuracy/top1: [\d.]+', output)
     assert len(pickle.loads((place / 'out.pkl').read_bytes())) == 4
-    painted = sorted(str(file.relative_to(place / 'painted'))
-                     for file in (place / 'painted').rglob('*.png'))
+    painted = sorted(
+        str(file.relative_to(place / 'painted')) for file in (place / 'painted').rglob('*.png')
+    )
     assert painted == ['dark/0.png', 'dark/1.png', 'light/0.png', 'light/1.png']
 
 
@@ -183,8 +214,14 @@ def test_a_broken_image_ends_with_one_line(trained):
     shutil.copytree(place / 'data', place / 'broken')
     (place / 'broken' / 'train' / 'dark' / '0.png').write_bytes(b'text')
     code, output, last = run(
-        sys.executable, TRAIN, 'tiny.py', '--cfg-options',
-        'train_dataloader.dataset.data_root=broken', 'train_dataloader.num_workers=1', cwd=place)
+        sys.executable,
+        TRAIN,
+        'tiny.py',
+        '--cfg-options',
+        'train_dataloader.dataset.data_root=broken',
+        'train_dataloader.num_workers=1',
+        cwd=place,
+    )
     assert code == 1 and 'Traceback' not in output, output
     assert re.search(r'^error: image broken/train/dark/0\.png \(4 bytes\) cannot be decoded', last)
     assert (place / FIRST).read_bytes() == before
@@ -195,19 +232,35 @@ BROKEN = {
     'option': (TRAIN, [], ['optim_wraper.lr=1'], 'did you mean optim_wrapper'),
     'type': (TRAIN, [], ['model.backbone.type=ResNett'], 'ResNet.*custom_imports'),
     'argument': (TRAIN, [], ['model.backbone.dept=18'], 'ResNet takes no .*depth'),
-    'data': (TRAIN, [], ['val_dataloader.dataset.data_root=nowhere'],
-             'data folder nowhere of the val data'),
+    'data': (
+        TRAIN,
+        [],
+        ['val_dataloader.dataset.data_root=nowhere'],
+        'data folder nowhere of the val data',
+    ),
     'truncated': (TRAIN, ['--resume', 'cut.pth'], [], r'cut\.pth is truncated'),
     'missing': (TEST, ['nowhere.pth'], [], r'nowhere\.pth does not exist'),
-    'other_model': (TEST, [FIRST], ['model.backbone.base_channels=8', 'model.head.in_channels=64'],
-                    r'does not fit.*layer1\.0\.conv1\.weight \(4x4x3x3 .*8x4x3x3'),
-    'other_head': (TEST, [FIRST], ['model.head.num_classes=3'],
-                   r'model\.head\.num_classes is 3, and the test data have 2 class folders'),
+    'other_model': (
+        TEST,
+        [FIRST],
+        ['model.backbone.base_channels=8', 'model.head.in_channels=64'],
+        r'does not fit.*layer1\.0\.conv1\.weight \(4x4x3x3 .*8x4x3x3',
+    ),
+    'other_head': (
+        TEST,
+        [FIRST],
+        ['model.head.num_classes=3'],
+        r'model\.head\.num_classes is 3, and the test data have 2 class folders',
+    ),
     'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
     'evil_test': (TEST, ['evil.pth'], [], r'evil\.pth was not loaded: .*system.*could run code'),
     'evil_resume': (TRAIN, ['--resume', 'evil.pth'], [], 'could run code'),
-    'evil_init': (TRAIN, [], ['model.head.init_cfg.type=Pretrained',
-                              'model.head.init_cfg.checkpoint=evil.pth'], 'could run code'),
+    'evil_init': (
+        TRAIN,
+        [],
+        ['model.head.init_cfg.type=Pretrained', 'model.head.init_cfg.checkpoint=evil.pth'],
+        'could run code',
+    ),
 }
 
 
@@ -216,7 +269,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     place, _ = trained
     monkeypatch.chdir(place)
     before = (place / FIRST).read_bytes()
-    (place / 'cut.pth').write_bytes(before[:len(before) // 2])
+    (place / 'cut.pth').write_bytes(before[: len(before) // 2])
     torch.save(dict(load_checkpoint_file(place / FIRST), extra=RunsCode('ran')), 'evil.pth')
     tool, arguments, options, message = BROKEN[case]
     assert call(tool, case, *arguments, options=options) == 1
@@ -234,12 +287,17 @@ def test_two_processes_train_on_cpus(place, tmp_path, launcher):
     options = ['--cfg-options', 'model.backbone.norm_cfg.type=SyncBN']
     port = dict(PORT=free_port())
     if launcher == 'dist':
-        command = ['bash', str(REPO / 'tools' / 'dist_train.sh'), 'tiny.py', '2', '--work-dir',
-                   'dist']
+        command = [
+            'bash',
+            str(REPO / 'tools' / 'dist_train.sh'),
+            'tiny.py',
+            '2',
+            '--work-dir',
+            'dist',
+        ]
     else:
         port.update(fake_srun(tmp_path), GPUS='2', GPUS_PER_NODE='0', CPUS_PER_TASK='1')
-        command = ['bash', str(REPO / 'tools' / 'slurm_train.sh'), 'cpu', 'job', 'tiny.py',
-                   'slurm']
+        command = ['bash', str(REPO / 'tools' / 'slurm_train.sh'), 'cpu', 'job', 'tiny.py', 'slurm']
     code, output, _ = run(*command, *options, cwd=place, **port)
     assert code == 0, output
     assert 'SyncBatchNorm needs GPUs' in output
@@ -255,8 +313,15 @@ def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
     place, _ = trained
     monkeypatch.chdir(place)
     code, output, _ = run(
-        'bash', str(REPO / 'tools' / 'dist_train.sh'), 'student.py', '2', '--work-dir', 'student',
-        cwd=place, PORT=free_port())
+        'bash',
+        str(REPO / 'tools' / 'dist_train.sh'),
+        'student.py',
+        '2',
+        '--work-dir',
+        'student',
+        cwd=place,
+        PORT=free_port(),
+    )
     assert code == 0, output
     assert 'loss_label' in output and 'loss_teacher' in output
     # the averaged weights' accuracy and the raw ones'
@@ -293,17 +358,19 @@ def test_a_missing_teacher_is_told_before_the_data_are_read(trained, monkeypatch
     place, _ = trained
     monkeypatch.chdir(place)
     monkeypatch.setattr(CustomDataset, 'full_init', lambda self: pytest.fail('the data were read'))
-    assert call(TRAIN, 'gone', config='student.py',
-                options=['model.teacher.checkpoint=gone.pth']) == 1
+    assert (
+        call(TRAIN, 'gone', config='student.py', options=['model.teacher.checkpoint=gone.pth']) == 1
+    )
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match(r'error: model\.teacher\.checkpoint: gone\.pth does not exist;.*teacher\.checkpoint=',
-                    last)
+    assert re.match(
+        r'error: model\.teacher\.checkpoint: gone\.pth does not exist;.*teacher\.checkpoint=', last
+    )
 
 
 def fake_srun(folder):
     """Make an srun that starts two tasks here, as Slurm would set them up on one machine."""
     srun = folder / 'srun'
-    srun.write_text(f'''#!/usr/bin/env bash
+    srun.write_text(f"""#!/usr/bin/env bash
 echo "$@" > {folder}/srun_arguments
 while [[ $1 == -* ]]; do
     if [ "$1" = -p ]; then shift; fi
@@ -313,7 +380,7 @@ export SLURM_NTASKS=2 SLURM_NNODES=1 SLURM_TASKS_PER_NODE=2 SLURM_NODELIST=local
 SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
 SLURM_PROCID=0 SLURM_LOCALID=0 "$@"
 wait $!
-''')
+""")
     srun.chmod(srun.stat().st_mode | stat.S_IEXEC)
     return dict(PATH=f'{folder}:{os.environ["PATH"]}')
 

@@ -1,4 +1,5 @@
 """Class names of any script in pictures: a font that has the letters, or numbers and a word."""
+
 import warnings
 
 import matplotlib
@@ -12,8 +13,7 @@ from matplotlib import font_manager
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from groupmamba_mm.visualization import NamedSegVisualizer, readable_names
-from groupmamba_mm.visualization import fonts
+from groupmamba_mm.visualization import NamedSegVisualizer, fonts, readable_names
 
 LETTERS = [chr(code) for code in range(32, 127)] + list('猫犬')
 
@@ -39,8 +39,8 @@ def installed(tmp_path, monkeypatch):
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder(names)
     builder.setupCharacterMap({ord(letter): f'u{ord(letter):04X}' for letter in LETTERS})
-    builder.setupGlyf({name: glyph for name in names})
-    builder.setupHorizontalMetrics({name: (600, 100) for name in names})
+    builder.setupGlyf(dict.fromkeys(names, glyph))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (600, 100)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable(dict(familyName='Test Han', styleName='Regular'))
     builder.setupOS2(sTypoAscender=800, sTypoDescender=-200, usWinAscent=800, usWinDescent=200)
@@ -53,7 +53,7 @@ def installed(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_fonts(monkeypatch):
-    monkeypatch.setattr(fonts.font_manager, 'findSystemFonts', lambda: [])
+    monkeypatch.setattr(fonts.font_manager, 'findSystemFonts', list)
     own = [entry for entry in font_manager.fontManager.ttflist if 'matplotlib' in entry.fname]
     font_manager.fontManager.ttflist[:] = own
 
@@ -96,8 +96,9 @@ def test_segments_are_named_in_their_script(installed, tmp_path):
         file = tmp_path / f'{len(pictures)}.png'
         with warnings.catch_warnings():
             warnings.simplefilter('error')
-            visualizer.add_datasample('a', np.zeros((60, 80, 3), np.uint8), sample,
-                                      draw_gt=False, out_file=str(file))
+            visualizer.add_datasample(
+                'a', np.zeros((60, 80, 3), np.uint8), sample, draw_gt=False, out_file=str(file)
+            )
         pictures.append(plt.imread(file))
     assert pictures[0].shape[:2] == (60, 80)
     assert (pictures[0] > 0.5).sum() > (pictures[1] > 0.5).sum()

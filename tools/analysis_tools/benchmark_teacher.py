@@ -9,12 +9,13 @@ With --agreement, the config's teacher is read from its file and shown the confi
 augmented and mixed as in training, and it is counted how often its decision, the class with the
 largest logit, is another one than in fp32.
 """
+
 import argparse
 import copy
 import random
 import statistics
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -46,18 +47,19 @@ VARIANTS = {
 #: Those for a GPU. The rows above are in the student's stream and launched one by one.
 GPU_VARIANTS = {
     'bf16, channels-last, compiled': dict(precision='bf16', channels_last=True, compile=True),
-    'bf16, channels-last, CUDA graph': dict(
-        precision='bf16', channels_last=True, cuda_graph=True),
+    'bf16, channels-last, CUDA graph': dict(precision='bf16', channels_last=True, cuda_graph=True),
     'the same in a stream of its own': dict(
-        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True),
+        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True
+    ),
     'the same, compiled': dict(
-        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True, compile=True),
+        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True, compile=True
+    ),
 }
 EXACT = 'fp32'
 NO_TEACHER = 'no teacher'
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -68,19 +70,39 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='a *-distill_* config')
-    parser.add_argument('--batch', type=positive_int, default=128,
-                        help='images of a step (default: %(default)s)')
-    parser.add_argument('--image-size', type=positive_int, default=224,
-                        help='side of the images in pixels (default: %(default)s)')
-    parser.add_argument('--repeats', type=positive_int, default=10,
-                        help='measured steps of each row (default: %(default)s)')
-    parser.add_argument('--warmup', type=positive_int, default=3,
-                        help='steps before those (default: %(default)s)')
-    parser.add_argument('--agreement', type=positive_int, metavar='IMAGES',
-                        help="compare the decisions with fp32's on so many training images "
-                        'instead of measuring time; needs the teacher and the data')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the config')
+    parser.add_argument(
+        '--batch', type=positive_int, default=128, help='images of a step (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--image-size',
+        type=positive_int,
+        default=224,
+        help='side of the images in pixels (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--repeats',
+        type=positive_int,
+        default=10,
+        help='measured steps of each row (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--warmup', type=positive_int, default=3, help='steps before those (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--agreement',
+        type=positive_int,
+        metavar='IMAGES',
+        help="compare the decisions with fp32's on so many training images "
+        'instead of measuring time; needs the teacher and the data',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config',
+    )
     return parser.parse_args(argv)
 
 
@@ -93,6 +115,7 @@ def seconds(work: Callable[[], None]) -> float:
     Returns:
         Its duration.
     """
+
     def wait() -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -106,6 +129,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 def given_answers(logits: Tensor) -> Callable[..., Tensor]:
     """Stand in for a teacher that costs nothing: it gives these logits, whatever the images."""
+
     def teacher(*args) -> Tensor:
         return logits
 
@@ -114,11 +138,11 @@ def given_answers(logits: Tensor) -> Callable[..., Tensor]:
     return teacher
 
 
-def make_batch(args: argparse.Namespace, num_classes: int) -> Dict:
+def make_batch(args: argparse.Namespace, num_classes: int) -> dict:
     """Random images and labels as a data loader gives them, the images on the device."""
     shape = (args.batch, 3, args.image_size, args.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=get_device())
-    labels = torch.randint(num_classes, (args.batch, )).tolist()
+    labels = torch.randint(num_classes, (args.batch,)).tolist()
     return dict(inputs=images, data_samples=[DataSample().set_gt_label(k) for k in labels])
 
 
@@ -140,7 +164,7 @@ def read_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def make_teachers(cfg: Config, network: nn.Module) -> Dict[str, FrozenTeacher]:
+def make_teachers(cfg: Config, network: nn.Module) -> dict[str, FrozenTeacher]:
     """Make a teacher of each variant.
 
     Args:
@@ -151,8 +175,9 @@ def make_teachers(cfg: Config, network: nn.Module) -> Dict[str, FrozenTeacher]:
         The teachers by the names of their rows.
     """
     variants = dict(VARIANTS, **(GPU_VARIANTS if torch.cuda.is_available() else {}))
-    plain = dict(precision='fp32', channels_last=False, compile=False, cuda_graph=False,
-                 own_stream=False)
+    plain = dict(
+        precision='fp32', channels_last=False, compile=False, cuda_graph=False, own_stream=False
+    )
     teachers = {}
     for name, options in variants.items():
         teachers[name] = MODELS.build({**cfg.model.teacher, **plain, **options})
@@ -160,7 +185,7 @@ def make_teachers(cfg: Config, network: nn.Module) -> Dict[str, FrozenTeacher]:
     return teachers
 
 
-def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
+def measure(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     """Time the step without a teacher and with each variant of it.
 
     Args:
@@ -181,8 +206,9 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
     batch = make_batch(args, num_classes)
     prepared = model.data_preprocessor(copy.copy(batch), training=True)['inputs']
 
-    teachers = {NO_TEACHER: given_answers(torch.randn(args.batch, num_classes,
-                                                      device=get_device()))}
+    teachers = {
+        NO_TEACHER: given_answers(torch.randn(args.batch, num_classes, device=get_device()))
+    }
     teachers.update(make_teachers(cfg, model.teacher.build().to(get_device())))
     steps, alone = ({name: [] for name in teachers} for _ in range(2))
     for _ in range(args.warmup + args.repeats):
@@ -190,11 +216,15 @@ def measure(args: argparse.Namespace) -> Dict[str, Tuple[float, float]]:
             model.teacher = teacher
             steps[name].append(seconds(lambda: model.train_step(batch, optimizer)))
             alone[name].append(seconds(lambda: teacher(prepared, model.normalization)))
-    return {name: tuple(1000 * statistics.median(times[name][args.warmup:])
-                        for times in (steps, alone)) for name in teachers}
+    return {
+        name: tuple(
+            1000 * statistics.median(times[name][args.warmup :]) for times in (steps, alone)
+        )
+        for name in teachers
+    }
 
 
-def count_other_decisions(args: argparse.Namespace) -> Tuple[int, Dict[str, int]]:
+def count_other_decisions(args: argparse.Namespace) -> tuple[int, dict[str, int]]:
     """Count how often a variant's decision is another one than fp32's.
 
     Args:
@@ -216,9 +246,11 @@ def count_other_decisions(args: argparse.Namespace) -> Tuple[int, Dict[str, int]
     while seen < args.agreement:
         for batch in loader:
             images = model.data_preprocessor(batch, training=True)['inputs']
-            images = images[:args.agreement - seen]
-            decisions = {name: teacher(images, model.normalization).argmax(1)
-                         for name, teacher in teachers.items()}
+            images = images[: args.agreement - seen]
+            decisions = {
+                name: teacher(images, model.normalization).argmax(1)
+                for name, teacher in teachers.items()
+            }
             for name, found in decisions.items():
                 others[name] += (found != decisions[EXACT]).sum().item()
             seen += len(images)
@@ -228,7 +260,7 @@ def count_other_decisions(args: argparse.Namespace) -> Tuple[int, Dict[str, int]
     return seen, others
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure and print.
 
     Args:
@@ -239,16 +271,20 @@ def main(argv: Optional[List[str]] = None) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     if args.agreement is not None:
         seen, others = count_other_decisions(args)
-        print(f'\n{device}; PyTorch {torch.__version__}; {seen} training images, augmented and '
-              f'mixed as in training\n\n{"":32}{"other decisions than fp32":>26}')
+        print(
+            f'\n{device}; PyTorch {torch.__version__}; {seen} training images, augmented and '
+            f'mixed as in training\n\n{"":32}{"other decisions than fp32":>26}'
+        )
         for name, count in others.items():
             print(f'{name:32}{count:14d} ({count / seen:.2%})')
         return
     rows = measure(args)
-    print(f'\n{device}; PyTorch {torch.__version__}; batch {args.batch}, {args.image_size} x '
-          f'{args.image_size}; TF32 in convolutions: {torch.backends.cudnn.allow_tf32}, in matrix '
-          f'products: {torch.backends.cuda.matmul.allow_tf32}; medians of {args.repeats} steps '
-          f'after {args.warmup}')
+    print(
+        f'\n{device}; PyTorch {torch.__version__}; batch {args.batch}, {args.image_size} x '
+        f'{args.image_size}; TF32 in convolutions: {torch.backends.cudnn.allow_tf32}, in matrix '
+        f'products: {torch.backends.cuda.matmul.allow_tf32}; medians of {args.repeats} steps '
+        f'after {args.warmup}'
+    )
     print(f'\n{"":32}{"step [ms]":>12}{"share of the step":>19}{"teacher alone [ms]":>20}')
     without = rows[NO_TEACHER][0]
     for name, (step, alone) in rows.items():

@@ -4,19 +4,27 @@ Data of the shape of ImageNet, COCO or ADE20K are made unless a folder is given.
 taken in a process of its own; that of train.py is the runner's log after a warm-up, with the
 config's options. No weights are read and nothing is validated.
 """
+
 import argparse
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import List, Optional
 
 import torch
 
 from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.analysis.benchmark_report import conditions_list
 from groupmamba_mm.analysis.conditions import describe_environment
-from groupmamba_mm.analysis.training_benchmark import (PARTS, Contestant, PartError, Plan,
-                                                       make_tables, measure, peers_of, prepare)
+from groupmamba_mm.analysis.training_benchmark import (
+    PARTS,
+    Contestant,
+    PartError,
+    Plan,
+    make_tables,
+    measure,
+    peers_of,
+    prepare,
+)
 from groupmamba_mm.analysis.training_clock import STARTED
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
@@ -25,7 +33,7 @@ from groupmamba_mm.errors import ConfigError
 IMAGES = {'mmpretrain': 5000, 'mmdet': 600, 'mmseg': 600}
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -34,33 +42,74 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     Returns:
         The arguments.
     """
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS),
-                        help='what is measured; peers: the other parts for Swin-T in the same '
-                        "runner, and timm's loader (default: all)")
-    parser.add_argument('--data-root', help="folder with the configs' data, laid out as they say "
-                        '(default: data are made)')
-    parser.add_argument('--images', type=positive_int, help='images that are made (default: '
-                        f'{IMAGES["mmpretrain"]}; {IMAGES["mmdet"]} for detection and '
-                        'segmentation); a run that needs more reads them again')
-    parser.add_argument('--warmup', type=positive_int, default=60,
-                        help=f'iterations before the measured ones, at least {STARTED} (default: '
-                        '%(default)s)')
-    parser.add_argument('--iterations', type=positive_int, default=200,
-                        help='measured iterations (default: %(default)s)')
-    parser.add_argument('--gpus', nargs='+', type=positive_int, default=[1], metavar='N',
-                        help='numbers of processes, with a GPU each (default: 1)')
-    parser.add_argument('--batch', type=positive_int,
-                        help="images of a process's batch (default: the config's)")
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        choices=PARTS,
+        default=list(PARTS),
+        help='what is measured; peers: the other parts for Swin-T in the same '
+        "runner, and timm's loader (default: all)",
+    )
+    parser.add_argument(
+        '--data-root',
+        help="folder with the configs' data, laid out as they say (default: data are made)",
+    )
+    parser.add_argument(
+        '--images',
+        type=positive_int,
+        help='images that are made (default: '
+        f'{IMAGES["mmpretrain"]}; {IMAGES["mmdet"]} for detection and '
+        'segmentation); a run that needs more reads them again',
+    )
+    parser.add_argument(
+        '--warmup',
+        type=positive_int,
+        default=60,
+        help=f'iterations before the measured ones, at least {STARTED} (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--iterations',
+        type=positive_int,
+        default=200,
+        help='measured iterations (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--gpus',
+        nargs='+',
+        type=positive_int,
+        default=[1],
+        metavar='N',
+        help='numbers of processes, with a GPU each (default: 1)',
+    )
+    parser.add_argument(
+        '--batch', type=positive_int, help="images of a process's batch (default: the config's)"
+    )
     parser.add_argument('--workers', type=int, help="processes of a loader (default: the config's)")
-    parser.add_argument('--timeout', type=positive_int, default=1800, metavar='SECONDS',
-                        help='after which a part is given up (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the configs, not the peers')
-    parser.add_argument('--out', type=Path, help='folder of results and data (default: a new one, '
-                        'named by the time, in work_dirs/benchmark_training)')
+    parser.add_argument(
+        '--timeout',
+        type=positive_int,
+        default=1800,
+        metavar='SECONDS',
+        help='after which a part is given up (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the configs, not the peers',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder of results and data (default: a new one, '
+        'named by the time, in work_dirs/benchmark_training)',
+    )
     args = parser.parse_args(argv)
     if args.warmup < STARTED:
         parser.error(f'--warmup: at least {STARTED}')
@@ -69,7 +118,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def contestants_of(args: argparse.Namespace) -> List[Contestant]:
+def contestants_of(args: argparse.Namespace) -> list[Contestant]:
     """Look up what is to be measured.
 
     Args:
@@ -92,15 +141,17 @@ def contestants_of(args: argparse.Namespace) -> List[Contestant]:
                 names.add(peer.name)
                 found.append(peer)
     if args.data_root is not None and len(scopes) > 1:
-        raise ConfigError(f'--data-root is one folder, and the configs are of '
-                          f'{", ".join(sorted(scopes))}; measure each library in a run of its own')
+        raise ConfigError(
+            f'--data-root is one folder, and the configs are of '
+            f'{", ".join(sorted(scopes))}; measure each library in a run of its own'
+        )
     visible = torch.cuda.device_count()
     if visible and max(args.gpus) > visible:
         raise ConfigError(f'--gpus {max(args.gpus)}: this machine has {visible} GPU(s) in sight')
     return found
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure, print and write.
 
     Args:
@@ -112,11 +163,20 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     contestants = contestants_of(args)
     out = args.out or Path('work_dirs/benchmark_training') / datetime.now().strftime(
-        '%Y%m%d_%H%M%S')
+        '%Y%m%d_%H%M%S'
+    )
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    plan = Plan(args.parts, out, args.warmup, args.iterations, args.timeout, args.gpus, args.batch,
-                args.workers)
+    plan = Plan(
+        args.parts,
+        out,
+        args.warmup,
+        args.iterations,
+        args.timeout,
+        args.gpus,
+        args.batch,
+        args.workers,
+    )
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     conditions = dict(
         describe_environment(device),
@@ -128,16 +188,23 @@ def main(argv: Optional[List[str]] = None) -> None:
         phases="on a GPU by events on its time line; data: from one iteration's work to the "
         "next one's; forward: with the preprocessor; hooks: EMA and zeroing of gradients",
         memory='GPU: peak of what PyTorch allocated, and reserved at the end; host: peak of the '
-        'command and its workers, shared pages once')
+        'command and its workers, shared pages once',
+    )
     print(f'{conditions_list(conditions)}\n', flush=True)
 
     rows = []
     for contestant in contestants:
-        prepare(contestant.cfg, contestant.name, plan, args.data_root,
-                args.images or IMAGES[contestant.cfg.default_scope])
+        prepare(
+            contestant.cfg,
+            contestant.name,
+            plan,
+            args.data_root,
+            args.images or IMAGES[contestant.cfg.default_scope],
+        )
         rows += measure(contestant, plan)
         (out / 'results.json').write_text(
-            json.dumps(dict(conditions=conditions, rows=rows), indent=1) + '\n')
+            json.dumps(dict(conditions=conditions, rows=rows), indent=1) + '\n'
+        )
         (out / 'results.md').write_text(f'{conditions_list(conditions)}\n\n{make_tables(rows)}\n')
     print(f'\n{make_tables(rows)}\n\nWrote {out}', flush=True)
     missing = [row['name'] for row in rows if row['note']]

@@ -1,15 +1,17 @@
 """Read all of a config's data before a long run, and say what is wrong with it."""
+
 import argparse
 import sys
-from typing import List, Optional
 
 try:
     import mmengine  # noqa: F401
 
     import groupmamba_mm  # noqa: F401
 except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
-             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
+    sys.exit(
+        f'error: {sys.executable} has no {error.name}; activate the environment that '
+        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
+    )
 
 from groupmamba_mm.checks import check
 from groupmamba_mm.engine.cli import CfgOptions, run_command
@@ -18,7 +20,7 @@ from groupmamba_mm.engine.config_checks import load_config
 SPLITS = ('train', 'val', 'test')
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -29,15 +31,25 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file')
-    parser.add_argument('--splits', nargs='+', choices=SPLITS, default=['train', 'val'],
-                        help='what to read (default: train val)')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the config, for example '
-                        'train_dataloader.dataset.data_root=FOLDER')
+    parser.add_argument(
+        '--splits',
+        nargs='+',
+        choices=SPLITS,
+        default=['train', 'val'],
+        help='what to read (default: train val)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, for example train_dataloader.dataset.data_root=FOLDER',
+    )
     return parser.parse_args(argv)
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Check and print.
 
     Args:
@@ -52,7 +64,7 @@ def main(argv: Optional[List[str]] = None) -> None:
     for line in report.lines():
         print(line)
     report.require_no_error()
-    print(f"Nothing wrong was found ({len(report.of('warning'))} warnings).")
+    print(f'Nothing wrong was found ({len(report.of("warning"))} warnings).')
 
 
 if __name__ == '__main__':

@@ -3,11 +3,11 @@
 Each group is a setting, its runs differ in the seed. The curves are read from the logs that
 tools/train.py writes into every work directory.
 """
+
 import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 
@@ -15,13 +15,13 @@ from groupmamba_mm.engine.cli import run_command
 from groupmamba_mm.errors import DataError
 
 matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402, behind the choice of a backend without a window
+from matplotlib import pyplot as plt
 
 #: A run's values of one key by step.
-Curve = Dict[int, float]
+Curve = dict[int, float]
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -31,12 +31,21 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         The arguments.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--group', nargs='+', action='append', required=True, dest='groups',
-                        metavar=('NAME', 'WORK_DIR'),
-                        help='a name and the work directories of its runs; give one for each '
-                        'group')
-    parser.add_argument('--keys', nargs='+', default=['loss', 'accuracy/top1'],
-                        help='logged values, one panel each (default: %(default)s)')
+    parser.add_argument(
+        '--group',
+        nargs='+',
+        action='append',
+        required=True,
+        dest='groups',
+        metavar=('NAME', 'WORK_DIR'),
+        help='a name and the work directories of its runs; give one for each group',
+    )
+    parser.add_argument(
+        '--keys',
+        nargs='+',
+        default=['loss', 'accuracy/top1'],
+        help='logged values, one panel each (default: %(default)s)',
+    )
     parser.add_argument('--out', required=True, help='the picture to write, .png or .svg')
     args = parser.parse_args(argv)
     for name, *work_dirs in args.groups:
@@ -45,7 +54,7 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     return args
 
 
-def read_run(work_dir: str) -> List[Dict[str, float]]:
+def read_run(work_dir: str) -> list[dict[str, float]]:
     """Read what a run logged; a resumed run has several logs.
 
     Args:
@@ -59,12 +68,14 @@ def read_run(work_dir: str) -> List[Dict[str, float]]:
     """
     logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not logs:
-        raise DataError(f'{work_dir} has no log (*/vis_data/scalars.json); give a work directory '
-                        'of tools/train.py')
+        raise DataError(
+            f'{work_dir} has no log (*/vis_data/scalars.json); give a work directory '
+            'of tools/train.py'
+        )
     return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
 
 
-def curve_of(records: List[Dict[str, float]], key: str, work_dir: str) -> Curve:
+def curve_of(records: list[dict[str, float]], key: str, work_dir: str) -> Curve:
     """Pick one value from a run's records.
 
     Args:
@@ -85,7 +96,7 @@ def curve_of(records: List[Dict[str, float]], key: str, work_dir: str) -> Curve:
     return curve
 
 
-def unit_of(records: List[Dict[str, float]], key: str) -> str:
+def unit_of(records: list[dict[str, float]], key: str) -> str:
     """What a run counted the steps of a value in: 'epoch' or 'iteration'.
 
     mmengine counts validations as the training loop goes, in epochs or in iterations, and says
@@ -102,7 +113,7 @@ def unit_of(records: List[Dict[str, float]], key: str) -> str:
     return 'epoch' if is_validation and any('epoch' in r for r in records) else 'iteration'
 
 
-def mean_and_deviation(curves: List[Curve]) -> Tuple[List[int], List[float], List[float]]:
+def mean_and_deviation(curves: list[Curve]) -> tuple[list[int], list[float], list[float]]:
     """Average runs step by step.
 
     Args:
@@ -113,11 +124,11 @@ def mean_and_deviation(curves: List[Curve]) -> Tuple[List[int], List[float], Lis
     """
     steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     columns = [[curve[step] for curve in curves] for step in steps]
-    deviations = [statistics.stdev(column) if len(column) > 1 else 0. for column in columns]
+    deviations = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
     return steps, [statistics.fmean(column) for column in columns], deviations
 
 
-def draw(groups: Dict[str, Dict[str, List[Curve]]], units: Dict[str, str], out: str) -> None:
+def draw(groups: dict[str, dict[str, list[Curve]]], units: dict[str, str], out: str) -> None:
     """Draw a panel for each key, with a curve and a shaded deviation for each group.
 
     Args:
@@ -130,11 +141,17 @@ def draw(groups: Dict[str, Dict[str, List[Curve]]], units: Dict[str, str], out: 
         for name, curves in groups.items():
             steps, means, deviations = mean_and_deviation(curves[key])
             count = f' ({len(curves[key])} runs)' if len(curves[key]) > 1 else ''
-            line, = panel.plot(steps, means, marker='.' if len(steps) < 12 else None,
-                               label=name + count)
-            panel.fill_between(steps, [m - d for m, d in zip(means, deviations)],
-                               [m + d for m, d in zip(means, deviations)],
-                               color=line.get_color(), alpha=0.25, linewidth=0)
+            (line,) = panel.plot(
+                steps, means, marker='.' if len(steps) < 12 else None, label=name + count
+            )
+            panel.fill_between(
+                steps,
+                [m - d for m, d in zip(means, deviations)],
+                [m + d for m, d in zip(means, deviations)],
+                color=line.get_color(),
+                alpha=0.25,
+                linewidth=0,
+            )
         panel.set_xlabel(unit)
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_title(key)
@@ -146,7 +163,7 @@ def draw(groups: Dict[str, Dict[str, List[Curve]]], units: Dict[str, str], out: 
     plt.close(figure)
 
 
-def make_table(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str]) -> str:
+def make_table(groups: dict[str, dict[str, list[Curve]]], keys: list[str]) -> str:
     """Make a Markdown table of the last values: mean, sample standard deviation and each run's.
 
     Args:
@@ -156,20 +173,24 @@ def make_table(groups: Dict[str, Dict[str, List[Curve]]], keys: List[str]) -> st
     Returns:
         The table.
     """
-    lines = [f'| | runs | {" | ".join(f"{key}, last" for key in keys)} |',
-             '|---|---:|' + '---|' * len(keys)]
+    lines = [
+        f'| | runs | {" | ".join(f"{key}, last" for key in keys)} |',
+        '|---|---:|' + '---|' * len(keys),
+    ]
     for name, curves in groups.items():
         cells = []
         for key in keys:
             last = [curve[max(curve)] for curve in curves[key]]
             _, means, deviations = mean_and_deviation([{0: value} for value in last])
-            cells.append(f'{means[0]:.4g} +- {deviations[0]:.2g} '
-                         f'({", ".join(format(value, ".4g") for value in last)})')
+            cells.append(
+                f'{means[0]:.4g} +- {deviations[0]:.2g} '
+                f'({", ".join(format(value, ".4g") for value in last)})'
+            )
         lines.append(f'| {name} | {len(curves[keys[0]])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read, draw and print.
 
     Args:
@@ -180,8 +201,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     for name, *work_dirs in args.groups:
         runs = {work_dir: read_run(work_dir) for work_dir in work_dirs}
         units = {key: unit_of(runs[work_dirs[0]], key) for key in args.keys}
-        groups[name] = {key: [curve_of(records, key, work_dir)
-                              for work_dir, records in runs.items()] for key in args.keys}
+        groups[name] = {
+            key: [curve_of(records, key, work_dir) for work_dir, records in runs.items()]
+            for key in args.keys
+        }
     draw(groups, units, args.out)
     print(make_table(groups, args.keys))
     print(f'Wrote {args.out}')

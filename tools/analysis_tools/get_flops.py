@@ -1,7 +1,8 @@
 """Count the parameters and multiply-adds of one or several configs' models."""
+
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, List, Optional, Tuple
 
 from torch import nn
 
@@ -13,13 +14,15 @@ from groupmamba_mm.analysis.detection import is_two_stage, run_two_stage
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.engine.config_checks import load_config
 
-NOTES = (CONVENTION,
-         'whole model: all that its forward pass on an image executes, the classification head '
-         'or the decode head included, but no auxiliary head, which works in training only',
-         TWO_STAGE + '; of another detector the backbone alone is counted')
+NOTES = (
+    CONVENTION,
+    'whole model: all that its forward pass on an image executes, the classification head '
+    'or the decode head included, but no auxiliary head, which works in training only',
+    TWO_STAGE + '; of another detector the backbone alone is counted',
+)
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -30,16 +33,26 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__, epilog='. '.join(NOTES))
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config file')
-    parser.add_argument('--shape', nargs=2, type=positive_int, default=(224, 224),
-                        metavar=('H', 'W'), help='size of the image in pixels (default: 224 224)')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the configs, for example '
-                        'model.backbone.d_state=4')
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive_int,
+        default=(224, 224),
+        metavar=('H', 'W'),
+        help='size of the image in pixels (default: 224 224)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the configs, for example model.backbone.d_state=4',
+    )
     return parser.parse_args(argv)
 
 
-def counted_parts(model: nn.Module,
-                  scope: str) -> List[Tuple[str, nn.Module, Optional[Callable]]]:
+def counted_parts(model: nn.Module, scope: str) -> list[tuple[str, nn.Module, Callable | None]]:
     """Choose what can be counted of a model.
 
     Args:
@@ -57,7 +70,7 @@ def counted_parts(model: nn.Module,
     return [('whole model', model, run_two_stage)] + parts if is_two_stage(model) else parts
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print a table with one line for each config and part.
 
     Args:
@@ -76,10 +89,12 @@ def main(argv: Optional[List[str]] = None) -> None:
     width = max(len(name) for name, _, _ in rows)
     height, length = args.shape
     print(f'\nImage {height} x {length} (H x W), batch 1\n')
-    print(f"{'config':{width}}  {'part':11}  {'params':>13}  {'MACs [G]':>9}  {'of it scans':>11}")
+    print(f'{"config":{width}}  {"part":11}  {"params":>13}  {"MACs [G]":>9}  {"of it scans":>11}')
     for name, part, found in rows:
-        print(f'{name:{width}}  {part:11}  {found.params:13,}  {found.macs / 1e9:9.3f}  '
-              f'{found.macs_by_kind[SCAN] / 1e9:11.3f}')
+        print(
+            f'{name:{width}}  {part:11}  {found.params:13,}  {found.macs / 1e9:9.3f}  '
+            f'{found.macs_by_kind[SCAN] / 1e9:11.3f}'
+        )
     print()
     for note in NOTES:
         print(f'{note[0].upper()}{note[1:]}.')

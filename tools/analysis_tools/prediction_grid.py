@@ -3,10 +3,12 @@
 RESULTS is what ``tools/test.py CONFIG CHECKPOINT --out results.pkl`` wrote. The images come from
 the config's test data set, cut to a square and resized to one size.
 """
+
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -46,6 +48,7 @@ class Prediction:
         score: Its score, from 0 to 1.
         truth: The true class.
     """
+
     index: int
     label: int
     score: float
@@ -57,7 +60,7 @@ class Prediction:
         return self.label == self.truth
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -70,19 +73,30 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('config', metavar='CONFIG', help='classification config')
     parser.add_argument('results', metavar='RESULTS', help='pickle of tools/test.py --out')
     parser.add_argument('--out', required=True, type=png_path, help='PNG file to write')
-    parser.add_argument('--num', type=positive_int, default=24,
-                        help='number of images (default: %(default)s)')
-    parser.add_argument('--seed', type=int, default=0,
-                        help='which images are chosen (default: %(default)s)')
-    parser.add_argument('--wrong-first', action='store_true',
-                        help='wrong predictions as far as there are any, then right ones; '
-                        'otherwise one wrong of three at most')
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='change the config, as in tools/test.py')
+    parser.add_argument(
+        '--num', type=positive_int, default=24, help='number of images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='which images are chosen (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--wrong-first',
+        action='store_true',
+        help='wrong predictions as far as there are any, then right ones; '
+        'otherwise one wrong of three at most',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, as in tools/test.py',
+    )
     return parser.parse_args(argv)
 
 
-def read_predictions(path: str) -> List[Prediction]:
+def read_predictions(path: str) -> list[Prediction]:
     """Read what mmengine's ``DumpResults`` wrote of a single-label classifier.
 
     Args:
@@ -102,17 +116,25 @@ def _read_sample(sample: Any, number: int, path: str) -> Prediction:
     needed = ('sample_idx', 'pred_label', 'pred_score', 'gt_label')
     missing = [key for key in needed if not isinstance(sample, dict) or key not in sample]
     if missing:
-        raise DataError(f'results {path}: prediction {number} has no {", ".join(missing)}, so it '
-                        f'is not one of a classifier with known labels; {remedy}')
+        raise DataError(
+            f'results {path}: prediction {number} has no {", ".join(missing)}, so it '
+            f'is not one of a classifier with known labels; {remedy}'
+        )
     if len(sample['pred_label']) != 1 or len(sample['gt_label']) != 1:
-        raise DataError(f'results {path}: prediction {number} has several labels, and only '
-                        f'single-label classifiers can be drawn; {remedy}')
+        raise DataError(
+            f'results {path}: prediction {number} has several labels, and only '
+            f'single-label classifiers can be drawn; {remedy}'
+        )
     label = int(sample['pred_label'][0])
-    return Prediction(index=int(sample['sample_idx']), label=label,
-                      score=float(sample['pred_score'][label]), truth=int(sample['gt_label'][0]))
+    return Prediction(
+        index=int(sample['sample_idx']),
+        label=label,
+        score=float(sample['pred_score'][label]),
+        truth=int(sample['gt_label'][0]),
+    )
 
 
-def look_up(predictions: Sequence[Prediction], dataset: Any, path: str) -> List[Dict[str, Any]]:
+def look_up(predictions: Sequence[Prediction], dataset: Any, path: str) -> list[dict[str, Any]]:
     """Find the data set's entries of predictions.
 
     Args:
@@ -130,16 +152,19 @@ def look_up(predictions: Sequence[Prediction], dataset: Any, path: str) -> List[
     for prediction in predictions:
         entry = dataset.get_data_info(prediction.index) if prediction.index < len(dataset) else {}
         if entry.get('gt_label') != prediction.truth:
-            raise DataError(f'results {path}: image {prediction.index} has the label '
-                            f"{prediction.truth} there and {entry.get('gt_label')} in the test "
-                            f'data of {len(dataset)} images; give the config and the data that '
-                            'the results are from')
+            raise DataError(
+                f'results {path}: image {prediction.index} has the label '
+                f'{prediction.truth} there and {entry.get("gt_label")} in the test '
+                f'data of {len(dataset)} images; give the config and the data that '
+                'the results are from'
+            )
         entries.append(entry)
     return entries
 
 
-def choose(predictions: Sequence[Prediction], num: int, seed: int,
-           wrong_first: bool) -> List[Prediction]:
+def choose(
+    predictions: Sequence[Prediction], num: int, seed: int, wrong_first: bool
+) -> list[Prediction]:
     """Choose predictions to draw.
 
     Args:
@@ -159,7 +184,7 @@ def choose(predictions: Sequence[Prediction], num: int, seed: int,
     num = min(num, len(order))
     num_wrong = num if wrong_first else round(num * WRONG_SHARE)
     num_wrong = max(min(num_wrong, len(wrong)), num - len(right))
-    chosen = wrong[:num_wrong] + right[:num - num_wrong]
+    chosen = wrong[:num_wrong] + right[: num - num_wrong]
     return chosen if wrong_first else [chosen[i] for i in random.permutation(num)]
 
 
@@ -182,27 +207,32 @@ def read_tile(path: str) -> np.ndarray:
     return np.asarray(image.resize((TILE, TILE), Image.Resampling.LANCZOS))
 
 
-def short_name(classes: Optional[Sequence[str]], label: int) -> str:
+def short_name(classes: Sequence[str] | None, label: int) -> str:
     """A class's name as it fits below an image: without synonyms, cut if need be."""
     name = str(label) if classes is None else classes[label].split(',')[0]
-    return name if len(name) <= NAME_LENGTH else f'{name[:NAME_LENGTH - 1].rstrip()}…'
+    return name if len(name) <= NAME_LENGTH else f'{name[: NAME_LENGTH - 1].rstrip()}…'
 
 
-def grid_shape(num: int) -> Tuple[int, int]:
+def grid_shape(num: int) -> tuple[int, int]:
     """Rows and columns of a grid that is a little wider than high."""
     columns = int(np.clip(np.ceil(np.sqrt(1.5 * num)), MIN_COLUMNS, MAX_COLUMNS))
     return -(-num // columns), columns
 
 
-def grid_size(num: int) -> Tuple[int, int]:
+def grid_size(num: int) -> tuple[int, int]:
     """Width and height in pixels of the PNG with ``num`` images."""
     rows, columns = grid_shape(num)
     width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
     return width, TITLE + rows * (TILE + CAPTION) + (rows - 1) * GAP + MARGIN
 
 
-def draw_grid(chosen: Sequence[Prediction], tiles: Sequence[np.ndarray],
-              classes: Optional[Sequence[str]], title: str, subtitle: str) -> plt.Figure:
+def draw_grid(
+    chosen: Sequence[Prediction],
+    tiles: Sequence[np.ndarray],
+    classes: Sequence[str] | None,
+    title: str,
+    subtitle: str,
+) -> plt.Figure:
     """Draw the images with their captions.
 
     Args:
@@ -229,8 +259,9 @@ def draw_grid(chosen: Sequence[Prediction], tiles: Sequence[np.ndarray],
         row, column = divmod(number, columns)
         left = MARGIN + column * (TILE + GAP)
         top = TITLE + row * (TILE + CAPTION + GAP)
-        axes = figure.add_axes((left / width, 1 - (top + TILE) / height, TILE / width,
-                                TILE / height))
+        axes = figure.add_axes(
+            (left / width, 1 - (top + TILE) / height, TILE / width, TILE / height)
+        )
         axes.imshow(tile)
         axes.set(xticks=[], yticks=[])
         colour = RIGHT if prediction.is_right else WRONG
@@ -238,14 +269,25 @@ def draw_grid(chosen: Sequence[Prediction], tiles: Sequence[np.ndarray],
             spine.set(edgecolor=colour, linewidth=3)
         name = short_name(classes, prediction.label)
         write(left, top + TILE + 9, name, size=11, weight='bold', color=colour)
-        write(left + TILE, top + TILE + 9, f'{prediction.score:.0%}', size=11, ha='right',
-              color=colour)
-        write(left, top + TILE + 33, f'truth: {short_name(classes, prediction.truth)}', size=10,
-              color=MUTED)
+        write(
+            left + TILE,
+            top + TILE + 9,
+            f'{prediction.score:.0%}',
+            size=11,
+            ha='right',
+            color=colour,
+        )
+        write(
+            left,
+            top + TILE + 33,
+            f'truth: {short_name(classes, prediction.truth)}',
+            size=10,
+            color=MUTED,
+        )
     return figure
 
 
-def main(argv: Optional[List[str]] = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Choose, draw and write.
 
     Args:
@@ -257,8 +299,10 @@ def main(argv: Optional[List[str]] = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options)
     if cfg.default_scope != 'mmpretrain':
-        raise ConfigError(f'config {cfg.filename} is for {cfg.default_scope}; give a '
-                          'classification config, or draw with tools/analysis_tools/gallery.py')
+        raise ConfigError(
+            f'config {cfg.filename} is for {cfg.default_scope}; give a '
+            'classification config, or draw with tools/analysis_tools/gallery.py'
+        )
     predictions = read_predictions(args.results)
     dataset = build_test_data(cfg)
     chosen = choose(predictions, args.num, args.seed, args.wrong_first)
@@ -267,10 +311,14 @@ def main(argv: Optional[List[str]] = None) -> None:
     num_right = sum(prediction.is_right for prediction in predictions)
     num_wrong = len(predictions) - num_right
     shown_right = sum(prediction.is_right for prediction in chosen)
-    title = (f'Top-1 accuracy {num_right / len(predictions):.1%} '
-             f'({num_right:,} of {len(predictions):,} test images)')
-    subtitle = (f'{Path(args.config).stem}  ·  shown: {shown_right} of {num_right:,} right and '
-                f'{len(chosen) - shown_right} of {num_wrong:,} wrong predictions')
+    title = (
+        f'Top-1 accuracy {num_right / len(predictions):.1%} '
+        f'({num_right:,} of {len(predictions):,} test images)'
+    )
+    subtitle = (
+        f'{Path(args.config).stem}  ·  shown: {shown_right} of {num_right:,} right and '
+        f'{len(chosen) - shown_right} of {num_wrong:,} wrong predictions'
+    )
     matplotlib.use('Agg')  # without a display
     classes = dataset.metainfo.get('classes')
     figure = draw_grid(chosen, tiles, classes and readable_names(classes), title, subtitle)

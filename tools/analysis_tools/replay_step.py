@@ -1,4 +1,5 @@
 """Run a training step again whose loss or gradient was not finite, and name what was so first."""
+
 import argparse
 
 from groupmamba_mm.engine.cli import CfgOptions, run_command
@@ -15,12 +16,22 @@ def parse_args() -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config that the training had')
-    parser.add_argument('step', metavar='STEP',
-                        help='nonfinite_iter_*.pth of its work directory')
-    parser.add_argument('--amp', nargs='?', choices=['bf16', 'fp16', 'off'], const='bf16',
-                        help="precision that the training had, if not the config's")
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={},
-                        metavar='KEY=VALUE', help='the changes of the config that it had')
+    parser.add_argument('step', metavar='STEP', help='nonfinite_iter_*.pth of its work directory')
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        choices=['bf16', 'fp16', 'off'],
+        const='bf16',
+        help="precision that the training had, if not the config's",
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='the changes of the config that it had',
+    )
     return parser.parse_args()
 
 

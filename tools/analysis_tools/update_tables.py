@@ -5,11 +5,12 @@ metafile. Whatever was there before is replaced. A metafile's list ``Borrowed`` 
 other metafiles whose rows stand before its own, and may add numbers to them that only its table
 shows.
 """
+
 import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import yaml
 
@@ -22,7 +23,7 @@ END = '<!-- table of metafile.yml: end -->'
 
 #: The columns: heading, the number's key in metafile.yml, its divisor and its format. A table has
 #: those of which a model of it has the key.
-COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
+COLUMNS: tuple[tuple[str, str, float, str], ...] = (
     ('params [M]', 'Parameters', 1e6, '.3f'),
     ('MACs [G]', 'FLOPs', 1e9, '.3f'),
     ('of it scans [G]', 'Scan FLOPs', 1e9, '.3f'),
@@ -42,7 +43,7 @@ COLUMNS: Tuple[Tuple[str, str, float, str], ...] = (
 SETTINGS = ('Epochs', 'Iterations')
 
 
-def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
 
     Args:
@@ -52,12 +53,15 @@ def parse_args(argv: Optional[List[str]] = None) -> argparse.Namespace:
         The arguments.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--check', action='store_true',
-                        help='write nothing, and end with exit code 1 if a table differs')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='write nothing, and end with exit code 1 if a table differs',
+    )
     return parser.parse_args(argv)
 
 
-def read_metafiles(root: Path) -> Dict[Path, Dict[str, Any]]:
+def read_metafiles(root: Path) -> dict[Path, dict[str, Any]]:
     """Read every metafile.
 
     Args:
@@ -68,13 +72,14 @@ def read_metafiles(root: Path) -> Dict[Path, Dict[str, Any]]:
     """
     imported = yaml.safe_load((root / 'model-index.yml').read_text(encoding='utf-8'))['Import']
     return {
-        root / Path(path).parent / 'README.md':
-        yaml.safe_load((root / path).read_text(encoding='utf-8'))
+        root / Path(path).parent / 'README.md': yaml.safe_load(
+            (root / path).read_text(encoding='utf-8')
+        )
         for path in imported
     }
 
 
-def numbers_of(model: Dict[str, Any]) -> Dict[str, Optional[float]]:
+def numbers_of(model: dict[str, Any]) -> dict[str, float | None]:
     """The numbers of a model: its metadata and the metrics of its results, by their keys."""
     numbers = {key: value for key, value in model['Metadata'].items() if key not in SETTINGS}
     for result in model['Results']:
@@ -82,7 +87,7 @@ def numbers_of(model: Dict[str, Any]) -> Dict[str, Optional[float]]:
     return numbers
 
 
-def rows_of(metafile: Dict[str, Any], known: Dict[str, Dict[str, Any]]) -> List[Dict[str, Any]]:
+def rows_of(metafile: dict[str, Any], known: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The models of a metafile's table: those borrowed from other metafiles, then its own.
 
     Args:
@@ -99,18 +104,28 @@ def rows_of(metafile: Dict[str, Any], known: Dict[str, Dict[str, Any]]) -> List[
     for entry in metafile.get('Borrowed', []):
         name = entry['Name']
         if name not in known:
-            raise DataError(f'{name} is borrowed, but in no metafile; name one of '
-                            f'{", ".join(known)}')
+            raise DataError(
+                f'{name} is borrowed, but in no metafile; name one of {", ".join(known)}'
+            )
         twice = sorted(set(entry['Metadata']) & set(numbers_of(known[name])))
         if twice:
-            raise DataError(f"{name}: {', '.join(twice)} stands in the model's own metafile, and a "
-                            'number has one place; remove it from Borrowed')
-        borrowed.append(dict(known[name], **{
-            field: dict(known[name][field], **entry[field]) for field in ('Metadata', 'Sources')}))
+            raise DataError(
+                f"{name}: {', '.join(twice)} stands in the model's own metafile, and a "
+                'number has one place; remove it from Borrowed'
+            )
+        borrowed.append(
+            dict(
+                known[name],
+                **{
+                    field: dict(known[name][field], **entry[field])
+                    for field in ('Metadata', 'Sources')
+                },
+            )
+        )
     return borrowed + metafile['Models']
 
 
-def make_table(models: List[Dict[str, Any]], folder: Path) -> str:
+def make_table(models: list[dict[str, Any]], folder: Path) -> str:
     """Make a Markdown table with one row for each model.
 
     Args:
@@ -129,21 +144,30 @@ def make_table(models: List[Dict[str, Any]], folder: Path) -> str:
     present = {key for model in models for key in numbers_of(model)}
     unknown = sorted(present - {key for _, key, _, _ in COLUMNS})
     if unknown:
-        raise DataError(f'no column shows {", ".join(unknown)}; correct the name in metafile.yml, '
-                        'or add a column in update_tables.py')
+        raise DataError(
+            f'no column shows {", ".join(unknown)}; correct the name in metafile.yml, '
+            'or add a column in update_tables.py'
+        )
     for title, key, divisor, form in COLUMNS:
         if key not in present:
             continue
-        lacking = [model['Name'] for model in models
-                   if key not in numbers_of(model) or key not in model['Sources']]
+        lacking = [
+            model['Name']
+            for model in models
+            if key not in numbers_of(model) or key not in model['Sources']
+        ]
         if lacking:
-            raise DataError(f'{", ".join(lacking)}: {key} or its source is missing; add it to '
-                            'metafile.yml, as null if the source states none')
+            raise DataError(
+                f'{", ".join(lacking)}: {key} or its source is missing; add it to '
+                'metafile.yml, as null if the source states none'
+            )
         sources = sorted({model['Sources'][key] for model in models})
         if len(sources) != 1:
-            raise DataError(f'{key} is from {" and ".join(sources)}, and a column has one '
-                            'source; give each a key of its own in metafile.yml and a column in '
-                            'update_tables.py')
+            raise DataError(
+                f'{key} is from {" and ".join(sources)}, and a column has one '
+                'source; give each a key of its own in metafile.yml and a column in '
+                'update_tables.py'
+            )
         heads.append(f'{title}, {sources[0]}')
         for row, model in zip(rows, models):
             number = numbers_of(model)[key]
@@ -152,7 +176,7 @@ def make_table(models: List[Dict[str, Any]], folder: Path) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _link(model: Dict[str, Any], folder: Path) -> str:
+def _link(model: dict[str, Any], folder: Path) -> str:
     # without the batch and the data, which all rows of a table share
     name = re.split(r'_(?:8xb|fpn|upernet)', model['Name'])[0]
     recipe = ', 3x' if '3x' in model['Name'] else ''
@@ -177,12 +201,14 @@ def with_table(text: str, table: str, path: Path) -> str:
     before, begin, rest = text.partition(f'{BEGIN}\n')
     _, end, after = rest.partition(f'{END}\n')
     if not begin or not end or BEGIN in rest or END in after:
-        raise DataError(f'{path} must have the lines {BEGIN!r} and {END!r} once each, in this '
-                        'order; put them where the table belongs')
+        raise DataError(
+            f'{path} must have the lines {BEGIN!r} and {END!r} once each, in this '
+            'order; put them where the table belongs'
+        )
     return f'{before}{begin}\n{table}\n\n{end}{after}'
 
 
-def main(argv: Optional[List[str]] = None, root: Path = ROOT) -> None:
+def main(argv: list[str] | None = None, root: Path = ROOT) -> None:
     """Write or check the tables.
 
     Args:
@@ -195,8 +221,9 @@ def main(argv: Optional[List[str]] = None, root: Path = ROOT) -> None:
     args = parse_args(argv)
     differing = []
     metafiles = read_metafiles(root)
-    known = {model['Name']: model for metafile in metafiles.values()
-             for model in metafile['Models']}
+    known = {
+        model['Name']: model for metafile in metafiles.values() for model in metafile['Models']
+    }
     for readme, metafile in metafiles.items():
         found = readme.read_text(encoding='utf-8')
         table = make_table(rows_of(metafile, known), readme.parent.relative_to(root))
@@ -208,8 +235,10 @@ def main(argv: Optional[List[str]] = None, root: Path = ROOT) -> None:
             readme.write_text(wanted, encoding='utf-8')
             print(f'Wrote the table of {differing[-1]}')
     if differing and args.check:
-        raise DataError(f'the table in {", ".join(differing)} differs from metafile.yml; run '
-                        'python tools/analysis_tools/update_tables.py')
+        raise DataError(
+            f'the table in {", ".join(differing)} differs from metafile.yml; run '
+            'python tools/analysis_tools/update_tables.py'
+        )
 
 
 if __name__ == '__main__':

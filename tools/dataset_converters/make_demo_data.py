@@ -25,6 +25,7 @@ pictures of both are the same; what is annotated are the visible pixels::
         annotations/train/000000.png ...  annotations/val/...    labels 0 (background) to 10
         preview.png, meta.json
 """
+
 import argparse
 import functools
 import importlib.metadata
@@ -42,19 +43,28 @@ try:
     import numpy as np
     from tqdm import tqdm
 except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(f'error: {sys.executable} has no {error.name}; activate the environment that '
-             'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh')
+    sys.exit(
+        f'error: {sys.executable} has no {error.name}; activate the environment that '
+        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
+    )
 
 # The script also works from a checkout that is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from groupmamba_mm.datasets.demo_annotations import (  # noqa: E402
-    SEG_PALETTE, coco_categories, label_map)
-from groupmamba_mm.datasets.demo_pictures import (  # noqa: E402
-    CLASS_FOLDERS, compose_digit, compose_digits, ignore_interrupts,
-    picture_name, write_detection_picture, write_digit, write_picture, write_segmentation_picture)
-from groupmamba_mm.datasets.demo_scenes import CLASSES, MIN_IMAGE_SIZE, SPLITS  # noqa: E402
-from groupmamba_mm.errors import DataError  # noqa: E402
+from groupmamba_mm.datasets.demo_annotations import SEG_PALETTE, coco_categories, label_map
+from groupmamba_mm.datasets.demo_pictures import (
+    CLASS_FOLDERS,
+    compose_digit,
+    compose_digits,
+    ignore_interrupts,
+    picture_name,
+    write_detection_picture,
+    write_digit,
+    write_picture,
+    write_segmentation_picture,
+)
+from groupmamba_mm.datasets.demo_scenes import CLASSES, MIN_IMAGE_SIZE, SPLITS
+from groupmamba_mm.errors import DataError
 
 # What the pictures of a task are, if the command line does not say.
 TASKS = {
@@ -78,8 +88,16 @@ PREVIEW_LABEL_WIDTH = 88
 SCENE_PREVIEW_ROWS, SCENE_PREVIEW_COLUMNS, SCENE_PREVIEW_TILE = 5, 4, 128
 
 
-def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=False,
-             skip_baseline=False, workers=1):
+def make_cls(
+    out,
+    seed=0,
+    num_train=8000,
+    num_val=600,
+    image_size=64,
+    overwrite=False,
+    skip_baseline=False,
+    workers=1,
+):
     """Write the classification data set, unless it is there already.
 
     Args:
@@ -100,8 +118,10 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
     """
     out = Path(out)
     if num_train < 2 and not skip_baseline:
-        raise DataError(f'num_train is {num_train}, but logistic regression needs two classes: '
-                        'use 2 or more, or pass --skip-baseline')
+        raise DataError(
+            f'num_train is {num_train}, but logistic regression needs two classes: '
+            'use 2 or more, or pass --skip-baseline'
+        )
     target = _make_task(out, 'cls', seed, num_train, num_val, image_size, overwrite, workers)
     meta = _read_meta(target)
     if meta['baseline'] is None and not skip_baseline:
@@ -109,14 +129,17 @@ def make_cls(out, seed=0, num_train=8000, num_val=600, image_size=64, overwrite=
         _write_meta(target, meta)
     if meta['baseline'] is not None:
         best = meta['baseline']['best']
-        print('Logistic regression on raw pixels, best of '
-              f'{len(meta["baseline"]["variants"])} variants ({_describe(best)}): '
-              f'{best["accuracy"]:.1%} of the validation pictures')
+        print(
+            'Logistic regression on raw pixels, best of '
+            f'{len(meta["baseline"]["variants"])} variants ({_describe(best)}): '
+            f'{best["accuracy"]:.1%} of the validation pictures'
+        )
     return meta
 
 
-def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, overwrite=False,
-                workers=1):
+def make_scenes(
+    out, task, seed=0, num_train=2000, num_val=240, image_size=128, overwrite=False, workers=1
+):
     """Write the detection or the segmentation data set, unless it is there already.
 
     Args:
@@ -135,8 +158,9 @@ def make_scenes(out, task, seed=0, num_train=2000, num_val=240, image_size=128, 
     Raises:
         DataError: If the target holds something else.
     """
-    return _read_meta(_make_task(Path(out), task, seed, num_train, num_val, image_size, overwrite,
-                                 workers))
+    return _read_meta(
+        _make_task(Path(out), task, seed, num_train, num_val, image_size, overwrite, workers)
+    )
 
 
 def _make_task(out, task, seed, num_train, num_val, image_size, overwrite, workers):
@@ -147,8 +171,12 @@ def _make_task(out, task, seed, num_train, num_val, image_size, overwrite, worke
     wanted = {
         'generator': f'make_demo_data/{task}',
         'version': VERSION,
-        'arguments': {'seed': seed, 'num_train': num_train, 'num_val': num_val,
-                      'image_size': image_size},
+        'arguments': {
+            'seed': seed,
+            'num_train': num_train,
+            'num_val': num_val,
+            'image_size': image_size,
+        },
     }
     if _is_made(target, task, wanted, overwrite):
         print(f'{target} is already there, made with the same arguments: left as it is')
@@ -175,8 +203,10 @@ def measure_baseline(target):
     variants = []
     variants_left = _progress(BASELINE_VARIANTS, len(BASELINE_VARIANTS), 'logistic regression')
     for colour, side, c in variants_left:
-        train, val = (np.stack([_features(image, colour, side) for image in images])
-                      for images in (train_images, val_images))
+        train, val = (
+            np.stack([_features(image, colour, side) for image in images])
+            for images in (train_images, val_images)
+        )
         mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
         model = LogisticRegression(C=c, max_iter=BASELINE_ITERATIONS)
         with warnings.catch_warnings():
@@ -184,8 +214,9 @@ def measure_baseline(target):
             warnings.simplefilter('ignore', ConvergenceWarning)
             model.fit((train - mean) / std, train_labels)
         accuracy = model.score((val - mean) / std, val_labels)
-        variants.append({'pixels': colour, 'side': side, 'C': c,
-                         'accuracy': round(float(accuracy), 4)})
+        variants.append(
+            {'pixels': colour, 'side': side, 'C': c, 'accuracy': round(float(accuracy), 4)}
+        )
     return {'variants': variants, 'best': max(variants, key=lambda item: item['accuracy'])}
 
 
@@ -195,17 +226,20 @@ def _is_made(target, task, wanted, overwrite):
         return False
     meta = _read_meta(target)
     if meta is None or meta.get('generator') != wanted['generator']:
-        raise DataError(f'{target} exists and was not made by this tool: choose another OUT, or '
-                        'move it away (--overwrite replaces only what this tool made)')
+        raise DataError(
+            f'{target} exists and was not made by this tool: choose another OUT, or '
+            'move it away (--overwrite replaces only what this tool made)'
+        )
     if all(meta.get(key) == value for key, value in wanted.items()):
         problem = _count_problem(target, task, wanted['arguments'])
         if problem is None:
             return True
     else:
-        problem = (f'was made with {_arguments(meta)}, but asked for is {_arguments(wanted)}')
+        problem = f'was made with {_arguments(meta)}, but asked for is {_arguments(wanted)}'
     if not overwrite:
-        raise DataError(f'{target} {problem}: choose another OUT, or pass --overwrite to replace '
-                        'it')
+        raise DataError(
+            f'{target} {problem}: choose another OUT, or pass --overwrite to replace it'
+        )
     return False
 
 
@@ -216,8 +250,8 @@ def _arguments(meta):
 
 # What to count of each task: a pattern with the split's name, and what it finds.
 _COUNTED = {
-    'cls': (('{}/*/*.png', 'pictures'), ),
-    'det': (('{}/*.png', 'pictures'), ),
+    'cls': (('{}/*/*.png', 'pictures'),),
+    'det': (('{}/*.png', 'pictures'),),
     'seg': (('images/{}/*.png', 'pictures'), ('annotations/{}/*.png', 'label maps')),
 }
 
@@ -243,8 +277,11 @@ def _write_data_set(target, task, wanted, workers):
         fresh = Path(scratch) / 'new'
         preview = write(fresh, wanted['arguments'], workers)
         write_picture(fresh / 'preview.png', preview)
-        made_with = {'numpy': np.__version__, 'opencv': cv2.__version__,
-                     'scikit-learn': importlib.metadata.version('scikit-learn')}
+        made_with = {
+            'numpy': np.__version__,
+            'opencv': cv2.__version__,
+            'scikit-learn': importlib.metadata.version('scikit-learn'),
+        }
         meta = {**wanted, 'made_with': made_with}
         _write_meta(fresh, {**meta, 'baseline': None} if task == 'cls' else meta)
         if target.exists():
@@ -262,23 +299,39 @@ def _write_images(folder, arguments, workers):
     rows = [[] for _ in CLASSES]
     for index in range(min(arguments['num_train'], PREVIEW_COLUMNS * len(CLASSES))):
         rows[index % len(CLASSES)].append(
-            compose_digit(arguments['seed'], 'train', index, arguments['image_size']).image)
+            compose_digit(arguments['seed'], 'train', index, arguments['image_size']).image
+        )
     return _draw_preview(rows)
 
 
 def _draw_preview(rows):
     step = PREVIEW_TILE + PREVIEW_GAP
-    sheet = np.full((len(rows) * step + PREVIEW_GAP,
-                     PREVIEW_LABEL_WIDTH + PREVIEW_COLUMNS * step + PREVIEW_GAP, 3),
-                    255, dtype=np.uint8)
+    sheet = np.full(
+        (
+            len(rows) * step + PREVIEW_GAP,
+            PREVIEW_LABEL_WIDTH + PREVIEW_COLUMNS * step + PREVIEW_GAP,
+            3,
+        ),
+        255,
+        dtype=np.uint8,
+    )
     for label, images in enumerate(rows):
         y = PREVIEW_GAP + label * step
-        cv2.putText(sheet, CLASS_FOLDERS[label], (PREVIEW_GAP, y + PREVIEW_TILE // 2 + 5),
-                    cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            sheet,
+            CLASS_FOLDERS[label],
+            (PREVIEW_GAP, y + PREVIEW_TILE // 2 + 5),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.5,
+            (0, 0, 0),
+            1,
+            cv2.LINE_AA,
+        )
         for column, image in enumerate(images):
             x = PREVIEW_LABEL_WIDTH + PREVIEW_GAP + column * step
-            sheet[y:y + PREVIEW_TILE, x:x + PREVIEW_TILE] = cv2.resize(
-                image, (PREVIEW_TILE, PREVIEW_TILE), interpolation=cv2.INTER_AREA)
+            sheet[y : y + PREVIEW_TILE, x : x + PREVIEW_TILE] = cv2.resize(
+                image, (PREVIEW_TILE, PREVIEW_TILE), interpolation=cv2.INTER_AREA
+            )
     return sheet
 
 
@@ -287,8 +340,13 @@ def _written(write, folder, split, arguments, workers):
 
     A picture depends on its number alone, so any number of processes makes the same ones.
     """
-    write = functools.partial(write, folder=folder, split=split, seed=arguments['seed'],
-                              image_size=arguments['image_size'])
+    write = functools.partial(
+        write,
+        folder=folder,
+        split=split,
+        seed=arguments['seed'],
+        image_size=arguments['image_size'],
+    )
     count = arguments[f'num_{split}']
     workers = min(workers, -(-count // PICTURES_PER_TASK))
     if workers == 1:
@@ -305,8 +363,10 @@ def _written(write, folder, split, arguments, workers):
 def _preview_scenes(arguments):
     """The first training pictures of several digits, once more."""
     shown = min(arguments['num_train'], SCENE_PREVIEW_ROWS * SCENE_PREVIEW_COLUMNS)
-    return [compose_digits(arguments['seed'], 'train', index, arguments['image_size'])
-            for index in range(shown)]
+    return [
+        compose_digits(arguments['seed'], 'train', index, arguments['image_size'])
+        for index in range(shown)
+    ]
 
 
 def _write_detection(folder, arguments, workers):
@@ -319,16 +379,22 @@ def _write_detection(folder, arguments, workers):
         pictures = _written(write_detection_picture, folder, split, arguments, workers)
         for index, found in enumerate(pictures):
             # Ids count from 1: evaluators take 0 for none.
-            images.append({'id': index + 1, 'file_name': picture_name(index), 'height': side,
-                           'width': side})
+            images.append(
+                {'id': index + 1, 'file_name': picture_name(index), 'height': side, 'width': side}
+            )
             for annotation in found:
                 annotation['id'] = len(annotations) + 1
                 annotations.append(annotation)
-        content = {'info': {'description': f'demo digits, {split}'}, 'images': images,
-                   'annotations': annotations, 'categories': coco_categories()}
+        content = {
+            'info': {'description': f'demo digits, {split}'},
+            'images': images,
+            'annotations': annotations,
+            'categories': coco_categories(),
+        }
         _coco_file(folder, split).write_text(json.dumps(content), encoding='utf-8')
-    return _draw_scene_preview([(scene.image, _draw_instances(scene))
-                                for scene in _preview_scenes(arguments)])
+    return _draw_scene_preview(
+        [(scene.image, _draw_instances(scene)) for scene in _preview_scenes(arguments)]
+    )
 
 
 def _coco_file(folder, split):
@@ -343,8 +409,9 @@ def _write_segmentation(folder, arguments, workers):
         for _ in _written(write_segmentation_picture, folder, split, arguments, workers):
             pass
     palette = np.array(SEG_PALETTE, dtype=np.uint8)
-    return _draw_scene_preview([(scene.image, palette[label_map(scene)])
-                                for scene in _preview_scenes(arguments)])
+    return _draw_scene_preview(
+        [(scene.image, palette[label_map(scene)]) for scene in _preview_scenes(arguments)]
+    )
 
 
 def _draw_instances(scene):
@@ -367,8 +434,9 @@ def _draw_scene_preview(pairs):
     for number, image in enumerate(image for pair in pairs for image in pair):
         row, column = divmod(number, 2 * SCENE_PREVIEW_COLUMNS)
         y, x = gap + row * (tile + gap), gap + column * (tile + gap)
-        sheet[y:y + tile, x:x + tile] = cv2.resize(image, (tile, tile),
-                                                   interpolation=cv2.INTER_AREA)
+        sheet[y : y + tile, x : x + tile] = cv2.resize(
+            image, (tile, tile), interpolation=cv2.INTER_AREA
+        )
     return sheet
 
 
@@ -405,8 +473,9 @@ def _read_meta(target):
     try:
         meta = json.loads(path.read_text(encoding='utf-8'))
     except ValueError as error:
-        raise DataError(f'{path} is not valid JSON ({error}): remove {target} and run again'
-                        ) from error
+        raise DataError(
+            f'{path} is not valid JSON ({error}): remove {target} and run again'
+        ) from error
     return meta if isinstance(meta, dict) else None
 
 
@@ -421,38 +490,68 @@ def _whole_number(least):
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(
-                f'{text!r} is not a whole number: use {least} or more') from None
+                f'{text!r} is not a whole number: use {least} or more'
+            ) from None
         if value < least:
             raise argparse.ArgumentTypeError(f'{value} is too small: use {least} or more')
         return value
+
     return parse
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Make the demo data sets: real scanned digits on real photographs, without a '
-                    'download.')
-    parser.add_argument('out', metavar='OUT', type=Path,
-                        help='folder in which a folder for each task is made')
-    parser.add_argument('--task', choices=[*TASKS, 'all'], default='cls',
-                        help='what to make: classification, detection, segmentation or all three '
-                             '(default: %(default)s)')
-    parser.add_argument('--seed', type=_whole_number(0), default=0,
-                        help='seed of all pictures (default: %(default)s)')
-    parser.add_argument('--num-train', type=_whole_number(1),
-                        help=f'number of training pictures (default: {_defaults("num_train")})')
-    parser.add_argument('--num-val', type=_whole_number(1),
-                        help=f'number of validation pictures (default: {_defaults("num_val")})')
-    parser.add_argument('--image-size', type=_whole_number(MIN_IMAGE_SIZE),
-                        help='side of a picture in pixels (default: '
-                             f'{_defaults("image_size")})')
-    parser.add_argument('--workers', type=_whole_number(1), default=_usable_cores(),
-                        help='number of processes that make the pictures, which are the same for '
-                             'any number (default: one a core, here %(default)s)')
-    parser.add_argument('--overwrite', action='store_true',
-                        help='replace a data set that was made with other arguments')
-    parser.add_argument('--skip-baseline', action='store_true',
-                        help='do not measure logistic regression on the raw pixels (cls)')
+        'download.'
+    )
+    parser.add_argument(
+        'out', metavar='OUT', type=Path, help='folder in which a folder for each task is made'
+    )
+    parser.add_argument(
+        '--task',
+        choices=[*TASKS, 'all'],
+        default='cls',
+        help='what to make: classification, detection, segmentation or all three '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=_whole_number(0),
+        default=0,
+        help='seed of all pictures (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--num-train',
+        type=_whole_number(1),
+        help=f'number of training pictures (default: {_defaults("num_train")})',
+    )
+    parser.add_argument(
+        '--num-val',
+        type=_whole_number(1),
+        help=f'number of validation pictures (default: {_defaults("num_val")})',
+    )
+    parser.add_argument(
+        '--image-size',
+        type=_whole_number(MIN_IMAGE_SIZE),
+        help=f'side of a picture in pixels (default: {_defaults("image_size")})',
+    )
+    parser.add_argument(
+        '--workers',
+        type=_whole_number(1),
+        default=_usable_cores(),
+        help='number of processes that make the pictures, which are the same for '
+        'any number (default: one a core, here %(default)s)',
+    )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='replace a data set that was made with other arguments',
+    )
+    parser.add_argument(
+        '--skip-baseline',
+        action='store_true',
+        help='do not measure logistic regression on the raw pixels (cls)',
+    )
     return parser.parse_args(argv)
 
 
@@ -468,12 +567,20 @@ def _defaults(key):
 
 def main(argv=None):
     args = parse_args(argv)
-    given = {key: value for key, value in vars(args).items()
-             if key in ('num_train', 'num_val', 'image_size') and value is not None}
+    given = {
+        key: value
+        for key, value in vars(args).items()
+        if key in ('num_train', 'num_val', 'image_size') and value is not None
+    }
     try:
         for task in TASKS if args.task == 'all' else [args.task]:
-            options = {**TASKS[task], **given, 'seed': args.seed, 'overwrite': args.overwrite,
-                       'workers': args.workers}
+            options = {
+                **TASKS[task],
+                **given,
+                'seed': args.seed,
+                'overwrite': args.overwrite,
+                'workers': args.workers,
+            }
             if task == 'cls':
                 make_cls(args.out, skip_baseline=args.skip_baseline, **options)
             else:

@@ -1,8 +1,13 @@
 """Turn a checkpoint of configs/groupmamba/groupmamba-official-* into the released, flat form."""
+
 import argparse
 
-from groupmamba_mm.checkpoint import (CheckpointError, load_checkpoint_file, revert_to_official,
-                                      state_dict_of)
+from groupmamba_mm.checkpoint import (
+    CheckpointError,
+    load_checkpoint_file,
+    revert_to_official,
+    state_dict_of,
+)
 from groupmamba_mm.checkpoint.saving import save_new_file
 from groupmamba_mm.engine.cli import run_command
 

@@ -4,6 +4,7 @@ Takes both forms: the flat state dict, and the training checkpoint with 'model' 
 which the averaged weights are taken. No code in the file is run. Every tensor must be understood,
 and none may be missing.
 """
+
 import argparse
 from pathlib import Path
 
@@ -31,18 +32,26 @@ def detect_arch(weights: dict, source: str) -> str:
     Raises:
         CheckpointError: If it has the widths and depths of none of them.
     """
-    dims = tuple(len(weights[key]) for key in (f'patch_embed{i}.proj.weight' for i in range(1, 5))
-                 if key in weights)
-    depths = tuple(len({key.split('.')[1] for key in weights if key.startswith(f'block{i}.')})
-                   for i in range(1, 5))
+    dims = tuple(
+        len(weights[key])
+        for key in (f'patch_embed{i}.proj.weight' for i in range(1, 5))
+        if key in weights
+    )
+    depths = tuple(
+        len({key.split('.')[1] for key in weights if key.startswith(f'block{i}.')})
+        for i in range(1, 5)
+    )
     released = {name: arch for name, arch in ARCHS.items() if arch.family == 'official'}
     for name, arch in released.items():
         if (arch.embed_dims, arch.depths) == (dims, depths):
             return name
-    sizes = '; '.join(f'{name}: widths {arch.embed_dims}, depths {arch.depths}'
-                      for name, arch in released.items())
-    raise CheckpointError(f'checkpoint {source} has widths {dims} and depths {depths}, which is '
-                          f'none of the released sizes ({sizes}); give a released checkpoint')
+    sizes = '; '.join(
+        f'{name}: widths {arch.embed_dims}, depths {arch.depths}' for name, arch in released.items()
+    )
+    raise CheckpointError(
+        f'checkpoint {source} has widths {dims} and depths {depths}, which is '
+        f'none of the released sizes ({sizes}); give a released checkpoint'
+    )
 
 
 def convert(source: str, target: str) -> str:
@@ -73,15 +82,27 @@ def convert(source: str, target: str) -> str:
     report = match_state_dict(wanted, ours)
     if not report.complete or report.unexpected:
         details = '; '.join(str(report).splitlines())
-        raise CheckpointError(f'checkpoint {source} is not exactly {arch}: {details}; give a whole '
-                              'released checkpoint')
-    meta = dict(groupmamba_mm=__version__, converted_from=Path(source).name, weights=form,
-                arch=arch, num_classes=num_classes)
+        raise CheckpointError(
+            f'checkpoint {source} is not exactly {arch}: {details}; give a whole '
+            'released checkpoint'
+        )
+    meta = dict(
+        groupmamba_mm=__version__,
+        converted_from=Path(source).name,
+        weights=form,
+        arch=arch,
+        num_classes=num_classes,
+    )
     save_new_file(dict(meta=meta, state_dict=ours), target)
-    where = {'flat': 'a flat state dict', 'model': "'model'",
-             'model_ema': "'model_ema', the averaged weights"}[form]
-    return (f'Wrote {target}: {arch}, {num_classes} classes, {len(ours)} tensors out of '
-            f'{len(weights)} of {where}')
+    where = {
+        'flat': 'a flat state dict',
+        'model': "'model'",
+        'model_ema': "'model_ema', the averaged weights",
+    }[form]
+    return (
+        f'Wrote {target}: {arch}, {num_classes} classes, {len(ours)} tensors out of '
+        f'{len(weights)} of {where}'
+    )
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 Test images are loaded by mmdet's own transform, for which its inferencer looks by name.
 """
+
 _base_ = ['mmdet::_base_/datasets/coco_instance.py']
 
 # shorter side 800, longer side at most 1333, in training and test: Swin's for 1x
@@ -14,6 +15,4 @@ train_pipeline = [
 ]
 
 # 8 GPUs make the batch of 16, Swin's
-train_dataloader = dict(
-    batch_size=2,
-    dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))

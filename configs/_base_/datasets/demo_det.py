@@ -1,4 +1,5 @@
 """The demo scenes of tools/dataset_converters/make_demo_data.py --task det, in COCO's format."""
+
 dataset_type = 'CocoDataset'
 data_root = 'data/demo/det/'
 image_size = (128, 128)
@@ -6,8 +7,19 @@ image_size = (128, 128)
 # the same in train, val and test: without them mmdet takes COCO's 80 classes
 metainfo = dict(
     classes=('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'),
-    palette=[(230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
-             (145, 30, 180), (70, 240, 240), (240, 50, 230), (170, 110, 40), (128, 128, 0)])
+    palette=[
+        (230, 25, 75),
+        (60, 180, 75),
+        (255, 225, 25),
+        (0, 130, 200),
+        (245, 130, 48),
+        (145, 30, 180),
+        (70, 240, 240),
+        (240, 50, 230),
+        (170, 110, 40),
+        (128, 128, 0),
+    ],
+)
 
 # digits are not flipped
 train_pipeline = [
@@ -22,7 +34,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 
 train_dataloader = dict(
@@ -36,7 +49,9 @@ train_dataloader = dict(
         ann_file='annotations/instances_train.json',
         data_prefix=dict(img='train/'),
         metainfo=metainfo,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -49,11 +64,14 @@ val_dataloader = dict(
         data_prefix=dict(img='val/'),
         metainfo=metainfo,
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'annotations/instances_val.json',
-    metric=['bbox', 'segm'])
+    metric=['bbox', 'segm'],
+)
 test_evaluator = val_evaluator

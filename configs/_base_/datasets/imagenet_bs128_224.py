@@ -3,6 +3,7 @@
 The released recipe also names a colour jitter of 0.4; timm drops it when RandAugment is on, so that
 it never took effect, and it is left out here.
 """
+
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 
@@ -27,7 +28,8 @@ data_preprocessor = dict(
             total_level=10,
             magnitude_level=9,
             magnitude_std=0.5,
-            hparams=dict(pad_val=[round(x) for x in mean], interpolation='bicubic')),
+            hparams=dict(pad_val=[round(x) for x in mean], interpolation='bicubic'),
+        ),
         dict(
             type='BatchRandomErasing',
             erase_prob=0.25,
@@ -35,8 +37,10 @@ data_preprocessor = dict(
             min_area_ratio=0.02,
             max_area_ratio=1 / 3,
             fill_color=mean,
-            fill_std=std),
-    ])
+            fill_std=std,
+        ),
+    ],
+)
 
 train_pipeline = [
     dict(type='CheckedLoadImageFromFile'),
@@ -55,16 +59,17 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=12,
     collate_fn=dict(type='stack_samples'),
-    dataset=dict(
-        type=dataset_type, data_root=data_root, split='train', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+    dataset=dict(type=dataset_type, data_root=data_root, split='train', pipeline=train_pipeline),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 
 val_dataloader = dict(
     batch_size=128,
     num_workers=12,
     collate_fn=dict(type='stack_samples'),
     dataset=dict(type=dataset_type, data_root=data_root, split='val', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader

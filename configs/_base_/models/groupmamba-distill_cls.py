@@ -1,4 +1,5 @@
 """The paper's family with the distilled objective (Eq. 10): one head, a RegNetY-16GF teacher."""
+
 _base_ = ['./groupmamba_cls.py']
 
 model = dict(
@@ -12,4 +13,6 @@ model = dict(
         checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',
         # the released script's teacher is in fp32: --cfg-options model.teacher.precision=fp32
         precision='bf16',
-        channels_last=True))
+        channels_last=True,
+    ),
+)

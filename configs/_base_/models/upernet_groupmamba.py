@@ -2,6 +2,7 @@
 
 The heads are those of Swin's UperNet.
 """
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
@@ -16,12 +17,14 @@ model = dict(
         # training images are filled up to this
         size=(512, 512),
         pad_val=0,
-        seg_pad_val=255),
+        seg_pad_val=255,
+    ),
     backbone=dict(
         type='GroupMamba',
         out_indices=(0, 1, 2, 3),
         # Swin's; the paper gives none
-        drop_path_rate=0.3),
+        drop_path_rate=0.3,
+    ),
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
@@ -31,7 +34,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0)),
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0),
+    ),
     auxiliary_head=dict(
         type='FCNHead',
         in_index=2,
@@ -42,6 +46,8 @@ model = dict(
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
-        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4)),
+        loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+    test_cfg=dict(mode='whole'),
+)

@@ -1,4 +1,5 @@
 """160k iterations of AdamW on ADE20K at batch 16, bf16 on GPUs."""
+
 optim_wrapper = dict(
     # mmengine's default makes a group of every parameter, which is slow on a GPU
     constructor='MergedOptimWrapperConstructor',
@@ -10,12 +11,13 @@ optim_wrapper = dict(
     # lr: the paper; weight decay: Swin's
     optimizer=dict(type='AdamW', lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
     # what is decayed: as in the classification recipe, in the heads too
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
 
 # Swin's
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, end=1500),
-    dict(type='PolyLR', eta_min=0., power=1., by_epoch=False, begin=1500, end=160000),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=160000),
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)

@@ -1,4 +1,5 @@
 """12 epochs of AdamW on COCO at batch 16, bf16 on GPUs."""
+
 optim_wrapper = dict(
     # mmengine's default makes a group of every parameter, which is slow on a GPU
     constructor='MergedOptimWrapperConstructor',
@@ -10,7 +11,8 @@ optim_wrapper = dict(
     # lr: the paper; weight decay: Swin's
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     # what is decayed: as in the classification recipe, in the heads too
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.))
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+)
 
 param_scheduler = [
     # Swin's warm-up in mmdet

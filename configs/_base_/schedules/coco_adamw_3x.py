@@ -1,4 +1,5 @@
 """36 epochs of AdamW on COCO. The paper trains 1x only: the steps are Swin's."""
+
 _base_ = ['./coco_adamw_1x.py']
 
 param_scheduler = [

@@ -1,4 +1,5 @@
 """A short schedule for the larger demo scenes: minutes on one GPU, bf16."""
+
 optim_wrapper = dict(
     # a CPU trains in fp32 instead and says so
     type='SyncFreeAmpOptimWrapper',
@@ -7,8 +8,9 @@ optim_wrapper = dict(
     loss_scale=dict(enabled=False),
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='MergedOptimWrapperConstructor',
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
-    clip_grad=dict(max_norm=5.0))
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=False, end=100),

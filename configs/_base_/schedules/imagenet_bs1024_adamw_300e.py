@@ -1,4 +1,5 @@
 """300 epochs of AdamW at batch 1024, the paper's schedule with the released details."""
+
 optim_wrapper = dict(
     # mmengine's default makes a group of every parameter, which is slow on a GPU
     constructor='MergedOptimWrapperConstructor',
@@ -10,8 +11,9 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     # Decayed is what has two or more dimensions and is no bias, as in the released recipe; so are
     # A_log, x_proj_weight, dt_proj_weight and dt_proj_bias.
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0., flat_decay_mult=0.),
-    clip_grad=dict(max_norm=5.0))
+    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
+    clip_grad=dict(max_norm=5.0),
+)
 
 # Warm-up and final rates are ratios, so that --auto-scale-lr scales all three.
 param_scheduler = [
@@ -22,7 +24,8 @@ param_scheduler = [
         by_epoch=True,
         begin=20,
         end=300,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
@@ -38,7 +41,8 @@ custom_hooks = [
         ema_type='ForeachExponentialMovingAverage',
         momentum=1e-4,
         update_buffers=True,
-        evaluate_on_origin=True)
+        evaluate_on_origin=True,
+    )
 ]
 
 auto_scale_lr = dict(base_batch_size=1024)

@@ -10,5 +10,8 @@ model = dict(
             stem_channels=32,
             embed_dims=(96, 192, 392, 1032),
             depths=(2, 2, 9, 2),
-            ffn_ratios=(8, 8, 2, 2))),
-    head=dict(in_channels=1032))
+            ffn_ratios=(8, 8, 2, 2),
+        )
+    ),
+    head=dict(in_channels=1032),
+)

@@ -1,4 +1,5 @@
 """The data path of classification: workers decode and crop, the model's device augments batches."""
+
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.datasets.classification'):
@@ -8,6 +9,12 @@ with explain_missing('groupmamba_mm.datasets.classification'):
     from .resizing import AntialiasedRandomResizedCrop, AntialiasedResizeEdge
 
 __all__ = [
-    'AntialiasedRandomResizedCrop', 'AntialiasedResizeEdge', 'AugmentingClsDataPreprocessor',
-    'BatchRandAugment', 'BatchRandomErasing', 'BatchRandomFlip', 'StackedSamples', 'stack_samples'
+    'AntialiasedRandomResizedCrop',
+    'AntialiasedResizeEdge',
+    'AugmentingClsDataPreprocessor',
+    'BatchRandAugment',
+    'BatchRandomErasing',
+    'BatchRandomFlip',
+    'StackedSamples',
+    'stack_samples',
 ]

@@ -5,7 +5,9 @@ mmpretrain's transforms of single images; so it is known there which images an o
 and each runs on those alone, in a few kernels and without waiting for the device. Only the noise of
 erased areas is drawn on the device, by torch's global generator.
 """
-from typing import Callable, List, NamedTuple, Optional, Tuple
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from mmpretrain.datasets.transforms.auto_augment import BaseAugTransform
 from torch import Tensor
 
 from groupmamba_mm.errors import ConfigError
+
 from .batch_ops import look_up
 from .operations import OPERATIONS
 
@@ -31,6 +34,7 @@ class BatchRandomFlip(BaseTransform):
     Raises:
         ValueError: If an argument has another value.
     """
+
     _DIMS = dict(horizontal=3, vertical=2)
 
     def __init__(self, prob: float = 0.5, direction: str = 'horizontal') -> None:
@@ -51,8 +55,9 @@ class BatchRandomFlip(BaseTransform):
             Tensor: (B, C, H, W).
         """
         chosen = _to_device(np.random.rand(len(images)) < self.prob, images)
-        return torch.where(chosen[:, None, None, None], images.flip(self._DIMS[self.direction]),
-                           images)
+        return torch.where(
+            chosen[:, None, None, None], images.flip(self._DIMS[self.direction]), images
+        )
 
 
 @TRANSFORMS.register_module()
@@ -79,12 +84,13 @@ class BatchRandomErasing(RandomErasing):
         index, (top, left, bottom, right) = drawn[0], drawn[1:, :, None]
         y = torch.arange(height, device=images.device)
         x = torch.arange(width, device=images.device)
-        erased = (((y >= top) & (y < bottom))[:, None, :, None]
-                  & ((x >= left) & (x < right))[:, None, None, :])
+        erased = ((y >= top) & (y < bottom))[:, None, :, None] & ((x >= left) & (x < right))[
+            :, None, None, :
+        ]
         fill = self._fill(len(chosen), images)
         return images.index_copy_(0, index, torch.where(erased, fill, images[index]))
 
-    def _patches(self, number: int, height: int, width: int) -> Tuple[np.ndarray, ...]:
+    def _patches(self, number: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Draw ``random_patch`` for several images: top, left, bottom, right, (number, ) each."""
         aspect = np.exp(np.random.uniform(*np.log(self.aspect_range), number))
         area = height * width * np.random.uniform(self.min_area_ratio, self.max_area_ratio, number)
@@ -99,7 +105,7 @@ class BatchRandomErasing(RandomErasing):
         shape = (number, *images.shape[1:])
         if self.mode == 'rand' and self.fill_std is None:
             return torch.randint(256, shape, dtype=torch.uint8, device=images.device)
-        color = _to_device(np.float32([self.fill_color, self.fill_std or (0, ) * 3]), images)
+        color = _to_device(np.float32([self.fill_color, self.fill_std or (0,) * 3]), images)
         color, std = color[:, :, None, None]
         if self.mode == 'const':
             return color.to(torch.uint8).expand(shape)
@@ -126,7 +132,8 @@ class BatchRandAugment(RandAugment):
                 raise ConfigError(
                     f'BatchRandAugment has no {type(transform).__name__}, only '
                     f'{", ".join(kind.__name__ for kind in OPERATIONS)}; use the RandAugment of '
-                    'single images in the pipeline for others')
+                    'single images in the pipeline for others'
+                )
             OPERATIONS[type(transform)].function(transform)  # raises if it cannot run
 
     def transform(self, images: Tensor) -> Tensor:
@@ -142,7 +149,7 @@ class BatchRandAugment(RandAugment):
             self._run(images, self._draw(len(images), *images.shape[-2:]))
         return images
 
-    def _draw(self, number: int, height: int, width: int) -> List['_Task']:
+    def _draw(self, number: int, height: int, width: int) -> list['_Task']:
         """Draw an operation for each image and list what runs together."""
         policies = np.random.randint(len(self.transforms), size=number)
         probs = np.array([transform.prob for transform in self.transforms])
@@ -157,11 +164,13 @@ class BatchRandAugment(RandAugment):
             parameters = operation.parameters(transform, values, height, width)
             kind = operation.makes_tables, operation.function(transform)
             tasks.setdefault(kind, []).append((index, parameters))
-        return [_Task(*kind, *(np.concatenate(parts) for parts in zip(*drawn)))
-                for kind, drawn in tasks.items()]
+        return [
+            _Task(*kind, *(np.concatenate(parts) for parts in zip(*drawn)))
+            for kind, drawn in tasks.items()
+        ]
 
     @staticmethod
-    def _run(images: Tensor, tasks: List['_Task']) -> None:
+    def _run(images: Tensor, tasks: list['_Task']) -> None:
         if not tasks:
             return
         # those that make tables come first and share the look-up
@@ -169,17 +178,21 @@ class BatchRandAugment(RandAugment):
         # one copy to the device for all
         index = _to_device(np.concatenate([task.index for task in tasks]), images)
         parameters = _to_device(
-            np.concatenate([task.parameters.ravel() for task in tasks]).astype(np.float32), images)
+            np.concatenate([task.parameters.ravel() for task in tasks]).astype(np.float32), images
+        )
         chosen = images[index]
         results = [
             task.function(part, *([values.view(task.parameters.shape)] if len(values) else []))
             for task, part, values in zip(
-                tasks, chosen.split([len(task.index) for task in tasks]),
-                parameters.split([task.parameters.size for task in tasks]))]
+                tasks,
+                chosen.split([len(task.index) for task in tasks]),
+                parameters.split([task.parameters.size for task in tasks]),
+            )
+        ]
         num_tables = sum(task.makes_tables for task in tasks)
         if num_tables:
             tables = torch.cat(results[:num_tables])
-            results[:num_tables] = [look_up(chosen[:len(tables)], tables)]
+            results[:num_tables] = [look_up(chosen[: len(tables)], tables)]
         images.index_copy_(0, index, torch.cat(results))
 
 
@@ -192,13 +205,14 @@ class _Task(NamedTuple):
         index: Which images, (N, ).
         parameters: The function's second argument, (N, P); P is 0 if it has none.
     """
+
     makes_tables: bool
     function: Callable[..., Tensor]
     index: np.ndarray
     parameters: np.ndarray
 
 
-def _draw_values(transform: BaseAugTransform, argument: Optional[str], number: int) -> np.ndarray:
+def _draw_values(transform: BaseAugTransform, argument: str | None, number: int) -> np.ndarray:
     """Draw what ``random_magnitude`` and ``random_negative`` draw, for several images."""
     if argument is None:
         return np.empty(number)

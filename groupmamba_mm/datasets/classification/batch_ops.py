@@ -4,6 +4,7 @@ Images are (N, 3, H, W) in the order red, green, blue. Parameters are tensors on
 so that nothing waits for it. What changes a value by itself alone makes a table of the new values,
 for :func:`look_up`, which serves all images at once.
 """
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,8 +35,9 @@ def warp(images: Tensor, parameters: Tensor, interpolation: str) -> Tensor:
     by_row = y * matrices[:, None, :, 1] + matrices[:, None, :, 2]  # (N, H, 2)
     grid = x * matrices[:, None, None, :, 0] + by_row[:, :, None]  # (N, H, W, 2)
     # grid_sample finds zeros outside, so the colour there is made zero
-    warped = F.grid_sample(images - fill, grid, mode=interpolation, padding_mode='zeros',
-                           align_corners=False)
+    warped = F.grid_sample(
+        images - fill, grid, mode=interpolation, padding_mode='zeros', align_corners=False
+    )
     return _rounded(warped.add_(fill))
 
 

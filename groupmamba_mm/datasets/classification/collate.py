@@ -1,5 +1,7 @@
 """Batches that cross from a worker in a few objects instead of a few for each image."""
-from typing import Any, Dict, List, Optional, Sequence
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dataset import default_collate
@@ -19,10 +21,10 @@ class StackedSamples:
         metainfo (list[dict]): The meta information of each.
     """
 
-    def __init__(self, labels: Tensor, metainfo: List[Dict[str, Any]]) -> None:
+    def __init__(self, labels: Tensor, metainfo: list[dict[str, Any]]) -> None:
         self.labels = labels
         self.metainfo = metainfo
-        self._samples: Optional[List[DataSample]] = None
+        self._samples: list[DataSample] | None = None
 
     @classmethod
     def stack(cls, samples: Sequence[DataSample]) -> 'StackedSamples':
@@ -34,8 +36,10 @@ class StackedSamples:
         Returns:
             StackedSamples: Of their labels and meta information.
         """
-        return cls(torch.cat([sample.gt_label for sample in samples]),
-                   [dict(sample.metainfo_items()) for sample in samples])
+        return cls(
+            torch.cat([sample.gt_label for sample in samples]),
+            [dict(sample.metainfo_items()) for sample in samples],
+        )
 
     def __len__(self) -> int:
         return len(self.metainfo)
@@ -49,7 +53,7 @@ class StackedSamples:
         """Copy the labels into page-locked memory; called by torch's ``DataLoader``."""
         return StackedSamples(self.labels.pin_memory(), self.metainfo)
 
-    def unstack(self) -> List[DataSample]:
+    def unstack(self) -> list[DataSample]:
         """Make the data samples.
 
         Returns:
@@ -68,8 +72,11 @@ class StackedSamples:
 
 def has_single_label(sample: Any) -> bool:
     """Say whether a data sample holds one label and nothing else beside its meta information."""
-    return (isinstance(sample, DataSample) and sample.keys() == ['gt_label']
-            and sample.gt_label.numel() == 1)
+    return (
+        isinstance(sample, DataSample)
+        and sample.keys() == ['gt_label']
+        and sample.gt_label.numel() == 1
+    )
 
 
 @FUNCTIONS.register_module()
@@ -87,8 +94,11 @@ def stack_samples(data_batch: Sequence[dict]) -> dict:
     samples = [data.get('data_samples') for data in data_batch]
     if not all(has_single_label(sample) for sample in samples):
         return default_collate(data_batch)
-    batch = default_collate([
-        {key: value for key, value in data.items() if key != 'data_samples'}
-        for data in data_batch])
+    batch = default_collate(
+        [
+            {key: value for key, value in data.items() if key != 'data_samples'}
+            for data in data_batch
+        ]
+    )
     batch['data_samples'] = StackedSamples.stack(samples)
     return batch

@@ -1,6 +1,7 @@
 """Normalisation, and in training augmentation, of a whole batch on the model's device."""
+
 import math
-from typing import List, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from mmengine.registry import MODELS, TRANSFORMS
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from groupmamba_mm.errors import ConfigError, DataError
+
 from .collate import StackedSamples, has_single_label
 
 
@@ -51,9 +53,15 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
                 not exactly one label for each image.
         """
         inputs, samples = data['inputs'], data.get('data_samples')
-        stackable = isinstance(inputs, Tensor) and inputs.dim() == 4 and (
-            samples is None or isinstance(samples, StackedSamples)
-            or all(has_single_label(sample) for sample in samples))
+        stackable = (
+            isinstance(inputs, Tensor)
+            and inputs.dim() == 4
+            and (
+                samples is None
+                or isinstance(samples, StackedSamples)
+                or all(has_single_label(sample) for sample in samples)
+            )
+        )
         if training and self.augments:
             _require_augmentable(inputs, stackable)
         if not stackable:
@@ -84,13 +92,16 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
         inputs = (inputs - self.mean).div_(self.std) if self._enable_normalize else inputs.float()
         if self.pad_size_divisor > 1:
             height, width = inputs.shape[-2:]
-            missing = [math.ceil(size / self.pad_size_divisor) * self.pad_size_divisor - size
-                       for size in (width, height)]
+            missing = [
+                math.ceil(size / self.pad_size_divisor) * self.pad_size_divisor - size
+                for size in (width, height)
+            ]
             inputs = F.pad(inputs, (0, missing[0], 0, missing[1]), 'constant', self.pad_value)
         return inputs
 
-    def _label(self, inputs: Tensor, stacked: StackedSamples,
-               training: bool) -> Tuple[Tensor, List[DataSample]]:
+    def _label(
+        self, inputs: Tensor, stacked: StackedSamples, training: bool
+    ) -> tuple[Tensor, list[DataSample]]:
         """Mix the images with their labels and hand the labels to the data samples."""
         labels = stacked.labels.to(self.device, non_blocking=True)
         samples = StackedSamples(labels, stacked.metainfo).unstack()
@@ -98,8 +109,10 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
             return inputs, samples
         num_classes = self.num_classes or samples[0].get('num_classes')
         if num_classes is None:
-            raise ConfigError('data_preprocessor has no num_classes, so labels cannot be made '
-                              'probabilities; set it to the number of classes')
+            raise ConfigError(
+                'data_preprocessor has no num_classes, so labels cannot be made '
+                'probabilities; set it to the number of classes'
+            )
         scores = F.one_hot(labels, num_classes)
         if training and self.batch_augments is not None:
             # the permutation is then drawn on the device: an index from the host is waited for
@@ -111,20 +124,23 @@ class AugmentingClsDataPreprocessor(ClsDataPreprocessor):
         return inputs, samples
 
 
-def _require_augmentable(inputs: Union[Tensor, Sequence[Tensor]], stackable: bool) -> None:
+def _require_augmentable(inputs: Tensor | Sequence[Tensor], stackable: bool) -> None:
     """Refuse a training batch that the augmentations cannot take."""
     if not isinstance(inputs, Tensor):
         sizes = sorted({tuple(image.shape) for image in inputs})
         raise DataError(
             f'the images of a training batch are a list with the sizes {sizes[:3]}, and '
             'data_preprocessor.augments take one tensor; make them one size in the pipeline and '
-            'collate them with stack_samples or default_collate')
+            'collate them with stack_samples or default_collate'
+        )
     if not stackable or inputs.size(1) != 3:
         raise DataError(
             f'data_preprocessor.augments take images (B, 3, H, W) with one label each, got a batch '
             f'of shape {tuple(inputs.shape)}, or with other labels; augment these in the pipeline '
-            'and set data_preprocessor.augments=[]')
+            'and set data_preprocessor.augments=[]'
+        )
     if inputs.dtype != torch.uint8:
         raise DataError(
             f'data_preprocessor.augments take uint8 images, got {inputs.dtype}; leave to_float32 '
-            'and normalisation out of the pipeline')
+            'and normalisation out of the pipeline'
+        )

@@ -1,6 +1,8 @@
 """The operations of mmpretrain's RandAugment as operations on batches."""
+
+from collections.abc import Callable
 from functools import partial
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from mmpretrain.datasets import transforms
@@ -8,6 +10,7 @@ from mmpretrain.datasets.transforms.auto_augment import BaseAugTransform
 from torch import Tensor
 
 from groupmamba_mm.errors import ConfigError
+
 from . import batch_ops
 
 
@@ -22,15 +25,17 @@ class Operation(NamedTuple):
             runs together.
         makes_tables: Whether the function makes tables, not images.
     """
-    argument: Optional[str]
+
+    argument: str | None
     parameters: Callable[[BaseAugTransform, np.ndarray, int, int], np.ndarray]
     function: Callable[[BaseAugTransform], Callable[..., Tensor]]
     makes_tables: bool = False
 
 
 _LEVELS = np.arange(256)
-_WARPS = {name: partial(batch_ops.warp, interpolation=name)
-          for name in ('nearest', 'bilinear', 'bicubic')}
+_WARPS = {
+    name: partial(batch_ops.warp, interpolation=name) for name in ('nearest', 'bilinear', 'bicubic')
+}
 
 
 def _shear(single, values, height, width):
@@ -105,8 +110,10 @@ def _nothing(single, values, height, width):
 
 def _warp(single: BaseAugTransform) -> Callable[..., Tensor]:
     if single.interpolation not in _WARPS:
-        raise ConfigError(f'{type(single).__name__}: interpolation must be one of {list(_WARPS)} '
-                          f'on batches, got {single.interpolation!r}; set it in hparams')
+        raise ConfigError(
+            f'{type(single).__name__}: interpolation must be one of {list(_WARPS)} '
+            f'on batches, got {single.interpolation!r}; set it in hparams'
+        )
     return _WARPS[single.interpolation]
 
 
@@ -117,7 +124,7 @@ def _always(function: Callable[..., Tensor]) -> Callable[[BaseAugTransform], Cal
 _given = _always(batch_ops.given_tables)
 
 #: By the class of the single operation.
-OPERATIONS: Dict[type, Operation] = {
+OPERATIONS: dict[type, Operation] = {
     transforms.Shear: Operation('magnitude', _shear, _warp),
     transforms.Translate: Operation('magnitude', _translate, _warp),
     transforms.Rotate: Operation('angle', _rotate, _warp),
@@ -127,10 +134,10 @@ OPERATIONS: Dict[type, Operation] = {
     transforms.SolarizeAdd: Operation('magnitude', _solarize_add, _given, True),
     transforms.Brightness: Operation('magnitude', _brightness, _given, True),
     transforms.AutoContrast: Operation(
-        None, _nothing, _always(batch_ops.auto_contrast_tables), True),
+        None, _nothing, _always(batch_ops.auto_contrast_tables), True
+    ),
     transforms.Equalize: Operation(None, _nothing, _always(batch_ops.equalize_tables), True),
-    transforms.Contrast: Operation(
-        'magnitude', _factors, _always(batch_ops.contrast_tables), True),
+    transforms.Contrast: Operation('magnitude', _factors, _always(batch_ops.contrast_tables), True),
     transforms.ColorTransform: Operation('magnitude', _factors, _always(batch_ops.adjust_color)),
     transforms.Sharpness: Operation('magnitude', _factors, _always(batch_ops.adjust_sharpness)),
 }

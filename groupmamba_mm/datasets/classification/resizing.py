@@ -1,5 +1,4 @@
 """Antialiased resizing by torch's kernels for uint8: Pillow's pictures, several times as fast."""
-from typing import Tuple
 
 import numpy as np
 import torch
@@ -10,8 +9,9 @@ from torch.nn import functional as F
 INTERPOLATIONS = ('bilinear', 'bicubic')
 
 
-def resize_antialiased(image: np.ndarray, size: Tuple[int, int],
-                       interpolation: str = 'bicubic') -> np.ndarray:
+def resize_antialiased(
+    image: np.ndarray, size: tuple[int, int], interpolation: str = 'bicubic'
+) -> np.ndarray:
     """Resize as Pillow does: the filter widens when an image shrinks.
 
     Nearly all values are Pillow's or one grey level beside them. OpenCV's filters do not widen, and
@@ -29,8 +29,10 @@ def resize_antialiased(image: np.ndarray, size: Tuple[int, int],
         ValueError: If the image is of another type.
     """
     if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f'image must be uint8 with 3 dimensions, got {image.dtype} with '
-                         f'{image.ndim}; leave to_float32 and grey images to other transforms')
+        raise ValueError(
+            f'image must be uint8 with 3 dimensions, got {image.dtype} with '
+            f'{image.ndim}; leave to_float32 and grey images to other transforms'
+        )
     planes = torch.from_numpy(image).permute(2, 0, 1)[None]  # a view, (1, C, H, W)
     resized = F.interpolate(planes, size=size, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
@@ -60,14 +62,17 @@ class AntialiasedRandomResizedCrop(RandomResizedCrop):
         ValueError: If the interpolation is another one.
     """
 
-    def __init__(self,
-                 scale,
-                 crop_ratio_range: Tuple[float, float] = (0.08, 1.0),
-                 aspect_ratio_range: Tuple[float, float] = (3. / 4., 4. / 3.),
-                 max_attempts: int = 10,
-                 interpolation: str = 'bicubic') -> None:
-        super().__init__(scale, crop_ratio_range, aspect_ratio_range, max_attempts,
-                         _checked(interpolation))
+    def __init__(
+        self,
+        scale,
+        crop_ratio_range: tuple[float, float] = (0.08, 1.0),
+        aspect_ratio_range: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
+        max_attempts: int = 10,
+        interpolation: str = 'bicubic',
+    ) -> None:
+        super().__init__(
+            scale, crop_ratio_range, aspect_ratio_range, max_attempts, _checked(interpolation)
+        )
 
     def transform(self, results: dict) -> dict:
         """Crop and resize.
@@ -79,7 +84,7 @@ class AntialiasedRandomResizedCrop(RandomResizedCrop):
             dict: The same with the new 'img' and 'img_shape'.
         """
         top, left, height, width = self.rand_crop_params(results['img'])
-        crop = results['img'][top:top + height, left:left + width]
+        crop = results['img'][top : top + height, left : left + width]
         results['img'] = resize_antialiased(crop, tuple(self.scale), self.interpolation)
         results['img_shape'] = results['img'].shape
         return results
@@ -106,7 +111,8 @@ class AntialiasedResizeEdge(ResizeEdge):
     def _resize_img(self, results: dict) -> None:
         height, width = results['img'].shape[:2]
         new_width, new_height = results['scale']
-        results['img'] = resize_antialiased(results['img'], (new_height, new_width),
-                                            self.interpolation)
+        results['img'] = resize_antialiased(
+            results['img'], (new_height, new_width), self.interpolation
+        )
         results['img_shape'] = (new_height, new_width)
         results['scale_factor'] = (new_width / width, new_height / height)

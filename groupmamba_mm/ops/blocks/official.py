@@ -1,6 +1,7 @@
 """The released model's block, :class:`groupmamba_mm.layers.OfficialBlock`, in kernels."""
 import functools
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,8 +10,14 @@ from ..ffn.conv import conv_ffn_backward, conv_ffn_forward
 from ..grouped_ssm.launch import Scan, scan_of, ssm_backward, ssm_forward
 from ..integers import round_up
 from ..linear import linear, linear_input_gradient, linear_weight_gradient
-from ..norm.kernels import (add_norm_backward, add_norm_forward, affinity_backward,
-                            affinity_forward, scaled_norm_backward, scaled_norm_forward)
+from ..norm.kernels import (
+    add_norm_backward,
+    add_norm_forward,
+    affinity_backward,
+    affinity_forward,
+    scaled_norm_backward,
+    scaled_norm_forward,
+)
 from ..sums import column_sums
 from .packing import Packing, Rows, block_diagonal, dense, taps, vector
 
@@ -83,12 +90,12 @@ class OfficialSpec(NamedTuple):
         """Whether the FFN's hidden tensor is kept for the backward pass."""
         return self.stored_hidden < WIDE_EXPANSION * self.stored
 
-    def scan(self, grid: Tuple[int, int]) -> Scan:
+    def scan(self, grid: tuple[int, int]) -> Scan:
         return scan_of(*grid, self.groups, self.width, self.stored_width, self.dt_rank,
                        self.d_state, (self.columns, self.reverses), self.out_norm_eps, True)
 
-    @functools.lru_cache(maxsize=None)
-    def shapes(self) -> Tuple[torch.Size, ...]:
+    @functools.cache
+    def shapes(self) -> tuple[torch.Size, ...]:
         """Of all parameters, in their order."""
         C, G, W, N, R, Hd = (self.channels, self.groups, self.width, self.d_state, self.dt_rank,
                              self.hidden)
@@ -100,7 +107,7 @@ class OfficialSpec(NamedTuple):
         return tuple(map(torch.Size, shapes))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def packing_of(spec: OfficialSpec) -> Packing:
     """How the block's weights are laid out for its kernels, in the order of ``forward``."""
     C, G, W, stored, hidden = (spec.channels, spec.groups, spec.width, spec.stored,
@@ -122,9 +129,9 @@ def packing_of(spec: OfficialSpec) -> Packing:
         [shape.numel() for shape in spec.shapes()])
 
 
-def forward(spec: OfficialSpec, grid: Tuple[int, int], dtype: torch.dtype, keep: bool,
-            tokens: Tensor, branch: Optional[Tensor], branch_drop: Optional[Tensor],
-            drop: Optional[Tensor], parameters: Sequence[Tensor]) -> List[Optional[Tensor]]:
+def forward(spec: OfficialSpec, grid: tuple[int, int], dtype: torch.dtype, keep: bool,
+            tokens: Tensor, branch: Tensor | None, branch_drop: Tensor | None,
+            drop: Tensor | None, parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """x = tokens + branch, x = x + mixer(x), and the FFN's branch.
 
     Args:
@@ -168,16 +175,16 @@ def forward(spec: OfficialSpec, grid: Tuple[int, int], dtype: torch.dtype, keep:
 
 
 def saves(spec: OfficialSpec, has_branch: bool, dtype: torch.dtype,
-          device: torch.device) -> List[bool]:
+          device: torch.device) -> list[bool]:
     """Which of the tensors of :func:`forward` there are."""
     return [True, True, True, True, has_branch, True, bool(spec.affinity), *[True] * 6,
             spec.keeps_hidden()]
 
 
-def backward(spec: OfficialSpec, grid: Tuple[int, int], dtype: torch.dtype, dx: Optional[Tensor],
-             dout: Optional[Tensor], tokens: Tensor, branch_width: int,
-             branch_drop: Optional[Tensor], drop: Optional[Tensor], parameters: Sequence[Tensor],
-             x1: Tensor, saved: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
+def backward(spec: OfficialSpec, grid: tuple[int, int], dtype: torch.dtype, dx: Tensor | None,
+             dout: Tensor | None, tokens: Tensor, branch_width: int,
+             branch_drop: Tensor | None, drop: Tensor | None, parameters: Sequence[Tensor],
+             x1: Tensor, saved: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients of :func:`forward`.
 
     Args:

@@ -1,15 +1,16 @@
 """Blocks for autograd, compile and export; see the package."""
 import importlib
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 
 
-def run_block(family: str, spec: NamedTuple, grid: Tuple[int, int], dtype: torch.dtype,
-              tokens: Tensor, branch: Optional[Tensor], branch_drop: Optional[Tensor],
-              drop: Optional[Tensor], parameters: Sequence[Tensor]) -> Tuple[Tensor, Tensor]:
+def run_block(family: str, spec: NamedTuple, grid: tuple[int, int], dtype: torch.dtype,
+              tokens: Tensor, branch: Tensor | None, branch_drop: Tensor | None,
+              drop: Tensor | None, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Run a block up to its last residual addition, which is left to the next block's norm.
 
     Args:
@@ -38,9 +39,8 @@ def run_block(family: str, spec: NamedTuple, grid: Tuple[int, int], dtype: torch
     return tokens if stream is None else stream, branch
 
 
-def _has_stream(family: str, branch: Optional[Tensor]) -> bool:
-    """Whether a block makes a new stream: the paper's hands on the one it got, with a branch added.
-    """
+def _has_stream(family: str, branch: Tensor | None) -> bool:
+    """Whether a block makes a new stream; the paper's hands on its own, with a branch added."""
     return family == 'official' or branch is not None
 
 
@@ -80,7 +80,7 @@ class _Block(torch.autograd.Function):
 
 
 def _split(grads: Tensor, parameters: Sequence[Tensor],
-           needed: Sequence[bool]) -> List[Optional[Tensor]]:
+           needed: Sequence[bool]) -> list[Tensor | None]:
     """Each parameter's gradient, where it is needed."""
     grads = _unflatten_dense_tensors(grads, parameters)
     return [grad if is_needed else None for grad, is_needed in zip(grads, needed)]
@@ -92,19 +92,19 @@ def _spec(module, numbers: Sequence[float]) -> NamedTuple:
     return module.SPEC(*(kind(number) for kind, number in zip(kinds, numbers)))
 
 
-def _run(family: str, spec: List[float], height: int, width: int, dtype: torch.dtype, keep: bool,
-         tokens: Tensor, branch: Optional[Tensor], branch_drop: Optional[Tensor],
-         drop: Optional[Tensor], parameters: List[Tensor]) -> List[Tensor]:
+def _run(family: str, spec: list[float], height: int, width: int, dtype: torch.dtype, keep: bool,
+         tokens: Tensor, branch: Tensor | None, branch_drop: Tensor | None,
+         drop: Tensor | None, parameters: list[Tensor]) -> list[Tensor]:
     module = _module(family)
     outputs = module.forward(_spec(module, spec), (height, width), dtype, keep, tokens, branch,
                              branch_drop, drop, parameters)
     return [tensor for tensor in outputs if tensor is not None]
 
 
-def _run_backward(family: str, spec: List[float], height: int, width: int, dtype: torch.dtype,
-                  dx: Optional[Tensor], dout: Optional[Tensor], tokens: Tensor, branch_width: int,
-                  branch_drop: Optional[Tensor], drop: Optional[Tensor], parameters: List[Tensor],
-                  x: Optional[Tensor], saved: List[Tensor]) -> List[Tensor]:
+def _run_backward(family: str, spec: list[float], height: int, width: int, dtype: torch.dtype,
+                  dx: Tensor | None, dout: Tensor | None, tokens: Tensor, branch_width: int,
+                  branch_drop: Tensor | None, drop: Tensor | None, parameters: list[Tensor],
+                  x: Tensor | None, saved: list[Tensor]) -> list[Tensor]:
     module = _module(family)
     spec = _spec(module, spec)
     rest = iter(saved)

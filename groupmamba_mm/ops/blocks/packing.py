@@ -5,8 +5,9 @@ want zeros between the groups' weights, convolutions want their taps one by one.
 each forward pass reads all weights of a model once, 0.05 ms on an H100 for 23 million, and has no
 state that could be out of date: whatever changed a weight, the next pass sees it.
 """
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -41,7 +42,7 @@ class Matrix(NamedTuple):
     parts: int
     outputs: int
     inputs: int
-    strides: Tuple[int, int, int, int]
+    strides: tuple[int, int, int, int]
     out_stored: int
     in_stored: int
     rows: int
@@ -194,9 +195,9 @@ class Packing:
         self._unpack_entries += [
             [r.first, self.starts[r.parameter], r.groups * r.outputs * r.inputs, r.columns,
              r.groups, 1, r.outputs, r.inputs, 0, r.row, 0, 0, 0, 0, 1, 0] for r in self.rows]
-        self._tables: Dict[tuple, Tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
 
-    def pack(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+    def pack(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The buffers, in ``dtype`` and in fp32, of the parameters as they are now."""
         first = parameters[0]
         low = torch.empty(self.sizes[0], dtype=dtype, device=first.device)
@@ -210,7 +211,7 @@ class Packing:
                FIELDS=_FIELDS, BLOCK=_BLOCK, num_warps=4)
         return low, full
 
-    def views(self, low: Tensor, full: Tensor) -> List[Tensor]:
+    def views(self, low: Tensor, full: Tensor) -> list[Tensor]:
         """The matrices in the buffers, one-dimensional if of one row."""
         return [
             torch.as_strided(full if m.in_fp32 else low,
@@ -232,8 +233,8 @@ class Packing:
         launch(_unpack, (tiles.shape[0], ), low, full, grads, table, tiles, FIELDS=_FIELDS,
                BLOCK=_BLOCK, num_warps=4)
 
-    def _table(self, key: tuple, entries: List[List[int]],
-               sources: Tuple[int, ...]) -> Tuple[Tensor, Tensor]:
+    def _table(self, key: tuple, entries: list[list[int]],
+               sources: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The entries and the programs' tiles on a device; made anew if a parameter moved."""
         found = self._tables.get(key)
         if found is None:
@@ -251,8 +252,8 @@ class Packing:
         return found
 
 
-def _make_table(entries: List[List[int]], sources: Tuple[int, ...],
-                device: torch.device) -> Tuple[Tensor, Tensor]:
+def _make_table(entries: list[list[int]], sources: tuple[int, ...],
+                device: torch.device) -> tuple[Tensor, Tensor]:
     """Entries, with the parameters' addresses if they are given, and tiles on a device."""
     entries = [[*(sources[i:i + 1] or entry[:1]), *entry[1:]] for i, entry in enumerate(entries)]
     tiles = [(i, tile) for i, entry in enumerate(entries)

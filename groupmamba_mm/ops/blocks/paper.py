@@ -1,18 +1,31 @@
 """The paper's layer, :class:`groupmamba_mm.layers.ModulatedGroupMambaLayer`, in kernels."""
 import functools
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..ffn.groups import (fits_ffn, fits_projection, group_linear_backward, group_linear_forward,
-                          residual_ffn_backward, residual_ffn_forward)
+from ..ffn.groups import (
+    fits_ffn,
+    fits_projection,
+    group_linear_backward,
+    group_linear_forward,
+    residual_ffn_backward,
+    residual_ffn_forward,
+)
 from ..ffn.plain import plain_ffn_backward, plain_ffn_forward
 from ..grouped_ssm.launch import Scan, scan_of, ssm_backward, ssm_forward
 from ..integers import round_up
 from ..linear import linear, linear_input_gradient, linear_weight_gradient
-from ..norm.kernels import (add_norm_backward, add_norm_forward, affinity_backward,
-                            affinity_forward, scaled_norm_backward, scaled_norm_forward)
+from ..norm.kernels import (
+    add_norm_backward,
+    add_norm_forward,
+    affinity_backward,
+    affinity_forward,
+    scaled_norm_backward,
+    scaled_norm_forward,
+)
 from ..sums import column_sums
 from .packing import Packing, Rows, block_diagonal, dense, taps, vector
 
@@ -94,12 +107,12 @@ class PaperSpec(NamedTuple):
         """Hidden channels of all groups' FFNs in memory, where one product makes them."""
         return round_up(self.groups * self.group_hidden, HIDDEN_MULTIPLE)
 
-    def scan(self, grid: Tuple[int, int]) -> Scan:
+    def scan(self, grid: tuple[int, int]) -> Scan:
         return scan_of(*grid, self.groups, self.inner, round_up(self.inner), self.dt_rank,
                        self.d_state, (self.columns, self.reverses), 1e-5, False)
 
-    @functools.lru_cache(maxsize=None)
-    def shapes(self) -> Tuple[torch.Size, ...]:
+    @functools.cache
+    def shapes(self) -> tuple[torch.Size, ...]:
         """Of all parameters, in their order."""
         C, G, W, I, N, R = (self.channels, self.groups, self.width, self.inner, self.d_state,
                             self.dt_rank)
@@ -130,7 +143,7 @@ def choose_kernels(spec: PaperSpec, dtype: torch.dtype, device: torch.device) ->
         spec.width >= NARROWEST_GROUP and fits_ffn(dtype, spec.width, device))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def packing_of(spec: PaperSpec, kernels: Kernels) -> Packing:
     """How the layer's weights are laid out for its kernels, in the order of ``forward``."""
     C, G, W, I, Hg = spec.channels, spec.groups, spec.width, spec.inner, spec.group_hidden
@@ -170,9 +183,9 @@ def _keeps_hidden(channels: int, hidden: int) -> bool:
     return NARROW < channels and hidden < WIDE_EXPANSION * channels
 
 
-def forward(spec: PaperSpec, grid: Tuple[int, int], dtype: torch.dtype, keep: bool, tokens: Tensor,
-            branch: Optional[Tensor], branch_drop: Optional[Tensor], drop: Optional[Tensor],
-            parameters: Sequence[Tensor]) -> List[Optional[Tensor]]:
+def forward(spec: PaperSpec, grid: tuple[int, int], dtype: torch.dtype, keep: bool, tokens: Tensor,
+            branch: Tensor | None, branch_drop: Tensor | None, drop: Tensor | None,
+            parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """x = tokens + branch, and what Eq. 3 adds to it.
 
     Args: as the other family's.
@@ -227,7 +240,7 @@ def forward(spec: PaperSpec, grid: Tuple[int, int], dtype: torch.dtype, keep: bo
 
 
 def saves(spec: PaperSpec, has_branch: bool, dtype: torch.dtype,
-          device: torch.device) -> List[bool]:
+          device: torch.device) -> list[bool]:
     """Which of the tensors of :func:`forward` there are."""
     by_groups = choose_kernels(spec, dtype, device).ffn
     return [has_branch, True, True, True, True, bool(spec.affinity), *[True] * 8,
@@ -236,16 +249,16 @@ def saves(spec: PaperSpec, has_branch: bool, dtype: torch.dtype,
 
 
 def _of_groups(spec: PaperSpec, packed: Sequence[Tensor],
-               p: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+               p: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and biases of the groups' FFNs, one behind the other for each group."""
     return (packed[0].view(spec.groups, spec.group_hidden, -1), p[15],
             packed[1].view(spec.groups, spec.width, spec.group_hidden), p[13])
 
 
-def backward(spec: PaperSpec, grid: Tuple[int, int], dtype: torch.dtype, dx: Optional[Tensor],
-             dout: Optional[Tensor], tokens: Tensor, branch_width: int,
-             branch_drop: Optional[Tensor], drop: Optional[Tensor], parameters: Sequence[Tensor],
-             x: Optional[Tensor], saved: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
+def backward(spec: PaperSpec, grid: tuple[int, int], dtype: torch.dtype, dx: Tensor | None,
+             dout: Tensor | None, tokens: Tensor, branch_width: int,
+             branch_drop: Tensor | None, drop: Tensor | None, parameters: Sequence[Tensor],
+             x: Tensor | None, saved: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients of :func:`forward`.
 
     Args, Returns: as the other family's.

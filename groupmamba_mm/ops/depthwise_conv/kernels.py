@@ -28,7 +28,7 @@ with values of their own: Triton 3.6 takes a name for unchanged in a loop if wha
 first pass is what it began with, be it by way of another name. The interpreter does not.
 """
 import functools
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -59,7 +59,8 @@ _GRID_INTEGERS = ['batch', 'height', 'width', 'rows', 'images']
 @triton.jit
 def _place(batch, height, width, rows, images, BLOCKS: tl.constexpr, TW: tl.constexpr):
     """What this program owns: channel block, columns, rows and images; and its place among those
-    of the same channel block."""
+    of the same channel block.
+    """
     program = tl.program_id(0)
     place = program // BLOCKS
     strips = tl.cdiv(width, TW)
@@ -615,7 +616,7 @@ class _Tiles(NamedTuple):
     programs: int  # for each channel block
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choose_tiles(is_backward: bool, batch: int, height: int, width: int,
                   channels: int) -> _Tiles:
     """For the kernels of the grid, whose threads own two channels of a strip (of 32, one).
@@ -655,7 +656,7 @@ class _CausalPlan(NamedTuple):
     programs: int  # for each channel block
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _choose_causal_plan(is_backward: bool, batch: int, length: int, groups: int,
                         lanes: int) -> _CausalPlan:
     """A thread walks along one segment with eight channels, what a load of half precision takes.
@@ -682,7 +683,7 @@ def by_tap(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
-def _true_groups(channels: int, groups: int, count: int) -> Tuple[int, int, int]:
+def _true_groups(channels: int, groups: int, count: int) -> tuple[int, int, int]:
     """Groups, channels of each with padding, and true ones; one group if nothing is padded."""
     return (1, channels, channels) if channels == count else (groups, channels // groups,
                                                               count // groups)
@@ -690,7 +691,7 @@ def _true_groups(channels: int, groups: int, count: int) -> Tuple[int, int, int]
 
 @functools.lru_cache(maxsize=4096)
 def _plan_grid(batch: int, height: int, width: int, channels: int, groups: int, count: int,
-               is_backward: bool) -> Tuple[_Tiles, Tuple[int], dict]:
+               is_backward: bool) -> tuple[_Tiles, tuple[int], dict]:
     """Tiles, the number of programs and the constants of a launch on the grid."""
     groups, lanes, true = _true_groups(channels, groups, count)
     tiles = _choose_tiles(is_backward, batch, height, width, channels)
@@ -702,7 +703,7 @@ def _plan_grid(batch: int, height: int, width: int, channels: int, groups: int, 
 
 @functools.lru_cache(maxsize=4096)
 def _plan_causal(batch: int, length: int, channels: int, groups: int, count: int,
-                 is_backward: bool) -> Tuple[_CausalPlan, Tuple[int], dict]:
+                 is_backward: bool) -> tuple[_CausalPlan, tuple[int], dict]:
     """Walks, the number of programs and the constants of a launch along the scan."""
     lanes = channels // groups
     walks = _choose_causal_plan(is_backward, batch, length, groups, lanes)
@@ -711,8 +712,8 @@ def _plan_causal(batch: int, length: int, channels: int, groups: int, count: int
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
 
 
-def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Optional[Tensor],
-            *sums: Optional[Tensor]) -> Tuple[Tensor, ...]:
+def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Tensor | None,
+            *sums: Tensor | None) -> tuple[Tensor, ...]:
     """The gradient of the weight, and the sums behind it, from all programs' shares.
 
     Given tensors may have fewer channels than the convolution: what is behind theirs is padding.
@@ -730,7 +731,7 @@ def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Option
     return (dweight, *sums)
 
 
-def grid_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
+def grid_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int], act: str,
                       groups: int = 1) -> Tensor:
     """act(3x3 depthwise convolution + bias) of tokens on their grid, zeros outside.
 
@@ -760,10 +761,10 @@ def grid_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, in
 
 
 def grid_conv_backward(
-        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int], act: str,
-        groups: int = 1, dx: Optional[Tensor] = None, activation: Optional[Tensor] = None,
-        dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None,
-        dx_sum: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int], act: str,
+        groups: int = 1, dx: Tensor | None = None, activation: Tensor | None = None,
+        dweight: Tensor | None = None, dbias: Tensor | None = None,
+        dx_sum: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`grid_conv_forward`, from its inputs only.
 
     Args:
@@ -797,8 +798,8 @@ def grid_conv_backward(
     return (dx, *_add_up(partial, 9, groups, count, dweight, dbias, dx_sum))
 
 
-def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int],
-                        directions: Tuple[int, int], groups: int) -> Tensor:
+def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int],
+                        directions: tuple[int, int], groups: int) -> Tensor:
     """silu(causal depthwise convolution + bias) along the scan of each group.
 
     With t counting along the direction of a channel's group,
@@ -828,10 +829,10 @@ def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, 
 
 
 def causal_conv_backward(
-        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: Tuple[int, int],
-        directions: Tuple[int, int], groups: int, dx: Optional[Tensor] = None,
-        dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor]:
+        x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int],
+        directions: tuple[int, int], groups: int, dx: Tensor | None = None,
+        dweight: Tensor | None = None, dbias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
 
     Args:

@@ -3,7 +3,7 @@
 What is behind the convolution is as large as a network's tensors get: it is recomputed in the
 backward pass instead of kept.
 """
-from typing import Iterator, Optional, Tuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def _parts_of_batch(tensor: Tensor) -> Iterator[slice]:
 
 def conv_ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, taps: Tensor,
                      conv_bias: Tensor, weight: Tensor, bias: Tensor,
-                     grid: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+                     grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """GELU(conv(x in_weight^T + in_bias) + conv_bias) weight^T + bias.
 
     Args:
@@ -46,9 +46,9 @@ def conv_ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, taps: Tensor
     return linear(grid_conv_forward(hidden, taps, conv_bias, grid, 'gelu'), weight, bias), hidden
 
 
-def conv_ffn_backward(dy: Tensor, hidden: Optional[Tensor], x: Tensor, in_weight: Tensor,
+def conv_ffn_backward(dy: Tensor, hidden: Tensor | None, x: Tensor, in_weight: Tensor,
                       in_bias: Tensor, taps: Tensor, conv_bias: Tensor, weight: Tensor,
-                      grid: Tuple[int, int], din_weight: Tensor, dweight: Tensor, din_bias: Tensor,
+                      grid: tuple[int, int], din_weight: Tensor, dweight: Tensor, din_bias: Tensor,
                       dtaps: Tensor, dconv_bias: Tensor) -> Tensor:
     """Gradients of :func:`conv_ffn_forward`, but for that of ``bias``.
 

@@ -4,7 +4,6 @@ A program has the tokens of one group, whose channels are few. That of an FFN ad
 branch, norms, and keeps the hidden tensor to itself; in the backward pass it makes a block of
 hidden channels again on its way over the tokens, and adds up the gradients of both weights.
 """
-from typing import Optional, Tuple
 
 import torch
 import triton
@@ -376,7 +375,7 @@ def _of_ffn(in_weight: Tensor, weight: Tensor) -> dict:
 def residual_ffn_forward(x: Tensor, branch: Tensor, norm_weight: Tensor, norm_bias: Tensor,
                          eps: float, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
                          bias: Tensor, keep: bool
-                         ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+                         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """s + FFN(LN(s)) with s = x + branch, norm and FFN in each group of W channels on its own.
 
     All of it is one kernel, or two in training: the backward pass needs s and its norm. The hidden

@@ -6,7 +6,6 @@ is room for the second product as well. The backward pass makes the hidden tenso
 gradient of GELU's output, so that neither is ever stored. With many channels only the first product
 with GELU is left of all this, in a kernel of its own, and GELU's backward pass in another.
 """
-from typing import Optional, Tuple
 
 import torch
 import triton
@@ -218,15 +217,15 @@ def fits_wide(x: Tensor) -> bool:
     return x.shape[2] <= MAX_INPUTS and _are_for(x)
 
 
-def parts(count: int) -> Tuple[int, int]:
+def parts(count: int) -> tuple[int, int]:
     """Two powers of 2 that hold ``count`` channels, the second 0 if one does: 96 is 64 and 32."""
     head = max(16, 1 << (count.bit_length() - 1))
     return head, 0 if count <= head else max(16, triton.next_power_of_2(count - head))
 
 
-def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Optional[Tensor] = None,
-         out_weight: Optional[Tensor] = None, out_bias: Optional[Tensor] = None
-         ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _run(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor | None = None,
+         out_weight: Tensor | None = None, out_bias: Tensor | None = None
+         ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """GELU(h), with ``dy`` also its gradient before GELU and the sums of that.
 
     With ``out_bias`` the whole FFN instead of GELU(h).
@@ -277,7 +276,7 @@ def ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
 
 
 def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
-                    weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+                    weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of h = x in_weight^T + in_bias, with what else the backward pass needs.
 
     Args:
@@ -292,7 +291,7 @@ def hidden_backward(x: Tensor, in_weight: Tensor, in_bias: Tensor, dy: Tensor,
 
 
 def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
-                 keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
+                 keep_hidden: bool) -> tuple[Tensor, Tensor | None]:
     """GELU(h) and on request h = x in_weight^T + in_bias, for what :func:`ffn_forward` is not.
 
     Args:
@@ -314,7 +313,7 @@ def wide_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor,
     return out, hidden
 
 
-def gelu_backward(h: Tensor, dy: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def gelu_backward(h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of GELU, written over ``dy``, with what else a pass over both can give.
 
     Args:

@@ -4,18 +4,16 @@ In half precision, on a GPU with the shared memory of an H100, GELU is in the ke
 product if that has up to 512 inputs. With up to 256 channels before and behind, unless the hidden
 tensor is to be kept, so is its gradient (:mod:`.hidden`).
 """
-from typing import Optional, Tuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..linear import linear, linear_input_gradient, linear_weight_gradient
-from .hidden import (ffn_forward, fits, fits_wide, gelu_backward, hidden_backward, wide_forward)
+from .hidden import ffn_forward, fits, fits_wide, gelu_backward, hidden_backward, wide_forward
 
 
 def plain_ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor, bias: Tensor,
-                      keep_hidden: bool) -> Tuple[Tensor, Optional[Tensor]]:
+                      keep_hidden: bool) -> tuple[Tensor, Tensor | None]:
     """The FFN.
 
     Args:
@@ -39,9 +37,9 @@ def plain_ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Ten
     return linear(activation, weight, bias), hidden if keep_hidden else None
 
 
-def plain_ffn_backward(dy: Tensor, hidden: Optional[Tensor], x: Tensor, in_weight: Tensor,
+def plain_ffn_backward(dy: Tensor, hidden: Tensor | None, x: Tensor, in_weight: Tensor,
                        in_bias: Tensor, weight: Tensor, din_weight: Tensor,
-                       dweight: Tensor) -> Tuple[Tensor, Tensor]:
+                       dweight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`plain_ffn_forward`, but for that of ``bias``.
 
     Args:

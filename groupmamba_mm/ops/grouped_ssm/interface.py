@@ -1,5 +1,5 @@
 """The public fused scan: validation and the choice of the backend."""
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ def grouped_ssm(xz: Tensor,
                 A_log: Tensor,
                 D: Tensor,
                 *,
-                grid: Tuple[int, int],
+                grid: tuple[int, int],
                 directions: Sequence[str],
                 gated: bool = True,
-                norm_weight: Optional[Tensor] = None,
-                norm_bias: Optional[Tensor] = None,
+                norm_weight: Tensor | None = None,
+                norm_bias: Tensor | None = None,
                 eps: float = 1e-5,
-                conv_weight: Optional[Tensor] = None,
-                conv_bias: Optional[Tensor] = None,
+                conv_weight: Tensor | None = None,
+                conv_bias: Tensor | None = None,
                 backend: str = 'torch') -> Tensor:
     r"""All of a group's Mamba between its two projections (Eq. 1-2, 4 and 6), in one operator.
 

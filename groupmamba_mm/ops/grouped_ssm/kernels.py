@@ -150,7 +150,8 @@ def _step_size(low, to_dt, dt_bias, shape_of, R: tl.constexpr, NARROW_LOW_RANK: 
 @triton.jit
 def _over_tokens(tile, NARROW_LOW_RANK: tl.constexpr):
     """The part of a sum over the tokens that is taken in every chunk: none in small tiles, which
-    are added up as they are, with one sum at the end."""
+    are added up as they are, with one sum at the end.
+    """
     if NARROW_LOW_RANK:
         return tile
     else:

@@ -1,7 +1,6 @@
 """Shapes, buffers and launches of the fused scan's kernels; the only place that imports them."""
 import functools
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ class Scan:
     has_norm: bool
 
     @property
-    def grid(self) -> Tuple[int, int]:
+    def grid(self) -> tuple[int, int]:
         return self.height, self.width
 
     @property
@@ -88,7 +87,7 @@ class Scan:
         """Programs that share the channels of a group."""
         return cdiv(self.stored, self.block(backward))
 
-    def tile(self, training: bool, backward: bool = False) -> Tuple[int, int]:
+    def tile(self, training: bool, backward: bool = False) -> tuple[int, int]:
         """Tokens of a chunk and warps of a program.
 
         Measured on an H100 (docs/speed_record.md) for groups of 16, 32, 48, 87, 112 and 184 channels.
@@ -120,7 +119,8 @@ class Scan:
 
     def kept_row(self, training: bool) -> int:
         """What is kept of a chunk: of each token the outputs of x_proj and, in training, the norm's
-        mean and inverse deviation, then the states at the chunk's start."""
+        mean and inverse deviation, then the states at the chunk's start.
+        """
         columns, chunk = self.dt_rank + 2 * self.d_state, self.tile(training)[0]
         if not training:
             return columns * chunk
@@ -128,7 +128,7 @@ class Scan:
         state = min(self.tiles(False) * self.block(False), round_up(self.channels, 16))
         return (columns + (2 if self.has_norm else 0)) * chunk + self.d_state * state
 
-    def segments(self, batch: int, training: bool, backward: bool = False) -> Tuple[int, int]:
+    def segments(self, batch: int, training: bool, backward: bool = False) -> tuple[int, int]:
         """Chunks of a segment, and number of segments."""
         chunks, chunk = self.chunks(training), self.tile(training)[0]
         programs = max(1, batch * self.groups * self.tiles(backward))  # an empty batch has none
@@ -177,13 +177,13 @@ def _constants(scan: Scan, dtype: torch.dtype, has_room: bool, training: bool,
 
 @functools.lru_cache(maxsize=4096)
 def scan_of(height: int, width: int, groups: int, channels: int, stored: int, dt_rank: int,
-            d_state: int, directions: Tuple[int, int], eps: float, has_norm: bool) -> Scan:
+            d_state: int, directions: tuple[int, int], eps: float, has_norm: bool) -> Scan:
     """A :class:`Scan`, remembered."""
     return Scan(height, width, groups, channels, stored, dt_rank, d_state, *directions, eps,
                 has_norm)
 
 
-def split_gate(xz: Tensor, gated: bool) -> Tuple[Tensor, Optional[Tensor]]:
+def split_gate(xz: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:
     """x and z, channels side by side: tokens from PyTorch's convolutions may lie otherwise."""
     xz, _ = rows_of(xz)
     if not gated:
@@ -192,9 +192,9 @@ def split_gate(xz: Tensor, gated: bool) -> Tuple[Tensor, Optional[Tensor]]:
     return xz[..., :half], xz[..., half:]
 
 
-def ssm_forward(scan: Scan, xz: Tensor, gated: bool, parameters: Tuple[Optional[Tensor], ...],
-                taps: Optional[Tensor], conv_bias: Optional[Tensor], causal: bool,
-                keep: bool) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def ssm_forward(scan: Scan, xz: Tensor, gated: bool, parameters: tuple[Tensor | None, ...],
+                taps: Tensor | None, conv_bias: Tensor | None, causal: bool,
+                keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Convolution, scan, norm and gate of :func:`groupmamba_mm.ops.grouped_ssm`.
 
     A causal convolution's output is kept: to make it again, as that of one on the grid, took 2 % of
@@ -222,11 +222,11 @@ def ssm_forward(scan: Scan, xz: Tensor, gated: bool, parameters: Tuple[Optional[
     return y, kept, x if keep and causal else None
 
 
-def ssm_backward(scan: Scan, grad_y: Tensor, kept: Tensor, u: Optional[Tensor], xz: Tensor,
-                 gated: bool, parameters: Tuple[Optional[Tensor], ...], taps: Optional[Tensor],
-                 conv_bias: Optional[Tensor], causal: bool, rows: Optional[Tensor] = None,
-                 dweight: Optional[Tensor] = None, dbias: Optional[Tensor] = None
-                 ) -> Tuple[Tensor, Tensor, Optional[Tensor], Optional[Tensor]]:
+def ssm_backward(scan: Scan, grad_y: Tensor, kept: Tensor, u: Tensor | None, xz: Tensor,
+                 gated: bool, parameters: tuple[Tensor | None, ...], taps: Tensor | None,
+                 conv_bias: Tensor | None, causal: bool, rows: Tensor | None = None,
+                 dweight: Tensor | None = None, dbias: Tensor | None = None
+                 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Gradients of :func:`ssm_forward`.
 
     Args:
@@ -264,9 +264,9 @@ def _convolve(scan: Scan, x: Tensor, taps: Tensor, bias: Tensor, causal: bool) -
     return conv.grid_conv_forward(x, taps, bias, scan.grid, 'silu', scan.groups)
 
 
-def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_proj: Tensor,
-                 dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
-                 norm_bias: Optional[Tensor], keep: bool) -> Tuple[Tensor, Optional[Tensor]]:
+def scan_forward(scan: Scan, x: Tensor, z: Tensor | None, x_proj: Tensor, dt_proj: Tensor,
+                 dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Tensor | None,
+                 norm_bias: Tensor | None, keep: bool) -> tuple[Tensor, Tensor | None]:
     """Run the scan.
 
     Args:
@@ -317,10 +317,10 @@ def scan_forward(scan: Scan, x: Tensor, z: Optional[Tensor], x_proj: Tensor, dt_
     return y, kept if keep else None
 
 
-def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Optional[Tensor],
+def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Tensor | None,
                   x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor,
-                  norm_weight: Optional[Tensor], norm_bias: Optional[Tensor], grad_x: Tensor,
-                  grad_z: Optional[Tensor], rows: Optional[Tensor] = None) -> Tensor:
+                  norm_weight: Tensor | None, norm_bias: Tensor | None, grad_x: Tensor,
+                  grad_z: Tensor | None, rows: Tensor | None = None) -> Tensor:
     """The gradients: of ``x`` and ``z`` into the given tensors, of the parameters as one (G, row).
 
     A row has the sums for x_proj (P, d), dt_proj (d, R), A_log (d, N), dt_bias, D, norm_weight and
@@ -382,7 +382,7 @@ def _nothing(device: torch.device) -> Tensor:
 
 
 def _segment_buffers(scan: Scan, batch: int, segments: int,
-                     device: torch.device) -> Tuple[Tensor, Tensor]:
+                     device: torch.device) -> tuple[Tensor, Tensor]:
     """What a segment does to a state: sum of dt, (B, G, S, d), and its end, (B, G, S, N, d)."""
     if segments == 1:
         return _nothing(device), _nothing(device)

@@ -1,5 +1,4 @@
 """The fused scan as operators of ``torch.library``: what autograd, compile and export see."""
-from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -7,7 +6,7 @@ from torch import Tensor
 # The kernels are imported by the first call: the package has to import without Triton.
 
 
-def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Optional[Tensor], columns: int,
+def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Tensor | None, columns: int,
           reverses: int, height: int, width: int, gated: bool, eps: float):
     from .launch import Scan
     groups, channels, dt_rank = dt_proj.shape
@@ -15,9 +14,10 @@ def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Optional[Tens
                 dt_rank, A_log.shape[-1], columns, reverses, eps, norm_weight is not None)
 
 
-def _taps(conv_weight: Optional[Tensor]) -> Tuple[Optional[Tensor], bool]:
+def _taps(conv_weight: Tensor | None) -> tuple[Tensor | None, bool]:
     """The convolution's weight as the kernels read it, and whether it runs along the scan,
-    (C, 1, K), and not on the grid, (C, 1, 3, 3)."""
+    (C, 1, K), and not on the grid, (C, 1, 3, 3).
+    """
     if conv_weight is None:
         return None, False
     from ..depthwise_conv.kernels import by_tap
@@ -25,10 +25,10 @@ def _taps(conv_weight: Optional[Tensor]) -> Tuple[Optional[Tensor], bool]:
 
 
 def _run(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor,
-                   D: Tensor, norm_weight: Optional[Tensor], norm_bias: Optional[Tensor],
-                   conv_weight: Optional[Tensor], conv_bias: Optional[Tensor], columns: int,
+                   D: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+                   conv_weight: Tensor | None, conv_bias: Tensor | None, columns: int,
                    reverses: int, height: int, width: int, gated: bool, eps: float,
-                   keep: bool) -> List[Tensor]:
+                   keep: bool) -> list[Tensor]:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; what follows y is for the backward pass."""
     from .launch import ssm_forward
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
@@ -44,11 +44,11 @@ grouped_ssm_op.register_fake(_run)
 
 
 def _run_backward(
-        grad_y: Tensor, kept: Tensor, u: Optional[Tensor], xz: Tensor, x_proj: Tensor,
-        dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Optional[Tensor],
-        norm_bias: Optional[Tensor], conv_weight: Optional[Tensor], conv_bias: Optional[Tensor],
+        grad_y: Tensor, kept: Tensor, u: Tensor | None, xz: Tensor, x_proj: Tensor,
+        dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Tensor | None,
+        norm_bias: Tensor | None, conv_weight: Tensor | None, conv_bias: Tensor | None,
         columns: int, reverses: int, height: int, width: int, gated: bool,
-        eps: float) -> List[Tensor]:
+        eps: float) -> list[Tensor]:
     """Gradients of xz, of the SSM's parameters as one (G, row), of the convolution's two."""
     from .launch import ssm_backward
     scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)

@@ -1,5 +1,5 @@
 """The fused scan step by step in plain PyTorch: what the kernels have to agree with."""
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from ..selective_scan import group_from_scan_order, group_to_scan_order, selecti
 
 
 def grouped_ssm_torch(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor,
-                      D: Tensor, norm_weight: Optional[Tensor], norm_bias: Optional[Tensor],
-                      conv_weight: Optional[Tensor], conv_bias: Optional[Tensor],
-                      grid: Tuple[int, int], directions: Sequence[str], gated: bool, eps: float,
+                      D: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
+                      conv_weight: Tensor | None, conv_bias: Tensor | None,
+                      grid: tuple[int, int], directions: Sequence[str], gated: bool, eps: float,
                       scan_backend: str = 'torch') -> Tensor:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; any dtype, also fp64."""
     groups, channels, dt_rank = dt_proj.shape
@@ -33,7 +33,7 @@ def grouped_ssm_torch(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tens
     return F.pad(y, (0, padding)).flatten(2)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor, grid: Tuple[int, int],
+def _conv(x: Tensor, weight: Tensor, bias: Tensor, grid: tuple[int, int],
           directions: Sequence[str]) -> Tensor:
     """Depthwise, (B, L, G, d) to the same: on the grid, or causal along each group's direction."""
     if weight.dim() == 4:

@@ -16,7 +16,8 @@ Each tensor is rows of a constant distance (its ``_ROW``), of which the first CH
 count. Outputs that are wider end in zeros.
 """
 import functools
-from typing import NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -48,7 +49,7 @@ class Plan(NamedTuple):
     constants: dict  # what kernels must know when they are compiled
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def plan_launch(batch: int, length: int, width: int, groups: int, backward: bool) -> Plan:
     """Choose tile and grid by rules, without timing anything: equal shapes, equal results.
 
@@ -282,11 +283,11 @@ def _plan(x: Tensor, width: int, groups: int, backward: bool) -> Plan:
     return plan_launch(x.shape[0], x.shape[1], width, groups, backward)
 
 
-def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional[Tensor],
+def add_norm_forward(x: Tensor, branch: Tensor | None, branch_scale: Tensor | None,
                      weight: Tensor, bias: Tensor, eps: float, groups: int, normed_width: int,
                      out_dtype: torch.dtype, mean_of: int,
-                     stream_dtype: Optional[torch.dtype] = None,
-                     wants_rounded: bool = False) -> Tuple[Optional[Tensor], ...]:
+                     stream_dtype: torch.dtype | None = None,
+                     wants_rounded: bool = False) -> tuple[Tensor | None, ...]:
     """Residual stream x + branch * branch_scale, its LayerNorm, and a mean over the tokens.
 
     Args:
@@ -332,12 +333,12 @@ def add_norm_forward(x: Tensor, branch: Optional[Tensor], branch_scale: Optional
     return stream, normed, mean, rounded
 
 
-def add_norm_backward(stream: Tensor, branch_scale: Optional[Tensor], weight: Tensor,
-                      grad_stream: Optional[Tensor], grad_rounded: Optional[Tensor],
-                      grad_normed: Optional[Tensor], grad_mean: Optional[Tensor], eps: float,
+def add_norm_backward(stream: Tensor, branch_scale: Tensor | None, weight: Tensor,
+                      grad_stream: Tensor | None, grad_rounded: Tensor | None,
+                      grad_normed: Tensor | None, grad_mean: Tensor | None, eps: float,
                       groups: int, mean_of: int, x_width: int, branch_width: int,
                       branch_dtype: torch.dtype, wants_sum: bool = False,
-                      sums: Optional[Tensor] = None) -> Tuple[Optional[Tensor], ...]:
+                      sums: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """Gradients of x, of the branch (None for ``branch_width`` 0), and (2, C) of weight, bias.
 
     Args:
@@ -454,7 +455,7 @@ def _scaled_norm_backward(y, residual, multiplier, scale, weight, grad_normed, g
              mask=exists)
 
 
-def scaled_norm_forward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+def scaled_norm_forward(y: Tensor, residual: Tensor | None, multiplier: Tensor | None,
                         scale: Tensor, weight: Tensor, bias: Tensor, eps: float,
                         normed_width: int, out_dtype: torch.dtype) -> Tensor:
     """LayerNorm of (y + residual) * multiplier * scale.
@@ -486,9 +487,9 @@ def scaled_norm_forward(y: Tensor, residual: Optional[Tensor], multiplier: Optio
     return normed
 
 
-def scaled_norm_backward(y: Tensor, residual: Optional[Tensor], multiplier: Optional[Tensor],
+def scaled_norm_backward(y: Tensor, residual: Tensor | None, multiplier: Tensor | None,
                          scale: Tensor, weight: Tensor, grad_normed: Tensor, eps: float,
-                         sums: Optional[Tensor] = None) -> Tuple[Optional[Tensor], ...]:
+                         sums: Tensor | None = None) -> tuple[Tensor | None, ...]:
     """Gradients of y, residual, multiplier (None where absent), scale; (2, C) of weight, bias.
 
     Args:
@@ -640,7 +641,7 @@ def _affinity_weights(mean, units, grad_units, grad_logits, grad_skip, fc1_weigh
 
 
 def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
-                     fc2_bias: Tensor, skip_scale: Optional[Tensor]) -> Tensor:
+                     fc2_bias: Tensor, skip_scale: Tensor | None) -> Tensor:
     """sigmoid(fc2(relu(fc1(mean)))) * skip_scale: Eq. 7-8, and the released model's skip.
 
     Args:
@@ -660,8 +661,8 @@ def affinity_forward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_wei
 
 
 def affinity_backward(mean: Tensor, fc1_weight: Tensor, fc1_bias: Tensor, fc2_weight: Tensor,
-                      fc2_bias: Tensor, skip_scale: Optional[Tensor], grad: Tensor,
-                      grads: Sequence[Optional[Tensor]]) -> Tensor:
+                      fc2_bias: Tensor, skip_scale: Tensor | None, grad: Tensor,
+                      grads: Sequence[Tensor | None]) -> Tensor:
     """Gradients of :func:`affinity_forward`.
 
     Args:
@@ -700,7 +701,7 @@ def _affinity_tile(hidden: int, channels: int) -> dict:
 # --- layouts --------------------------------------------------------------------------------------
 
 
-def _vector(channels: int, *tensors: Optional[Tensor]) -> int:
+def _vector(channels: int, *tensors: Tensor | None) -> int:
     """Neighbouring channels of a thread in all tensors: 16 bytes of the widest precision, or 8.
 
     Left to itself, Triton gives a thread eight channels of a 16-bit tensor and four of an fp32

@@ -1,5 +1,6 @@
 """The selective scan in plain PyTorch, vectorised over chunks: any device, the fast CPU path."""
-from typing import Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,11 +26,12 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y: Tensor) -> Tuple[Tensor, ...]:
+    def backward(ctx, grad_y: Tensor) -> tuple[Tensor, ...]:
         x, dt, A, B, C, decay, state = ctx.saved_tensors
         grad_C = torch.einsum('blgd,blgdn->blgn', grad_y, state)
         grad_log_decay, grad_update = recurrence_backward(
-            decay, state, grad_y[..., None] * C[..., None, :])
+            decay, state, grad_y[..., None] * C[..., None, :]
+        )
         grad_log_decay *= decay
         grad_A = torch.einsum('blgdn,blgd->gdn', grad_log_decay, dt)
         grad_B = torch.einsum('blgdn,blgd->blgn', grad_update, dt * x)
@@ -47,23 +49,41 @@ def _sum_states(state: Tensor, weight: Tensor) -> Tensor:
 
 def needs_plain_operators() -> bool:
     """Whether an exporter, a tracer or a transform of torch.func looks at each operator."""
-    return (torch.compiler.is_exporting() or torch.jit.is_tracing()
-            or torch._C._are_functorch_transforms_active())  # no public name; autograd asks it too
+    return (
+        torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )  # no public name; autograd asks it too
 
 
-def _recorded_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, grid: Tuple[int, int],
-                   directions: Sequence[str]) -> Tensor:
+def _recorded_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    grid: tuple[int, int],
+    directions: Sequence[str],
+) -> Tensor:
     """:class:`_SelectiveScan` for row-major tokens in few operators that every runtime has."""
     sizes = [t.shape[-1] for t in (x, dt, B, C)]
-    x, dt, B, C = group_to_scan_order(
-        torch.cat((x, dt, B, C), dim=-1), grid, directions).split(sizes, dim=-1)
+    x, dt, B, C = group_to_scan_order(torch.cat((x, dt, B, C), dim=-1), grid, directions).split(
+        sizes, dim=-1
+    )
     state = recorded_recurrence(dt[..., None] * A, (dt * x)[..., None] * B[..., None, :])
     return _sum_states(state, C)
 
 
-def selective_scan_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                         D: Optional[Tensor], grid: Tuple[int, int],
-                         directions: Sequence[str]) -> Tensor:
+def selective_scan_torch(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    grid: tuple[int, int],
+    directions: Sequence[str],
+) -> Tensor:
     """See :func:`groupmamba_mm.ops.selective_scan` for the arguments; all of them in one dtype.
 
     Shapes here: x, dt (B, L, G, d); A (G, d, N); B, C (B, L, G, N); D (G, d) or None.
@@ -72,7 +92,8 @@ def selective_scan_torch(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
         y = _recorded_scan(x, dt, A, B, C, grid, directions)
     else:
         x_seq, dt_seq, B_seq, C_seq = (
-            group_to_scan_order(t, grid, directions) for t in (x, dt, B, C))
+            group_to_scan_order(t, grid, directions) for t in (x, dt, B, C)
+        )
         y = _SelectiveScan.apply(x_seq, dt_seq, A, B_seq, C_seq)
     y = group_from_scan_order(y, grid, directions)
     return y if D is None else torch.addcmul(y, x, D)

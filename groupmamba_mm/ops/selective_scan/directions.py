@@ -1,5 +1,6 @@
 """The four scanning directions of Eq. 6 as views of a channels-last grid."""
-from typing import Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,13 +14,15 @@ COLUMN_MAJOR = ('top-bottom', 'bottom-top')
 REVERSED = ('right-left', 'bottom-top')
 
 
-def direction_bits(directions: Sequence[str]) -> Tuple[int, int]:
+def direction_bits(directions: Sequence[str]) -> tuple[int, int]:
     """What kernels take: bit g says of group g whether it runs by columns, and from the end."""
-    return tuple(sum(1 << g for g, name in enumerate(directions) if name in names)
-                 for names in (COLUMN_MAJOR, REVERSED))
+    return tuple(
+        sum(1 << g for g, name in enumerate(directions) if name in names)
+        for names in (COLUMN_MAJOR, REVERSED)
+    )
 
 
-def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
+def check_directions(directions: Sequence[str]) -> tuple[str, ...]:
     """Validate direction names.
 
     Args:
@@ -32,15 +35,17 @@ def check_directions(directions: Sequence[str]) -> Tuple[str, ...]:
         ValueError: For an empty sequence or an unknown name.
     """
     if isinstance(directions, str) or len(directions) == 0:
-        raise ValueError(f'directions must be a non-empty sequence of names out of {DIRECTIONS}, '
-                         f'got {directions!r}')
+        raise ValueError(
+            f'directions must be a non-empty sequence of names out of {DIRECTIONS}, '
+            f'got {directions!r}'
+        )
     for name in directions:
         if name not in DIRECTIONS:
             raise ValueError(f'unknown scan direction {name!r}; choose from {DIRECTIONS}')
     return tuple(directions)
 
 
-def to_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tensor:
+def to_scan_order(tokens: Tensor, grid: tuple[int, int], direction: str) -> Tensor:
     """Bring row-major tokens into the order in which a direction visits them.
 
     Args:
@@ -56,7 +61,7 @@ def to_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tens
     return tokens.flip(1) if direction in REVERSED else tokens
 
 
-def from_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Tensor:
+def from_scan_order(tokens: Tensor, grid: tuple[int, int], direction: str) -> Tensor:
     """The inverse of :func:`to_scan_order`: (B, L, ...) in scan order to row-major."""
     if direction in REVERSED:
         tokens = tokens.flip(1)
@@ -65,8 +70,7 @@ def from_scan_order(tokens: Tensor, grid: Tuple[int, int], direction: str) -> Te
     return tokens
 
 
-def group_to_scan_order(tokens: Tensor, grid: Tuple[int, int],
-                        directions: Sequence[str]) -> Tensor:
+def group_to_scan_order(tokens: Tensor, grid: tuple[int, int], directions: Sequence[str]) -> Tensor:
     """Bring each group of channels into the order of its own direction.
 
     Args:
@@ -79,16 +83,19 @@ def group_to_scan_order(tokens: Tensor, grid: Tuple[int, int],
     """
     if all(name == 'left-right' for name in directions):
         return tokens
-    return torch.stack([
-        to_scan_order(group, grid, name) for group, name in zip(tokens.unbind(2), directions)
-    ], dim=2)
+    return torch.stack(
+        [to_scan_order(group, grid, name) for group, name in zip(tokens.unbind(2), directions)],
+        dim=2,
+    )
 
 
-def group_from_scan_order(tokens: Tensor, grid: Tuple[int, int],
-                          directions: Sequence[str]) -> Tensor:
+def group_from_scan_order(
+    tokens: Tensor, grid: tuple[int, int], directions: Sequence[str]
+) -> Tensor:
     """The inverse of :func:`group_to_scan_order`, (B, L, G, D) to row-major (B, L, G, D)."""
     if all(name == 'left-right' for name in directions):
         return tokens
-    return torch.stack([
-        from_scan_order(group, grid, name) for group, name in zip(tokens.unbind(2), directions)
-    ], dim=2)
+    return torch.stack(
+        [from_scan_order(group, grid, name) for group, name in zip(tokens.unbind(2), directions)],
+        dim=2,
+    )

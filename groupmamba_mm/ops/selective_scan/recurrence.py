@@ -1,6 +1,7 @@
 """The linear recurrence h_t = a_t * h_{t-1} + b_t by recursive chunks, and its gradients."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Tuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,9 @@ def _scan(a: Tensor, b: Tensor) -> Tensor:
     h_body = h[:, :body].view(prefix.shape)
     # views of each token taken once: indexing at every step costs as much as the arithmetic
     a_at, b_at, h_at, prefix_at = (
-        t.unbind(2) for t in (a[:, :body].view(prefix.shape), b[:, :body].view(prefix.shape),
-                              h_body, prefix))
+        t.unbind(2)
+        for t in (a[:, :body].view(prefix.shape), b[:, :body].view(prefix.shape), h_body, prefix)
+    )
     prefix_at[0].copy_(a_at[0])
     h_at[0].copy_(b_at[0])
     for t in range(1, CHUNK):
@@ -73,7 +75,7 @@ def recurrence(a: Tensor, b: Tensor) -> Tensor:
     return _scan(a.flatten(2), b.flatten(2)).view(b.shape)
 
 
-def recurrence_backward(a: Tensor, h: Tensor, grad_h: Tensor) -> Tuple[Tensor, Tensor]:
+def recurrence_backward(a: Tensor, h: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`recurrence`.
 
     Args:
@@ -113,8 +115,11 @@ def recorded_recurrence(log_a: Tensor, b: Tensor) -> Tensor:
         return _recurrence_node(log_a, b)
     length, levels = b.shape[1], RECORDED_LEVELS
     if isinstance(length, int):
-        levels = next(n for n in range(RECORDED_LEVELS + 1)
-                      if length <= RECORDED_CHUNK**(n + 1) or n == RECORDED_LEVELS)
+        levels = next(
+            n
+            for n in range(RECORDED_LEVELS + 1)
+            if length <= RECORDED_CHUNK ** (n + 1) or n == RECORDED_LEVELS
+        )
     return _record_chunks(log_a.flatten(2), b.flatten(2), levels).view(b.shape)
 
 
@@ -156,8 +161,9 @@ def _record_chunks(log_a: Tensor, b: Tensor, levels: int) -> Tensor:
         chunks = length // RECORDED_CHUNK + 2  # two at least: for exporters, one is a special case
     # a decay of one and an input of zero behind the last token
     padding = b.new_zeros(b.shape[0], chunks * RECORDED_CHUNK - length, b.shape[2])
-    log_a, b = (torch.cat((t, padding), 1).unflatten(1, (chunks, RECORDED_CHUNK))
-                for t in (log_a, b))
+    log_a, b = (
+        torch.cat((t, padding), 1).unflatten(1, (chunks, RECORDED_CHUNK)) for t in (log_a, b)
+    )
     log_prefix = log_a.cumsum(2)
     states = []
     for a_at, b_at in zip(log_a.exp().split(1, dim=2), b.split(1, dim=2)):  # (B, chunks, 1, M)

@@ -1,5 +1,6 @@
 """The selective scan as Eq. 1-2 read, one token after the other: slow, obvious, the truth."""
-from typing import Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -7,9 +8,16 @@ from torch import Tensor
 from .directions import group_from_scan_order, group_to_scan_order
 
 
-def selective_scan_reference(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                             D: Optional[Tensor], grid: Tuple[int, int],
-                             directions: Sequence[str]) -> Tensor:
+def selective_scan_reference(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    grid: tuple[int, int],
+    directions: Sequence[str],
+) -> Tensor:
     """See :func:`groupmamba_mm.ops.selective_scan` for the arguments; all of them in one dtype.
 
     Shapes here: x, dt (B, L, G, d); A (G, d, N); B, C (B, L, G, N); D (G, d) or None.
