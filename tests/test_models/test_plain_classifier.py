@@ -7,7 +7,6 @@ import torch
 
 import groupmamba_mm
 from groupmamba_mm import GroupMamba, GroupMambaClassifier, create_model
-from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import CheckpointError, revert_to_official
 from groupmamba_mm.models.pretrained import load_pretrained
 from tests.conftest import SMALL, RunsCode, randomize
@@ -21,6 +20,9 @@ def small(family, **options):
 
 @pytest.mark.parametrize('size', ['tiny', 'official-tiny'])
 def test_logits_are_those_of_mmpretrains_classifier(size, tmp_path):
+    pytest.importorskip('mmpretrain')
+    from groupmamba_mm.analysis.building import build_model
+
     cfg = groupmamba_mm.get_config(f'groupmamba-{size}_8xb128_in1k')
     theirs = randomize(build_model(cfg)).eval()
     torch.save(dict(state_dict=theirs.state_dict()), tmp_path / 'epoch_1.pth')
