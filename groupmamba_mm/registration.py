@@ -11,9 +11,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: A library's module, and ours which registers when it is imported.
+#: A library's module, and ours which registers, or amends it, when it is imported.
 REGISTRATIONS = {
     'mmengine.registry': 'groupmamba_mm.backbones.registration',
+    'mmengine.runner.checkpoint': 'groupmamba_mm.library_loading.checkpoints',
+    'mmengine.infer.infer': 'groupmamba_mm.library_loading.inferencers',
+    'mmpretrain.apis.base': 'groupmamba_mm.library_loading.mmpretrain_inferencers',
     'mmpretrain': 'groupmamba_mm.mmpretrain_models',
     'timm': 'groupmamba_mm.models.timm_models',
 }

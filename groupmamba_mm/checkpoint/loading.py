@@ -176,17 +176,12 @@ def state_dict_of(checkpoint: dict) -> dict:
 
 
 def load_all_safely() -> None:
-    """Make every checkpoint that this process reads be read without running code from it.
+    """Make torch refuse to run code from any file that this process reads from here on.
 
     mmengine's own reader, which ``init_cfg`` of any module and the libraries' model zoos go
-    through, falls back to the unsafe way when the safe one refuses a file. Files and addresses are
-    given to :func:`load_checkpoint_file` here, and torch is told to refuse the unsafe way for all
-    that is left.
+    through, is :func:`load_checkpoint_file` as soon as this package and mmengine are imported.
     """
-    from mmengine.runner import CheckpointLoader
-
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
 
 
 def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:
