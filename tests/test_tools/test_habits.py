@@ -33,7 +33,7 @@ def data(tmp_path_factory):
     for label in range(10):
         (folder / f'cls/train/{label}').mkdir(parents=True)
         picture = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f'cls/train/{label}/a.png'), picture)
+        cv2.imwrite(str(folder / f'cls/train/{label}/{label}.png'), picture)
     return folder
 
 
@@ -87,16 +87,18 @@ def test_a_learning_rate_is_found(task, data, tmp_path, monkeypatch, capsys, one
     assert cv2.imread('lr.png').std() > 0
 
 
-def test_the_curve_knows_where_a_quadratic_diverges():
-    """Descent on x^2 / 2 shrinks x by 1 - lr: fastest at 1, and it grows above 2."""
-    curve, x, lrs = LrCurve(), 1.0, np.geomspace(1e-4, 100, 200)
-    for step, lr in enumerate(lrs):
-        if curve.add(lr, x * x / 2 + 1e-3):
+def test_the_curve_knows_where_the_loss_falls_and_where_it_rises():
+    """A loss that falls around a rate of 0.01 and rises again above 0.1."""
+    curve, last = LrCurve(), 0.0
+    for lr in np.geomspace(1e-6, 10, 300):
+        last = float(lr)
+        if curve.add(last, 2.3 - 2 / (1 + (0.01 / last) ** 2) + (last / 0.3) ** 2):
             break
-        x *= 1 - lr
-    assert 2 < lrs[step] < 20
-    assert 0.005 < curve.steepest < 1 and 0.1 < 10 * curve.highest < 3
-    assert curve.add(1.0, math.nan) and len(curve.lrs) <= step + 1
+    assert 0.3 < last < 5
+    assert 0.003 < curve.steepest < 0.03
+    assert 0.003 < curve.highest < 0.03
+    steps = len(curve.lrs)
+    assert curve.add(1.0, math.nan) and len(curve.lrs) == steps
 
 
 @pytest.mark.parametrize(

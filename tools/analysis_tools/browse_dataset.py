@@ -8,6 +8,7 @@ mmpretrain's also has --phase, --mode and --show-number. --help after a config s
 import importlib
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import groupmamba_mm.engine  # noqa: F401, registers what configs name
@@ -26,15 +27,20 @@ def main() -> None:
         sys.exit(f'usage: {sys.argv[0]} CONFIG [OPTIONS]\n\n{__doc__}')
     cfg = find_config(sys.argv[1])
     library = importlib.import_module(cfg.default_scope)
-    folder = Path(library.__file__).parent / '.mim' / 'tools'
-    found = sorted(folder.rglob('browse_dataset.py'), key=lambda path: len(path.parts))
+    tools = Path(library.__file__).parent / '.mim' / 'tools'
+    found = sorted(tools.rglob('browse_dataset.py'), key=lambda path: len(path.parts))
     if not found:
         raise ConfigError(
-            f'{cfg.default_scope} {library.__version__} has no browse_dataset.py below {folder}; '
+            f'{cfg.default_scope} {library.__version__} has no browse_dataset.py below {tools}; '
             'install its wheel with tools/install.sh'
         )
-    sys.argv[:2] = [str(found[0]), cfg.filename]
-    runpy.run_path(str(found[0]), run_name='__main__')
+    # inherited from a library; mmpretrain's command hands it to a class that does not know it
+    (cfg.get('visualizer') or {}).pop('_scope_', None)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / Path(cfg.filename).name
+        cfg.dump(str(whole))
+        sys.argv[:2] = [str(found[0]), str(whole)]
+        runpy.run_path(str(found[0]), run_name='__main__')
 
 
 if __name__ == '__main__':
