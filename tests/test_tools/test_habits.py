@@ -5,8 +5,6 @@ rate, publish a model.
 import csv
 import hashlib
 import math
-import runpy
-import sys
 
 import cv2
 import numpy as np
@@ -18,7 +16,7 @@ from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine.lr_finder import LrCurve, find_lr
 from groupmamba_mm.errors import ConfigError
 from groupmamba_mm.inference import Predictor
-from tests.conftest import REPO, RunsCode, load_tool
+from tests.conftest import RunsCode, load_tool
 from tests.test_inference.test_predictor import CONFIGS, place  # noqa: F401, a fixture
 
 
@@ -42,16 +40,17 @@ def options(task, data):
 
 
 @pytest.mark.parametrize('task', sorted(CONFIGS))
-def test_a_data_set_is_browsed_by_the_librarys_command(
-    task, data, tmp_path, monkeypatch, one_thread
-):
-    monkeypatch.chdir(tmp_path)
-    arguments = ['--output-dir', 'seen', '--not-show', '--cfg-options', *options(task, data)]
-    monkeypatch.setattr(sys, 'argv', ['browse_dataset.py', CONFIGS[task], *arguments])
-    runpy.run_path(str(REPO / 'tools/analysis_tools/browse_dataset.py'), run_name='__main__')
-    seen = [cv2.imread(str(path)) for path in (tmp_path / 'seen').rglob('*.*')]
-    assert len(seen) == (10 if task == 'cls' else 4)
-    assert all(picture is not None and picture.std() > 0 for picture in seen)
+def test_a_data_set_is_browsed(task, data, tmp_path, capsys, one_thread):
+    tool = load_tool('analysis_tools/browse_dataset.py')
+    common = [CONFIGS[task], '--out', str(tmp_path / 'seen'), '--number', '4']
+    tool.main([*common, '--cfg-options', *options(task, data)])
+    total = 10 if task == 'cls' else 4
+    assert f'4 of {total} images' in capsys.readouterr().out
+    seen = {path.stem: cv2.imread(str(path)) for path in (tmp_path / 'seen').iterdir()}
+    assert sorted(seen)[::3] == ['000000', f'{total - 1:06d}'] and len(seen) == 4
+    assert all(picture.std() > 0 for picture in seen.values())
+    with pytest.raises(ConfigError, match='no val_dataloader'):
+        tool.main([*common, '--phase', 'val', '--cfg-options', 'val_dataloader=None'])
 
 
 @pytest.mark.parametrize('task', sorted(CONFIGS))
