@@ -72,12 +72,12 @@ def recurrence(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         h, (B, L, ...). Not differentiable by autograd: see :func:`recurrence_backward`.
     """
-    if torch.compiler.is_compiling() and b.device.type == 'cpu':
+    if torch.compiler.is_dynamo_compiling():
         return _recurrence_operator(a, b)
     return _scan(a.flatten(2), b.flatten(2)).view(b.shape)
 
 
-# Inductor would write out each step of each level of chunks: many times the compiling, no gain.
+# For torch.compile, which would else write out each step of each level of chunks.
 @torch.library.custom_op('groupmamba_mm::recurrence_of_decays', mutates_args=())
 def _recurrence_operator(a: Tensor, b: Tensor) -> Tensor:
     return _scan(a.flatten(2).contiguous(), b.flatten(2).contiguous()).view(b.shape)
