@@ -26,7 +26,10 @@ DOCUMENTS = (
     'configs/mask_rcnn/README.md',
     'configs/upernet/README.md',
     'docs/distillation.md',
+    'docs/compatibility.md',
     'docs/export.md',
+    'docs/inference.md',
+    'docs/integrations.md',
 )
 EXAMPLES = dict(
     re.findall(r'<!-- example: (\S+) -->\n```python\n(.*?)```', README, flags=re.DOTALL)

@@ -58,7 +58,7 @@ class Predictor:
         score_thr: float = 0.3,
         top: int = 5,
     ) -> None:
-        self.cfg = cfg = _config(config)
+        self.cfg = cfg = find_config(config)
         if cfg.get('test_dataloader') is None:
             raise ConfigError(
                 f'config {cfg.filename} has no test_dataloader, whose pipeline says '
@@ -160,13 +160,25 @@ class Predictor:
         return np.ascontiguousarray(self._visualizer.get_image()[..., ::-1])
 
 
-def _config(config: str | Path | Config) -> Config:
+def find_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Load a config.
+
+    Args:
+        config: A file, the name of one of ours, or a loaded config, which is given back.
+        cfg_options: Changes, as ``--cfg-options`` of the commands.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: There is none, or it cannot be what was meant.
+    """
     if isinstance(config, Config):
         return config
     path = Path(config)
     if path.suffix == '' and not path.exists():
         path = config_path(str(config))
-    return load_config(str(path))
+    return load_config(str(path), cfg_options)
 
 
 def _image_steps(pipeline: Sequence[dict]) -> list[dict]:
