@@ -27,7 +27,7 @@ from groupmamba_mm.errors import ConfigError, UserError
 
 from .findings import shown
 from .labels import HEADS
-from .parts import build, parts_of, spread
+from .parts import build, leaves, parts_of, spread
 
 
 class Excerpt:
@@ -240,6 +240,11 @@ class Rehearsal:
         runner.train()
         hub = runner.message_hub
         losses = hub.get_scalar('train/loss').data[0]
+        if not losses.any():
+            raise ConfigError(
+                'dry run: the loss of both steps is 0, so there is nothing to learn; check the '
+                'labels, and that the head has more than one class'
+            )
         seconds, metrics, self.remedy = dict(step=hub.get_scalar('train/time').current()), None, ''
         if runner.val_loop is not None:
             metrics = self._validate(seconds)
@@ -277,22 +282,22 @@ class Rehearsal:
         getattr(self.runner, f'_{split}_dataloader')['dataset'] = Excerpt(dataset, indices)
 
     def _require_heads(self) -> None:
-        """Compare the classes with the heads as they were built, defaults included."""
-        classes = self.built['train'].metainfo.get('classes')
-        for name, module in self.runner.model.named_modules() if classes else ():
-            number, parts = getattr(module, 'num_classes', None), name.split('.')
-            if (
-                isinstance(number, int)
-                and number != len(classes)
-                and 'teacher' not in parts
-                and (set(parts) & set(HEADS))
-                and 'loss' not in parts[-1]
-            ):
-                raise ConfigError(
-                    f'model.{name}.num_classes is {number} (the default, if the '
-                    f'config does not say), and the train data have {len(classes)} '
-                    'classes; set it to that number'
-                )
+        """Compare the heads as they were built, defaults included, with the classes and labels."""
+        wanted = dict(
+            num_classes=len(self.built['train'].metainfo.get('classes') or ()),
+            ignore_index=getattr(next(leaves(self.built['train'])), 'ignore_index', None),
+        )
+        for name, module in self.runner.model.named_modules():
+            parts = name.split('.')
+            if 'teacher' in parts or 'loss' in parts[-1] or not set(parts) & set(HEADS):
+                continue
+            for key, right in wanted.items():
+                value = getattr(module, key, None)
+                if right and isinstance(value, int) and value != right:
+                    raise ConfigError(
+                        f'model.{name}.{key} is {value} (the default, if the config does not '
+                        f'say), and that of the train data is {right}; set it to that number'
+                    )
 
     def _validate(self, seconds: dict[str, float]) -> list[str]:
         self.stage = 'validation of one batch'
