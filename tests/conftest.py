@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,8 @@ SMALL = {
 
 def load_tool(path):
     """The script ``tools/<path>`` as a module."""
+    if str(REPO / 'tools') not in sys.path:  # as it is for a script in it
+        sys.path.append(str(REPO / 'tools'))
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPO / 'tools' / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -5,11 +5,14 @@ folder of label images of a segmenter. Images and ground truth come from the con
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import cv2
 import matplotlib
 import matplotlib.pyplot as plt
