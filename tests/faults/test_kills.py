@@ -62,7 +62,8 @@ def terminated(folder, index, **options):
     """A training that gets a signal in one process or both, or in workers too, and is resumed."""
     options = {**OPTIONS, **options}
     launch = Launch(folder, **options)
-    launch.wait_for('Checkpoints will be saved')
+    while launch.alive() and not list(Path(folder).glob('*.pth')):  # all of them listen by then
+        time.sleep(0.01)
     time.sleep(random.Random(index).uniform(0, 1.5))
     launch.kill([(0,), (1,), (0, 1)][index % 3], signal.SIGTERM, group=index % 2 == 1)
     codes = launch.wait()

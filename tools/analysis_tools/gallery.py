@@ -118,7 +118,7 @@ def detections(dataset: Any, results: str, num: int, seed: int, score_thr: float
 
     Args:
         dataset: The test data set.
-        results: The pickle, which must come from a trusted place: unpickling can run code.
+        results: The pickle; see :func:`groupmamba_mm.analysis.results.read_results`.
         num: How many; fewer if there are fewer.
         seed: Of the choice.
         score_thr: Least score of a detection.
