@@ -23,6 +23,7 @@ if not torch.cuda.is_available():  # kernels are interpreted; Triton reads this 
 from groupmamba_mm.distillation import FrozenTeacher, Normalization  # noqa: E402
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO / 'tools'))  # as it is for a script in it
 
 
 def pytest_collection_modifyitems(items):
@@ -67,8 +68,6 @@ SMALL = {
 
 def load_tool(path):
     """The script ``tools/<path>`` as a module."""
-    if str(REPO / 'tools') not in sys.path:  # as it is for a script in it
-        sys.path.append(str(REPO / 'tools'))
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPO / 'tools' / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

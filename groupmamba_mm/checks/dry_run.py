@@ -22,9 +22,11 @@ from mmengine.runner import Runner
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine.cli import cause_of
+from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.engine.health import NonFiniteError
 from groupmamba_mm.errors import ConfigError, UserError
 
+from .config import metrics_of
 from .findings import shown
 from .labels import HEADS
 from .parts import build, leaves, parts_of, spread
@@ -353,6 +355,45 @@ def _accept_all_scores(part: Any) -> None:
     elif isinstance(part, (list, tuple)):
         for value in part:
             _accept_all_scores(value)
+
+
+def rehearse_test(runner: Runner) -> None:
+    """Predict one batch and give it to the configured metrics, before all of a test.
+
+    Args:
+        runner: A runner whose test is not run, and whose weights are not loaded yet.
+
+    Raises:
+        ConfigError: The batch or a metric fails.
+    """
+    dataset, loader = runner.test_loop.dataloader.dataset, runner.cfg.test_dataloader
+    size = get_world_size() * loader.get('batch_size', 1)
+    excerpt = Excerpt(dataset, [index for index, _ in zip(spread(len(dataset)), range(size))])
+    options = {key: value for key, value in loader.items() if key != 'prefetch_factor'}
+    options.update(dataset=excerpt, num_workers=0, persistent_workers=False)
+    metrics = [
+        metric
+        for metric in metrics_of(runner.cfg, 'test')
+        if not (metric.get('format_only') or type_name(metric).startswith('Dump'))  # they write
+    ]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            evaluator = runner.build_evaluator(metrics)
+            evaluator.dataset_meta = dataset.metainfo
+            runner.model.eval()
+            for batch in runner.build_dataloader(options):
+                evaluator.process(runner.model.test_step(batch), batch)
+            evaluator.evaluate(len(excerpt))
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever fails here would fail behind the last image.
+        traceback.print_exc()
+        what = cause_of(error) or f'{type(error).__name__}: {error}'
+        raise ConfigError(
+            f'the first batch of the test fails ({" ".join(what.split())}); mend test_evaluator '
+            'or the data'
+        ) from error
 
 
 def hand_over(runner: Runner, built: dict[str, Any]) -> None:
