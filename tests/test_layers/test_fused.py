@@ -9,7 +9,7 @@ from torch import nn
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import BackendError
 from groupmamba_mm.layers import fused
-from tests.kernel_truth import gpu, needs_triton
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [pytest.mark.usefixtures('no_tf32'), needs_triton]
 

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from tests.kernel_truth import needs_triton, randn
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = needs_triton
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from groupmamba_mm.ops.selective_scan import DIRECTIONS, group_from_scan_order, group_to_scan_order
 from groupmamba_mm.ops.selective_scan.directions import direction_bits
-from tests.kernel_truth import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
+from tests.kernel_testing import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

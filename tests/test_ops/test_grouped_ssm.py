@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from groupmamba_mm.ops import DIRECTIONS, grouped_ssm
-from tests.kernel_truth import gpu, needs_triton
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

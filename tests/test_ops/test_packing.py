@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.kernel_truth import needs_triton, randn
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
