@@ -12,6 +12,7 @@ EXTRAS = {
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'hub': ('huggingface_hub', 'safetensors', 'timm', 'yaml'),
     'dev': ('pytest',),
+    'docs': ('mkdocs', 'mkdocstrings'),
     'mamba': ('causal_conv1d', 'mamba_ssm'),
 }
 

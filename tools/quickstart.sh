@@ -89,9 +89,11 @@ run_dense() {
 
 made=(data/demo/)
 
-timed "install" bash tools/install.sh
-activate
 for task in "${tasks[@]}"; do
+    needs=()
+    [[ $task != cls ]] || needs=(--classification)
+    timed "$task: install" bash tools/install.sh "${needs[@]}"
+    activate
     timed "$task: demo data" python tools/dataset_converters/make_demo_data.py data/demo \
         --task "$task"
     "run_$task"
