@@ -13,6 +13,7 @@ EXTRAS = {
     'hub': ('huggingface_hub', 'safetensors', 'timm', 'yaml'),
     'analysis': ('pytorch_grad_cam',),
     'dev': ('pytest',),
+    'docs': ('mkdocs', 'mkdocstrings'),
     'mamba': ('causal_conv1d', 'mamba_ssm'),
 }
 
