@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ if importlib.util.find_spec('mmengine'):  # tools/compatibility.py runs tests wi
     from tests.openmmlab import no_scope_or_logger_of_another_test  # noqa: F401, a fixture
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO / 'tools'))  # as it is for a script in it
 
 
 def pytest_collection_modifyitems(items):

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+import _environment  # noqa: F401, before what may be missing
 import cv2
 from mmengine.utils import ProgressBar
 

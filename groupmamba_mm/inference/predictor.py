@@ -118,12 +118,7 @@ class Predictor:
         """The libraries' own data samples for images; see :meth:`__call__`."""
         by_shape = defaultdict(list)
         for index, image in enumerate(images):
-            array = self.read(image)
-            shape = array.shape[:2]
-            path = image if isinstance(image, (str, Path)) else ''
-            prepared = self._pipeline(
-                dict(img=array, img_path=str(path), img_shape=shape, ori_shape=shape, img_id=index)
-            )
+            prepared = self.prepare(image, index)
             # some preprocessors take one size at a time
             by_shape[tuple(prepared['inputs'].shape)].append((index, prepared))
         samples = {}
@@ -131,6 +126,20 @@ class Predictor:
             found = self.model.test_step(pseudo_collate([prepared for _, prepared in group]))
             samples.update(zip((index for index, _ in group), found))
         return [samples[index] for index in range(len(samples))]
+
+    def prepare(self, image: Image, index: int = 0) -> dict[str, Any]:
+        """An image as the config's test pipeline hands it to the model's preprocessor.
+
+        Args:
+            image: See :meth:`__call__`.
+            index: Its number, which the libraries' evaluations want.
+        """
+        array = self.read(image)
+        shape = array.shape[:2]
+        path = image if isinstance(image, (str, Path)) else ''
+        return self._pipeline(
+            dict(img=array, img_path=str(path), img_shape=shape, ori_shape=shape, img_id=index)
+        )
 
     def describe(self, sample: Any) -> dict[str, Any]:
         """A data sample as plain data; see :meth:`__call__`."""

@@ -18,7 +18,7 @@ gpu = [
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """A graph's stand-in: a replay gives what the recorded pass gives with the weights' memory of
+    """A graph's fake: a replay gives what the recorded pass gives with the weights' memory of
     now, and new images."""
     made = []
 

@@ -11,7 +11,7 @@ from groupmamba_mm.errors import BackendError
 from groupmamba_mm.layers import fused
 from groupmamba_mm.ops import MIRRORED_DIRECTIONS, register_direction
 from groupmamba_mm.ops.selective_scan import directions
-from tests.kernel_truth import gpu, needs_triton
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [pytest.mark.usefixtures('no_tf32'), needs_triton]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from groupmamba_mm.ops.selective_scan.directions import DIRECTIONS, direction_code
-from tests.kernel_truth import needs_triton, randn
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = needs_triton
 

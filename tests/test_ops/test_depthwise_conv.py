@@ -11,7 +11,7 @@ from groupmamba_mm.ops.selective_scan import (
     group_to_scan_order,
 )
 from groupmamba_mm.ops.selective_scan.directions import direction_code
-from tests.kernel_truth import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
+from tests.kernel_testing import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

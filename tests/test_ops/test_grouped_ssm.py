@@ -9,7 +9,7 @@ import torch
 
 from groupmamba_mm.ops import DIRECTIONS, MIRRORED_DIRECTIONS, grouped_ssm
 from groupmamba_mm.ops.selective_scan.directions import direction_code
-from tests.kernel_truth import gpu, needs_triton
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

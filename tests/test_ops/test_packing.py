@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from groupmamba_mm.ops.selective_scan.directions import DIRECTIONS, direction_code
-from tests.kernel_truth import needs_triton, randn
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

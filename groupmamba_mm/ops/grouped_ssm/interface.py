@@ -50,7 +50,8 @@ def grouped_ssm(xz: Tensor,
         directions: For each group one of DIRECTIONS or MIRRORED_DIRECTIONS; 'torch' takes any
             that is registered.
         gated: Whether ``xz`` has a z.
-        norm_weight, norm_bias: (G * d,) of a LayerNorm over each group's channels, or None.
+        norm_weight: (G * d,) of a LayerNorm over each group's channels, or None.
+        norm_bias: (G * d,), or None without a norm.
         eps: Added to its variance.
         conv_weight: Depthwise, (G * d, 1, 3, 3) on the grid or (G * d, 1, K) causal along each
             group's direction; or None.
