@@ -96,6 +96,9 @@ def test_the_curve_knows_where_the_loss_falls_and_where_it_rises():
     assert 0.3 < last < 5
     assert 0.003 < curve.steepest < 0.03
     assert 0.003 < curve.highest < 0.03
+    for lr, loss in ((11, 40), (12, 1), (13, 40)):  # noise where it has diverged
+        curve.add(lr, loss)
+    assert curve.steepest < 0.03
     steps = len(curve.lrs)
     assert curve.add(1.0, math.nan) and len(curve.lrs) == steps
 
