@@ -35,6 +35,24 @@ def data(tmp_path_factory):
     return folder
 
 
+#: Less to compute in what is trained for some steps.
+SMALLER = {
+    'cls': [],
+    'det': [
+        'model.backbone.arch.embed_dims=[8,12,16,20]',
+        'model.neck.in_channels=[8,12,16,20]',
+        'model.train_cfg.rpn_proposal.max_per_img=100',
+        'model.train_cfg.rcnn.sampler.num=32',
+    ],
+    'seg': [
+        'model.backbone.arch.embed_dims=[8,12,16,20]',
+        'model.decode_head.in_channels=[8,12,16,20]',
+        'model.decode_head.channels=16',
+        'model.auxiliary_head.in_channels=16',
+    ],
+}
+
+
 def options(task, data):
     return [f'train_dataloader.dataset.data_root={data}/{task}/', 'train_dataloader.num_workers=0']
 
@@ -74,6 +92,7 @@ def test_a_learning_rate_is_found(task, data, tmp_path, monkeypatch, capsys, one
     monkeypatch.chdir(tmp_path)
     tool = load_tool('analysis_tools/find_lr.py')
     chosen = [*options(task, data), 'train_dataloader.batch_size=2', f'experiment_name=lr-{task}']
+    chosen += SMALLER[task]
     tool.main(
         [CONFIGS[task], '--steps', '20', '--high', '1e-3', '--out', 'lr.png']
         + ['--cfg-options', *chosen]
