@@ -1,10 +1,11 @@
 """Recording GPU work once and replaying it with one launch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 
 # Libraries choose their kernels, and kernels are compiled, in the first runs.
 _WARMUP_RUNS = 3
@@ -22,15 +23,9 @@ def captured(function: Callable[[Tensor], Any], images: Tensor) -> Callable[[Ten
         that the first run returned, which each call fills anew.
     """
     static = images.clone()
-    stream = torch.cuda.Stream(images.device)
-    stream.wait_stream(torch.cuda.current_stream(images.device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARMUP_RUNS):
-            function(static)
-    torch.cuda.current_stream(images.device).wait_stream(stream)
+    _warm_up(lambda: function(static), images.device)
     graph = torch.cuda.CUDAGraph()
-    # the threads that pin batches and watch NCCL go on meanwhile
-    with torch.cuda.graph(graph, capture_error_mode='thread_local'):
+    with _capture(graph):
         outputs = function(static)
 
     def replay(images: Tensor) -> Any:
@@ -39,3 +34,73 @@ def captured(function: Callable[[Tensor], Any], images: Tensor) -> Callable[[Ten
         return outputs
 
     return replay
+
+
+class CapturedTraining:
+    """A function of a batch and its gradients, recorded in two CUDA graphs that share memory.
+
+    Args:
+        function: GPU work alone that launches the same each time. Its random numbers are new in
+            each replay.
+        images: An example, which fixes shape and type; it gets no gradient.
+        parameters: What gets one, all of one dtype.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Sequence[Tensor]],
+        images: Tensor,
+        parameters: Sequence[Tensor],
+    ) -> None:
+        self._images = images.clone()
+
+        def run() -> None:
+            outputs = function(self._images)
+            torch.autograd.grad(
+                outputs, parameters, [torch.ones_like(y) for y in outputs], allow_unused=True
+            )
+
+        _warm_up(run, images.device)
+        pool = torch.cuda.graph_pool_handle()
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with _capture(self._forward, pool):
+            outputs = function(self._images)
+        self._grad_outputs = [torch.zeros_like(y) for y in outputs]
+        with _capture(self._backward, pool):
+            grads = torch.autograd.grad(outputs, parameters, self._grad_outputs, allow_unused=True)
+            self._grads = torch.cat([grad.reshape(-1) for grad in grads if grad is not None])
+        self._outputs = [y.detach() for y in outputs]
+        self._used = [grad is not None for grad in grads]
+        self._shapes = [p for p, is_used in zip(parameters, self._used) if is_used]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The outputs, in memory that the next call fills anew."""
+        self._images.copy_(images)
+        self._forward.replay()
+        return self._outputs
+
+    def backward(self, grad_outputs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients of the parameters in new memory, None where one has none.
+
+        Only of the last call of :meth:`forward`, and once.
+        """
+        for static, grad in zip(self._grad_outputs, grad_outputs):
+            static.copy_(grad)
+        self._backward.replay()
+        grads = iter(_unflatten_dense_tensors(self._grads.clone(), self._shapes))
+        return [next(grads) if is_used else None for is_used in self._used]
+
+
+def _warm_up(run: Callable[[], Any], device: torch.device) -> None:
+    """Run in a stream of its own, as a capture does."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARMUP_RUNS):
+            run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
+def _capture(graph: torch.cuda.CUDAGraph, pool: tuple | None = None) -> torch.cuda.graph:
+    # the threads that pin batches and watch NCCL go on meanwhile
+    return torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local')

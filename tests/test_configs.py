@@ -17,6 +17,7 @@ from groupmamba_mm.checkpoint import revert_to_official
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.runner import without_amp
 from groupmamba_mm.layers.channel_affinity import NoChannelAffinity
+from groupmamba_mm.ops import DIRECTIONS, MIRRORED_DIRECTIONS
 from tests.conftest import REPO
 
 CONFIGS = sorted(
@@ -40,7 +41,13 @@ WIDE = dict(
 CHANGES = {
     'groupmamba-tiny-g1': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 1}),
     'groupmamba-tiny-g2': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 2}),
-    'groupmamba-tiny-g8': ('groupmamba-tiny', {f'{BACKBONE}.num_groups': 8}),
+    'groupmamba-tiny-g8': (
+        'groupmamba-tiny',
+        {
+            f'{BACKBONE}.num_groups': 8,
+            f'{BACKBONE}.directions': (*DIRECTIONS, *MIRRORED_DIRECTIONS),
+        },
+    ),
     'groupmamba-tiny-d1-distill': (
         'groupmamba-tiny-distill',
         {f'{BACKBONE}.directions': ('left-right',)},
@@ -72,7 +79,7 @@ ROW, BACK, COLUMN, UP = 'left-right', 'right-left', 'top-bottom', 'bottom-top'
 PLANS = {
     'groupmamba-tiny-g1': ((ROW,),),
     'groupmamba-tiny-g2': ((ROW, BACK),),
-    'groupmamba-tiny-g8': ((ROW, BACK, COLUMN, UP) * 2,),
+    'groupmamba-tiny-g8': ((ROW, BACK, COLUMN, UP, *MIRRORED_DIRECTIONS),),
     'groupmamba-tiny-d1-distill': ((ROW,) * 4,),
     'groupmamba-tiny-d1-d2-distill': ((ROW, BACK) * 2,),
     'groupmamba-tiny-no-cam': ((ROW, BACK, COLUMN, UP),),

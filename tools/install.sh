@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Usage: bash tools/install.sh [--tests]
+# Usage: bash tools/install.sh [--classification | --tests]
 #
 # Installs the tested versions (requirements/tested.txt) and this checkout (editable) into the active virtual or conda
-# environment, else into .venv in the checkout. mmcv's operators are compiled once per torch and Python version (7 to
-# 18 minutes on two cores) and kept as a wheel. A second run takes seconds; after a failure a rerun goes on where it
-# stopped.
+# environment, else into .venv in the checkout. mmcv's operators, which detection and segmentation need, are compiled
+# once per torch and Python version and kept as a wheel. A second run takes seconds; after a failure a rerun goes on
+# where it stopped. What was installed for more tasks before stays.
 #
-#   --tests            also install what the tests need
+#   --classification   only what classification needs: no mmdet, no mmseg, nothing to compile
+#   --tests            also install what the tests, the linter and the documentation need
 #   --help             show this text
 #
 # Environment variables:
@@ -24,7 +25,8 @@ pins=$root/requirements/tested.txt
 mmcv_version=$(sed -n 's/^onedl-mmcv==//p' "$pins")
 python=$env_dir/bin/python
 stamp=$env_dir/groupmamba_mm.installed  # of a finished install: its key, and the requirements that went in
-wanted=(runtime mminstall demo hub)
+wanted=(runtime mminstall demo hub)  # then dense, then the files of --tests: each a beginning of the next
+level=dense
 child=  # the running step
 
 fail() {
@@ -34,9 +36,10 @@ fail() {
 
 for arg in "$@"; do
     case $arg in
-        --tests) wanted+=(tests export) ;;
+        --classification) level=classification ;;
+        --tests) level=tests ;;
         --help | -h) sed -n '2,/^$/s/^# \{0,1\}//p' tools/install.sh; exit ;;
-        *) fail "unknown argument '$arg'; accepted are --tests and --help" ;;
+        *) fail "unknown argument '$arg'; accepted are --classification, --tests and --help" ;;
     esac
 done
 
@@ -105,15 +108,32 @@ nvcc_release=$([[ -z $nvcc ]] || "$nvcc" --version | sed -n 's/.*release \([0-9.
 # All that an install depends on. A change of any of it makes the next run do the whole of it again.
 install_key() {
     {
-        cat requirements/*.txt pyproject.toml setup.py groupmamba_mm/version.py tools/install.sh tools/_verify_install.py
+        cat requirements/*.txt pyproject.toml setup.py groupmamba_mm/version.py tools/install.sh tools/_*.py
         "$python" --version
         echo "$root|$gpus|$nvcc_release"
     } | sha256sum | cut -d ' ' -f 1
 }
 
-# Leaves cpu, or CUDA's version and the GPUs', in operators.
+# What an earlier run installed for more tasks is kept, at the versions of today.
+choose_requirements() {
+    local installed
+    installed=$([[ ! -x $python ]] || "$python" tools/_verify_install.py installed dense tests || true)
+    [[ $level != classification || $installed != *dense* ]] || level=dense
+    [[ $level != dense || $installed != *tests* ]] || level=tests
+    case $level in
+        dense) wanted+=(dense) ;;
+        tests) wanted+=(dense tests export docs) ;;
+    esac
+}
+
+# Leaves none, cpu, or CUDA's version and the GPUs', in operators.
 choose_operators() {
     local torch_cuda
+    if [[ $level == classification ]]; then
+        operators=none
+        echo "  mmcv operators: none, classification does without"
+        return
+    fi
     torch_cuda=$("$python" -c 'import torch; print(torch.version.cuda or "")')
     operators=cpu
     if [[ -z $gpus ]]; then
@@ -132,39 +152,65 @@ choose_operators() {
 
 # Leaves the path of the wheel in mmcv_wheel.
 provide_mmcv_wheel() {
-    local folder partial build_env
-    folder=$cache/mmcv-$mmcv_version-$("$python" -c '
+    local folder partial build
+    folder=$cache/mmcv-$mmcv_version-none
+    [[ $operators == none ]] || folder=$cache/mmcv-$mmcv_version-$("$python" -c '
 import sys, torch
 print("torch%s-%s-cp%d%d" % (torch.__version__, sys.argv[1], *sys.version_info[:2]))' "$operators")
     mmcv_wheel=$(compgen -G "$folder/*.whl" || true)
     if [[ -n $mmcv_wheel ]]; then
-        if "$python" tools/_verify_install.py wheel "$mmcv_wheel"; then
-            echo "  compiled before: $mmcv_wheel"
+        if "$python" tools/_verify_install.py wheel "$mmcv_wheel" "$operators"; then
+            echo "  built before: $mmcv_wheel"
             return
         fi
-        echo "  removing $folder and compiling again"
+        echo "  removing $folder and building again"
         rm -rf "$folder"
     fi
-    command -v "${CXX:-c++}" >/dev/null || fail "mmcv's operators need a C++ compiler, and '${CXX:-c++}' is not there:" \
+    partial=$(mktemp -d "$cache/partial.XXXXXX")
+    mkdir "$partial/tmp" "$partial/wheel"
+    # Past pip's own cache, which does not know which torch a wheel was built for.
+    build=("${pip[@]}" wheel -v --no-deps --no-cache-dir --wheel-dir "$partial/wheel")
+    if [[ $operators == none ]]; then  # in an isolated environment, where its setup.py finds no torch
+        step "mmcv without operators" env TMPDIR="$partial/tmp" PIP_BUILD_CONSTRAINT="$pins" "${build[@]}" \
+            "onedl-mmcv==$mmcv_version"
+    else
+        compile_mmcv
+    fi
+    mmcv_wheel=$(compgen -G "$partial/wheel/*.whl")
+    "$python" tools/_verify_install.py wheel "$mmcv_wheel" "$operators" ||
+        fail "mmcv was not built whole; the reason is in $log"
+    mv "$partial/wheel" "$folder"
+    mmcv_wheel=$folder/$(basename "$mmcv_wheel")
+}
+
+# Builds into $partial/wheel.
+compile_mmcv() {
+    local source build_env compiler=${CXX:-c++} cflags
+    command -v "$compiler" >/dev/null || fail "mmcv's operators need a C++ compiler, and '$compiler' is not there:" \
         "install one (Debian, Ubuntu: apt-get install build-essential) or set CXX"
+    step "mmcv's source" "${pip[@]}" download --no-deps --no-binary onedl-mmcv --no-build-isolation \
+        --dest "$partial/tmp" "onedl-mmcv==$mmcv_version"
+    "$python" -m tarfile -e "$partial"/tmp/*.tar.gz "$partial/tmp"
+    source=$(compgen -G "$partial/tmp/*/setup.py")
+    source=${source%/setup.py}
 
     # mmcv's setup.py compiles for CUDA when torch sees a GPU or FORCE_CUDA is 1, so both answers have to be given.
     # CFLAGS replaces Python's own flags, the optimisation among them. -g0 leaves out the debug symbols.
-    partial=$(mktemp -d "$cache/partial.XXXXXX")
-    mkdir "$partial/tmp" "$partial/wheel"
-    build_env=(TMPDIR="$partial/tmp" MAX_JOBS="${MAX_JOBS:-$(nproc)}" CFLAGS="-O2 -DNDEBUG -g0 ${CFLAGS:-}")
+    cflags="-O2 -DNDEBUG -g0 ${CFLAGS:-}"
+    build_env=(TMPDIR="$partial/tmp" MAX_JOBS="${MAX_JOBS:-$(nproc)}")
     if [[ $operators == cpu ]]; then
         build_env+=(FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=)
+        # Most of the time goes into torch's headers, in each of 78 files. gcc reads them precompiled where it finds
+        # a .gch that was made with the same options, and passes over any other; clang would end in an error.
+        if [[ $("$compiler" --version) == *"Free Software Foundation"* ]]; then
+            step "Precompiling torch's headers" "$python" tools/_precompile_headers.py "$source" "$compiler" "$cflags"
+            cflags+=" -include pytorch_cpp_helper.hpp"
+        fi
     else
         build_env+=(FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$gpus")
     fi
-    # Past pip's own cache, which does not know which torch a wheel was built for.
-    step "Compiling mmcv's operators (7 to 18 minutes on two cores, once)" env "${build_env[@]}" "${pip[@]}" wheel -v \
-        --no-build-isolation --no-deps --no-cache-dir --wheel-dir "$partial/wheel" "onedl-mmcv==$mmcv_version"
-    mmcv_wheel=$(compgen -G "$partial/wheel/*.whl")
-    "$python" tools/_verify_install.py wheel "$mmcv_wheel" || fail "mmcv was not built whole; the reason is in $log"
-    mv "$partial/wheel" "$folder"
-    mmcv_wheel=$folder/$(basename "$mmcv_wheel")
+    step "Compiling mmcv's operators (once)" env "${build_env[@]}" CFLAGS="$cflags" "${build[@]}" \
+        --no-build-isolation "$source"
 }
 
 leave_if_done() {
@@ -177,6 +223,7 @@ leave_if_done() {
 }
 
 require_programs
+choose_requirements
 leave_if_done  # before anything is written: the cache may be read-only then
 mkdir -p "$cache" 2>/dev/null && [[ -w $cache ]] || fail "the cache $cache cannot be written: name another folder," \
     "GROUPMAMBA_CACHE=/path/to/folder bash tools/install.sh"
@@ -201,18 +248,23 @@ pip=("$python" -m pip --disable-pip-version-check --no-input)
 rm -f "$stamp"  # from here on the environment is in motion
 "$python" tools/_verify_install.py preflight
 
+# Python compiles what it imports by itself; compiling all of torch ahead takes longer than it saves.
+install=("${pip[@]}" install --no-compile)
+
 "${pip[@]}" --version >/dev/null 2>&1 || step "Adding pip to the environment" "$python" -m ensurepip
-step "Build tools" "${pip[@]}" install -c "$pins" pip setuptools wheel ninja packaging
-step "torch and torchvision (4.7 GB the first time)" "${pip[@]}" install -c "$pins" torch torchvision numpy
+step "Build tools" "${install[@]}" -c "$pins" pip setuptools wheel ninja packaging
+step "torch and torchvision (4.7 GB the first time)" "${install[@]}" -c "$pins" torch torchvision numpy
 choose_operators
-provide_mmcv_wheel
-# By force: the same version may be there, built for another torch.
-step "mmcv" "${pip[@]}" install --no-deps --no-index --force-reinstall "$mmcv_wheel"
+if [[ $operators != none ]] || ! "$python" tools/_verify_install.py mmcv >>"$log" 2>&1; then  # else any build of it will do
+    provide_mmcv_wheel
+    # By force: the same version may be there, without operators or built for another torch.
+    step "mmcv" "${install[@]}" --no-deps --no-index --force-reinstall "$mmcv_wheel"
+fi
 files=("${wanted[@]/%/.txt}")
-step "OpenMMLab's libraries and the rest" "${pip[@]}" install --no-build-isolation -c "$pins" \
+step "OpenMMLab's libraries and the rest" "${install[@]}" --no-build-isolation -c "$pins" \
     "${files[@]/#/--requirement=requirements/}"
-step "This project, editable" "${pip[@]}" install --no-build-isolation --no-deps -e .
-step "Checking versions, operators and imports" "$python" tools/_verify_install.py full "${wanted[@]}"
+step "This project, editable" "${install[@]}" --no-build-isolation --no-deps -e .
+step "Checking versions and imports" "$python" tools/_verify_install.py full "${wanted[@]}"
 tail -n 1 "$log" | sed 's/^/  /'
 
 echo "$(install_key) ${wanted[*]}" >"$stamp"

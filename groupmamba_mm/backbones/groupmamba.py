@@ -19,7 +19,7 @@ from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
 
 from .archs import FAMILIES, resolve_arch
 from .kernels import prepare_kernels
-from .replay import InferenceReplay
+from .replay import InferenceReplay, TrainingReplay
 
 #: Share of the backbone's elements that a checkpoint given by ``init_cfg`` has to fill.
 MIN_PRETRAINED_SHARE = 0.9
@@ -28,6 +28,8 @@ MIN_PRETRAINED_SHARE = 0.9
 CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 #: What ``compile_mode`` may be.
 COMPILE_MODES = (None, 'default', *CUDA_GRAPH_MODES)
+#: What ``cuda_graphs`` may be.
+GRAPHED_PASSES = ('off', 'inference', 'all')
 
 
 class GroupMamba(nn.Module):
@@ -69,6 +71,10 @@ class GroupMamba(nn.Module):
             of one size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'``
             (CUDA graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs
             too). Other passes run as without it.
+        cuda_graphs: What is replayed from a CUDA graph once its shape has come a few times in a
+            row: ``'off'``, ``'inference'``, or ``'all'``: training's forward and backward pass,
+            too, which then keeps the memory of its activations. Passes that a graph cannot hold
+            (hooks, ``with_cp``, ``compile_mode``, SyncBN) are launched as ever.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.
@@ -94,6 +100,7 @@ class GroupMamba(nn.Module):
         residual_in_fp32: bool = True,
         scan_backend: str = 'auto',
         compile_mode: str | None = None,
+        cuda_graphs: str = 'inference',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__()
@@ -115,6 +122,8 @@ class GroupMamba(nn.Module):
             raise ValueError(f'd_state must be at least 1, got {d_state}')
         if compile_mode not in COMPILE_MODES:
             raise ValueError(f'compile_mode must be one of {COMPILE_MODES}, got {compile_mode!r}')
+        if cuda_graphs not in GRAPHED_PASSES:
+            raise ValueError(f'cuda_graphs must be one of {GRAPHED_PASSES}, got {cuda_graphs!r}')
         plan = make_scan_plan(num_groups, directions, share_directions, family.directions)
         for width in self.arch.embed_dims:
             if width % num_groups:
@@ -161,7 +170,8 @@ class GroupMamba(nn.Module):
                 {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices}
             )
         self._freeze()
-        self._replay = InferenceReplay()
+        self._replay, self._training_replay = InferenceReplay(), TrainingReplay()
+        self.cuda_graphs = cuda_graphs
         self._prepared = set()  # kinds of passes whose kernels are compiled
         self.compile_mode = compile_mode
         if compile_mode is not None:
@@ -173,23 +183,33 @@ class GroupMamba(nn.Module):
         """
         if image.is_cuda and not torch.compiler.is_compiling():
             prepare_kernels(self, image)
-        if self._may_replay(image) and not is_watched(self):
-            outputs = self._replay(self, image)
+        replay = self._replay_of(image)
+        if replay is not None and not is_watched(self):
+            outputs = replay(self, image)
             if outputs is not None:
                 return outputs
         if self.compile_mode is not None and not self._runs_compiled(image):
             return self._call_impl(image, *args, **kwargs)
         return super().__call__(image, *args, **kwargs)
 
-    def _may_replay(self, image: Tensor) -> bool:
-        """Whether this pass may be replayed from a CUDA graph."""
-        return (
-            image.is_cuda
-            and not self.training
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not torch.cuda.is_current_stream_capturing()
+    def _replay_of(self, image: Tensor) -> InferenceReplay | TrainingReplay | None:
+        """What may replay this pass from a CUDA graph."""
+        if (
+            not image.is_cuda
+            or torch.compiler.is_compiling()
+            or torch.cuda.is_current_stream_capturing()
+        ):
+            return None
+        if not self.training and not torch.is_grad_enabled():
+            return self._replay if self.cuda_graphs != 'off' else None
+        is_for_training = (
+            self.training
+            and torch.is_grad_enabled()
+            and self.cuda_graphs == 'all'
+            and self.compile_mode is None
+            and not self.with_cp
         )
+        return self._training_replay if is_for_training else None
 
     def _runs_compiled(self, image: Tensor) -> bool:
         """Whether ``compile_mode`` counts: a validation's last batch is smaller, and would compile

@@ -1,30 +1,35 @@
-"""Inference without launches from Python: a pass that comes again and again is replayed.
+"""Passes without launches from Python: a kind that comes again and again is replayed.
 
-A small batch takes a GPU less time than Python takes to launch its kernels. When the same kind of
-pass has come several times in a row, it is recorded in a CUDA graph. Weights are read in the graph:
-what changes them in place is seen. What a graph cannot see ends it: tensors in other memory, hooks,
-replaced submodules, other modes.
+Python takes longer to launch the kernels of a small batch, or of a training step, than a GPU to run
+them. When the same kind of pass has come several times in a row, it is recorded in a CUDA graph.
+Weights are read in the graph: what changes them in place is seen. What a graph cannot see ends it:
+tensors in other memory, hooks, replaced submodules, other modes.
 """
 
 import logging
-from collections.abc import Callable
+import weakref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from groupmamba_mm.cuda_graph import captured
+from groupmamba_mm.cuda_graph import CapturedTraining, captured
 from groupmamba_mm.layers import GroupedSSM, is_watched
 
 logger = logging.getLogger('groupmamba_mm')
 
-#: Passes of a kind in a row before it is recorded.
-PASSES_BEFORE = 8
+#: Passes of a kind in a row before it is recorded, in inference and in training.
+PASSES_BEFORE, STEPS_BEFORE = 8, 3
 #: Recordings thrown away before no more are made: images of many sizes gain nothing.
 MOST_RECORDINGS = 4
+#: How far a replay's results may be from those of launches, of the largest value of a tensor.
+TOLERANCE = 1e-2
 
 
-class InferenceReplay:
+class _Replay:
     """The recorded pass of a backbone. Copies of the backbone begin without one."""
+
+    passes_before: int
 
     def __init__(self) -> None:
         self._kind: tuple | None = None
@@ -34,17 +39,17 @@ class InferenceReplay:
         self._modules: tuple[nn.Module, ...] = ()
         self._seen: tuple | None = None
 
-    def __deepcopy__(self, memo: dict) -> 'InferenceReplay':
-        return InferenceReplay()
+    def __deepcopy__(self, memo: dict) -> '_Replay':
+        return type(self)()
 
     def __reduce__(self) -> tuple:
-        return InferenceReplay, ()
+        return type(self), ()
 
     def __call__(self, backbone: nn.Module, image: Tensor) -> tuple[Tensor, ...] | None:
         """The backbone's outputs by replaying, in new memory; None if they have to be computed.
 
         Args:
-            backbone: In eval mode.
+            backbone: A ``GroupMamba``.
             image: (B, C, H, W) on a GPU.
         """
         autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
@@ -55,28 +60,34 @@ class InferenceReplay:
         if self._replay is not None and self._look(backbone) != self._seen:
             self._passes, self._replay = 1, None
         if self._replay is None:
-            if self._passes <= PASSES_BEFORE or self._recordings >= MOST_RECORDINGS:
+            if self._passes <= self.passes_before or self._recordings >= MOST_RECORDINGS:
                 return None
             self._modules = tuple(backbone.modules())
             self._seen = self._look(backbone)
-            if not _can_be_recorded(self._modules, image):
+            if not self._can_record(image):
                 self._passes = 0
                 return None
             self._recordings += 1
-            self._replay = _record(backbone, image, autocast)
+            try:
+                self._replay, problem = self._record(backbone, image, autocast)
+            except RuntimeError as error:
+                problem = str(error).strip().splitlines()[0]
             if self._replay is None:
                 self._recordings = MOST_RECORDINGS
+                logger.warning(
+                    f'{self.what} stays with launches from Python, as it cannot be replayed: '
+                    f'{problem}'
+                )
                 return None
-        with torch.inference_mode(False), torch.no_grad():
-            outputs = self._replay(image)
-        return tuple(output.clone() for output in outputs)
+        return self._run(image)
 
     def _look(self, backbone: nn.Module) -> tuple:
         """All that a graph does not see change."""
         tensors, children, modes = [], [], []
         for module in self._modules:
-            tensors += [t.data_ptr() for t in module._parameters.values() if t is not None]
-            tensors += [t.data_ptr() for t in module._buffers.values() if t is not None]
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    tensors += [tensor.data_ptr(), tensor.requires_grad]
             children += map(id, module._modules.values())
             modes.append((module.training, is_watched(module)))
         return (
@@ -87,6 +98,143 @@ class InferenceReplay:
             [m.scan_backend for m in self._modules if isinstance(m, GroupedSSM)],
         )
 
+    def _can_record(self, image: Tensor) -> bool:
+        return _can_be_recorded(self._modules, image)
+
+
+class InferenceReplay(_Replay):
+    """The replay of passes without gradients in eval mode."""
+
+    what = 'inference'
+    passes_before = PASSES_BEFORE
+
+    def _record(self, backbone: nn.Module, image: Tensor, autocast: torch.dtype | None) -> tuple:
+        with torch.inference_mode(False), torch.no_grad():
+            image = image.clone()  # one that may be written to in any mode
+            forward = _forward_of(backbone, autocast)
+            expected = forward(image)
+            replay = captured(forward, torch.zeros_like(image))
+            if _are_near(replay(image), expected):
+                return replay, None
+        return None, 'its results differ from those of launches'
+
+    def _run(self, image: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode(False), torch.no_grad():
+            return tuple(output.clone() for output in self._replay(image))
+
+
+class TrainingReplay(_Replay):
+    """The replay of training passes: one graph forward, one backward.
+
+    A replay overwrites what the one before kept for its backward pass. While that is still to come,
+    the next pass is launched from Python.
+    """
+
+    what = 'training'
+    passes_before = STEPS_BEFORE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parameters: list[nn.Parameter] = []
+        self._pending = None
+
+    def _can_record(self, image: Tensor) -> bool:
+        self._parameters = [
+            p
+            for m in self._modules
+            for p in m._parameters.values()
+            if p is not None and p.requires_grad
+        ]
+        return (
+            super()._can_record(image)
+            and not image.requires_grad
+            and len({p.dtype for p in self._parameters}) == 1
+            and not any(p._backward_hooks for p in self._parameters)
+            # its statistics go between GPUs
+            and not any(isinstance(m, nn.SyncBatchNorm) for m in self._modules)
+        )
+
+    def _record(self, backbone: nn.Module, image: Tensor, autocast: torch.dtype | None) -> tuple:
+        forward = _forward_of(backbone, autocast)
+        buffers = list(backbone.buffers())
+        kept = [buffer.clone() for buffer in buffers]
+        random_state = (
+            torch.get_rng_state()
+            if image.device.type == 'cpu'
+            else torch.cuda.get_rng_state(image.device)
+        )
+
+        def begin_again() -> None:
+            for buffer, value in zip(buffers, kept):
+                buffer.data.copy_(value)  # a pass before may have kept the buffer
+            if image.device.type == 'cpu':
+                torch.set_rng_state(random_state)
+            else:
+                torch.cuda.set_rng_state(random_state, image.device)
+
+        expected = forward(image)
+        wanted = [torch.randn_like(output) for output in expected]
+        grads = torch.autograd.grad(expected, self._parameters, wanted, allow_unused=True)
+        expected = [output.detach() for output in expected]
+        replay = CapturedTraining(forward, image, self._parameters)
+        begin_again()
+        outputs = replay.forward(image)
+        got = replay.backward(wanted)
+        is_right = (
+            _are_near(outputs, expected)
+            and [g is None for g in got] == [g is None for g in grads]
+            and _are_near([g for g in got if g is not None], [g for g in grads if g is not None])
+        )
+        begin_again()
+        return (replay, None) if is_right else (None, 'its results differ from those of launches')
+
+    def _run(self, image: Tensor) -> tuple[Tensor, ...] | None:
+        if self._pending is not None and self._pending() is not None:
+            return None
+        token = _Token()
+        self._pending = weakref.ref(token)
+        return _Replayed.apply(self._replay, token, image, *self._parameters)
+
+
+class _Token:
+    """Lives as long as a replayed pass waits for its backward pass."""
+
+
+class _Replayed(torch.autograd.Function):
+    """A backbone's replayed forward and backward pass."""
+
+    @staticmethod
+    def forward(ctx, replay, token, image, *parameters):
+        ctx.replay, ctx.token = replay, token
+        return tuple(output.clone() for output in replay.forward(image))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        if ctx.token is None:
+            raise RuntimeError(
+                'this pass of the backbone was replayed from a CUDA graph, whose backward pass '
+                "runs once; build the backbone with cuda_graphs='inference' to run it again"
+            )
+        ctx.token = None
+        return None, None, None, *ctx.replay.backward(grads)
+
+
+def _forward_of(backbone: nn.Module, autocast: torch.dtype | None):
+    def forward(image: Tensor) -> tuple[Tensor, ...]:
+        # without autocast's cache, whose casts of weights would be of before the graph
+        with torch.autocast('cuda', autocast, enabled=autocast is not None, cache_enabled=False):
+            return type(backbone).forward(backbone, image)
+
+    return forward
+
+
+def _are_near(got, expected) -> bool:
+    return all(
+        torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * other.abs().max().item())
+        for one, other in zip(got, expected)
+    )
+
 
 def _can_be_recorded(modules: tuple[nn.Module, ...], image: Tensor) -> bool:
     """Whether all is launched by kernels that take graphs, and nobody watches a part."""
@@ -95,41 +243,3 @@ def _can_be_recorded(modules: tuple[nn.Module, ...], image: Tensor) -> bool:
         for module in modules
         if isinstance(module, GroupedSSM)
     )
-
-
-def _record(
-    backbone: nn.Module, image: Tensor, autocast: torch.dtype | None
-) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
-    """The replay of a pass, as :func:`groupmamba_mm.cuda_graph.captured` returns it.
-
-    None, with a warning, if this GPU or driver does not record it, or does not give with it what
-    launches give.
-    """
-
-    def forward(image: Tensor) -> tuple[Tensor, ...]:
-        return type(backbone).forward(backbone, image)
-
-    # without autocast's cache, whose casts of weights would be of before the graph
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast('cuda', autocast, enabled=autocast is not None, cache_enabled=False),
-    ):
-        image = image.clone()  # one that may be written to in any mode
-        expected = forward(image)
-        try:
-            replay = captured(forward, torch.zeros_like(image))
-            outputs = replay(image)
-        except RuntimeError as error:
-            problem = str(error).strip().splitlines()[0]
-        else:
-            if all(
-                torch.allclose(got, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())
-                for got, wanted in zip(outputs, expected)
-            ):
-                return replay
-            problem = 'its results differ from those of launches'
-    logger.warning(
-        f'inference stays with launches from Python, as it cannot be replayed: {problem}'
-    )
-    return None

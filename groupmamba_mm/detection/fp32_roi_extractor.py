@@ -17,9 +17,7 @@ class Fp32RoIExtractor(SingleRoIExtractor):
     Outside of mixed precision it computes what its base class does, but also for maps in PyTorch's
     channels-last layout, which mmcv's kernel misreads without a word.
 
-    Args:
-        *args: See ``mmdet.models.roi_heads.SingleRoIExtractor``.
-        **kwargs: See there.
+    It takes the arguments of ``mmdet.models.roi_heads.SingleRoIExtractor``.
     """
 
     def forward(

@@ -13,9 +13,7 @@ class Fp32RPNHead(RPNHead):
     above 1024 to multiples of 8 pixels, and mmcv's NMS does not take bf16 boxes at all. Outside of
     mixed precision it computes what its base class does.
 
-    Args:
-        *args: See ``mmdet.models.dense_heads.RPNHead``.
-        **kwargs: See there.
+    It takes the arguments of ``mmdet.models.dense_heads.RPNHead``.
     """
 
     def forward_single(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,11 @@
 """What runs a config: the runner, the loops and hooks it may ask for, and the commands' parts."""
 
+import warnings
+
 from groupmamba_mm.extras import explain_missing
+
+# Without operators mmcv warns at every start of an attention that no classifier here has.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 with explain_missing('groupmamba_mm.engine'):
     from groupmamba_mm.datasets.bad_images import BadImagesHook, SkipBadImages

@@ -145,8 +145,8 @@ def _read(path: Path) -> Config:
     except ImportError as error:
         cause = error.__cause__ or error.__context__ or error
         raise ConfigError(
-            f'config {path}: an import fails ({cause}); install the package (pip '
-            'install -e . for this one) or mend custom_imports'
+            f'config {path}: an import fails ({cause}); install the package (bash '
+            'tools/install.sh for mmdet and mmseg) or correct custom_imports'
         ) from error
     except Exception as error:
         # A config is code: whatever it raises is the config's mistake, told with its place.

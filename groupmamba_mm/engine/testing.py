@@ -1,5 +1,6 @@
 """The command line of testing, put into a config: one class for each library's habits."""
 
+import importlib
 import os
 from abc import ABC, abstractmethod
 from copy import deepcopy
@@ -281,6 +282,11 @@ class SegmentationTest(TaskTest):
         self.cfg.test_evaluator = [
             metric for metric in _metrics(self.cfg) if not metric.get('format_only')
         ]
+
+    def set_show_dir(self, show_dir: str) -> None:
+        """See :meth:`TaskTest.set_show_dir`."""
+        importlib.import_module('groupmamba_mm.visualization.seg_visualizer')  # registers it
+        super().set_show_dir(show_dir)
 
     def mirrored_pipeline(self, pipeline: list[dict]) -> list[dict]:
         """See :meth:`TaskTest.mirrored_pipeline`."""

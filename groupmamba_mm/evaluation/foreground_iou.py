@@ -12,9 +12,7 @@ class ForegroundIoUMetric(IoUMetric):
     A background that fills most of every picture is easy, and its IoU lifts the mean. The added
     value is called ``mIoU_foreground``, in per cent as the others.
 
-    Args:
-        *args: See ``mmseg.evaluation.IoUMetric``.
-        **kwargs: See there.
+    It takes the arguments of ``mmseg.evaluation.IoUMetric``.
     """
 
     def compute_metrics(self, results: list) -> dict[str, float]:

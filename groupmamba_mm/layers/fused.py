@@ -67,16 +67,16 @@ def find_parts(
         a warning.
     """
     if torch_module._has_any_global_hook():
-        return _report('there are hooks on all modules')
+        return report_plain('there are hooks on all modules')
     parts = {'': block}
     for name, types in kinds.items():
         parent, child = _split_name(name)
         part = parts[parent]._modules[child]
         parts[name] = part
         if type(part) not in types:
-            return _report(f'{name} of a block is a {type(part).__name__}')
+            return report_plain(f'{name} of a block is a {type(part).__name__}')
         if is_watched(part):
-            return _report(f'{name} of a block has a hook, or a forward of its own')
+            return report_plain(f'{name} of a block has a hook, or a forward of its own')
     return parts
 
 
@@ -96,7 +96,7 @@ def find_parameters(
             is_like = (
                 'missing' if parameter is None else f'{tuple(parameter.shape)} in {parameter.dtype}'
             )
-            return _report(
+            return report_plain(
                 f'{name} of a block is {is_like}, where {tuple(shape)} in one dtype for '
                 'all parameters is wanted'
             )
@@ -110,7 +110,8 @@ def _split_name(name: str) -> tuple[str, str]:
     return parent, child
 
 
-def _report(problem: str) -> None:
+def report_plain(problem: str) -> None:
+    """Say once why a block runs module by module; returns None."""
     if problem not in _reported:
         _reported.add(problem)
         logger.warning(

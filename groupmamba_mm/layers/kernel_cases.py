@@ -11,7 +11,8 @@ from groupmamba_mm.ops.self_test import register_case
 from .official_layer import OfficialBlock
 from .paper_layer import ModulatedGroupMambaLayer
 
-_DIRECTIONS = ('left-right', 'top-bottom', 'right-left', 'bottom-top')
+# two of Eq. 6 and two of the other corners
+_DIRECTIONS = ('left-right-mirrored', 'top-bottom', 'right-left', 'bottom-top-mirrored')
 _GRID = (9, 7)
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from groupmamba_mm.ops.selective_scan.directions import direction_bits
+from groupmamba_mm.ops.selective_scan.directions import direction_code
 
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
@@ -142,7 +142,7 @@ class OfficialBlock(nn.Module):
             parts['ffn.fc1'].out_features,
             ssm.dt_rank,
             ssm.d_state,
-            *direction_bits(parts['mixer.ss2d'].plan[0]),
+            direction_code(parts['mixer.ss2d'].plan[0]),
             parts['mixer.affinity.fc1'].out_features if names is not PARAMETERS else 0,
             norm.eps,
             parts['mixer.ss2d.out_norm'].eps,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
-from groupmamba_mm.ops.selective_scan.directions import direction_bits
+from groupmamba_mm.ops.selective_scan.directions import direction_code
 
 from . import fused
 from .channel_affinity import ChannelAffinity, NoChannelAffinity
@@ -155,7 +155,7 @@ class ModulatedGroupMambaLayer(nn.Module):
             parts['ffn.fc1'].out_features,
             ssm.dt_rank,
             ssm.d_state,
-            *direction_bits(parts['vsss.mamba'].plan[0]),
+            direction_code(parts['vsss.mamba'].plan[0]),
             parts['affinity.fc1'].out_features if names is not PARAMETERS else 0,
             parts['vsss.norm1'].eps,
             parts['vsss.norm2'].eps,

@@ -1,13 +1,18 @@
 """The selective state-space model of all groups: projections, discretisation, scan."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from groupmamba_mm.ops import check_backend, grouped_ssm, resolve_backend, selective_scan
+from groupmamba_mm.ops.selective_scan import group_from_scan_order, group_to_scan_order
+from groupmamba_mm.ops.selective_scan.directions import kernels_know
 
+from .fused import report_plain
 from .grouped import grouped_linear
 from .scan_plan import ScanPlan
 
@@ -69,26 +74,9 @@ class GroupedSSM(nn.Module):
         """Scan (B, L, C) row-major tokens as ``plan`` says; returns the sum, (B, L, C)."""
         backend = self.resolve_backend(x)
         if backend == 'triton':
-            outputs = [
-                grouped_ssm(
-                    x,
-                    *self.parameters_of_scan(),
-                    grid=grid,
-                    directions=directions,
-                    gated=False,
-                    backend='triton',
-                )
-                for directions in plan
-            ]
+            outputs = [self._scan_in_kernels(x, grid, directions) for directions in plan]
             return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
-        low_rank, B, C = grouped_linear(
-            x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight
-        ).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        dt = grouped_linear(low_rank, self.dt_proj_weight)
-        # dt, A and the state decide how long the memory is: fp32 at least, also under autocast
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
-        A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
+        dt, A, B, C = self.discretise(x)
         outputs = [
             selective_scan(
                 x, dt, A, B, C, self.D, grid=grid, directions=directions, backend=backend
@@ -97,13 +85,42 @@ class GroupedSSM(nn.Module):
         ]
         return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
 
+    def discretise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the scan of (B, L, C) tokens is given besides them.
+
+        Returns:
+            dt (B, L, C), A (C, N), B and C (B, L, G, N).
+        """
+        low_rank, B, C = grouped_linear(
+            x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight
+        ).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt = grouped_linear(low_rank, self.dt_proj_weight)
+        # dt, A and the state decide how long the memory is: fp32 at least, also under autocast
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
+        A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
+        return dt, A, B, C
+
+    def _scan_in_kernels(self, x: Tensor, grid, directions: Sequence[str]) -> Tensor:
+        scan = functools.partial(grouped_ssm, gated=False, backend='triton', grid=grid)
+        if kernels_know(directions):
+            return scan(x, *self.parameters_of_scan(), directions=directions)
+        groups = x.unflatten(-1, (self.num_groups, -1))
+        ahead = group_to_scan_order(groups, grid, directions).flatten(2)
+        y = scan(ahead, *self.parameters_of_scan(), directions=('left-right',) * self.num_groups)
+        return group_from_scan_order(y.view_as(groups), grid, directions).flatten(2)
+
     def parameters_of_scan(self) -> tuple[Tensor, ...]:
         """The parameters in the order of :func:`groupmamba_mm.ops.grouped_ssm`."""
         return self.x_proj_weight, self.dt_proj_weight, self.dt_proj_bias, self.A_log, self.D
 
     def fuses(self, x: Tensor, plan: ScanPlan) -> bool:
         """Whether a block runs as :mod:`groupmamba_mm.layers.fused`: Triton, and one scan."""
-        return len(plan) == 1 and self.resolve_backend(x) == 'triton'
+        if len(plan) > 1 or self.resolve_backend(x) != 'triton':
+            return False
+        if not kernels_know(plan[0]):
+            return report_plain(f'the kernels do not know all of the directions {plan[0]}')
+        return True
 
     def resolve_backend(self, x: Tensor) -> str:
         """The backend that ``scan_backend`` stands for on the device and in the dtype of x."""

@@ -22,7 +22,7 @@ VARIABLE = 'GROUPMAMBA_BACKEND'
 #: Limits of the Triton kernels.
 TRITON_MAX_D_STATE = 16
 TRITON_MIN_CAPABILITY = (8, 0)
-TRITON_MAX_GROUPS = 31  # their directions are the bits of one number
+TRITON_MAX_GROUPS = 17  # their directions are the bits of one number, exact as a float
 TRITON_NARROW = 128  # up to so many channels of a group every such GPU has the shared memory
 
 #: Limit of mamba-ssm's kernel.

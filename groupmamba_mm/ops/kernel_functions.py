@@ -5,10 +5,20 @@ import triton.language as tl
 
 
 @triton.jit
-def scan_position(t, L, H, W, column, reverse):
+def direction_of(directions, group):
+    """Whether a group runs by columns, from the end, and on the mirrored grid."""
+    code = directions >> (3 * group)
+    return (code & 1) != 0, (code & 2) != 0, (code & 4) != 0
+
+
+@triton.jit
+def scan_position(t, L, H, W, column, reverse, mirrored):
     """Where, in row-major order, the t-th token of a direction is (Eq. 6)."""
     t = tl.where(reverse, L - 1 - t, t)
-    return tl.where(column, (t % H) * W + t // H, t)
+    position = tl.where(column, (t % H) * W + t // H, t)
+    if mirrored:
+        position += W - 1 - 2 * (position % W)
+    return position
 
 
 @triton.jit

@@ -1,9 +1,8 @@
-"""Class names of any script in painted pictures."""
+"""Class names of any script in painted pictures. ``seg_visualizer`` is imported where mmseg is."""
 
 from groupmamba_mm.extras import explain_missing
 
 with explain_missing('groupmamba_mm.visualization'):
     from .fonts import readable_names
-    from .seg_visualizer import NamedSegVisualizer
 
-__all__ = ['NamedSegVisualizer', 'readable_names']
+__all__ = ['readable_names']

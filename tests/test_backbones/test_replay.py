@@ -18,7 +18,7 @@ gpu = [
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """A graph's stand-in: a replay gives what the recorded pass gives with the weights' memory of
+    """A graph's fake: a replay gives what the recorded pass gives with the weights' memory of
     now, and new images."""
     made = []
 
@@ -27,13 +27,43 @@ def recordings(monkeypatch):
         return function
 
     monkeypatch.setattr(replay, 'captured', captured)
+    monkeypatch.setattr(replay, 'CapturedTraining', FakeTraining)
+    monkeypatch.setattr(FakeTraining, 'made', made, raising=False)
     monkeypatch.setattr(replay, '_can_be_recorded', lambda modules, image: True)
     monkeypatch.setattr(
         GroupMamba,
-        '_may_replay',
-        lambda self, image: not self.training and not torch.is_grad_enabled(),
+        '_replay_of',
+        lambda self, image: self._training_replay if self.training else self._replay,
     )
     return made
+
+
+class FakeTraining:
+    """A training graph's stand-in: like it, each replay overwrites the one before, and works once
+    with memory of its own.
+    """
+
+    made: list
+
+    def __init__(self, function, images, parameters):
+        self.made.append(images.shape)
+        self.function, self.parameters = function, parameters
+        for _ in range(2):  # a warm-up draws random numbers and moves averages
+            function(images)
+        self.outputs = None
+
+    @torch.enable_grad()
+    def forward(self, images):
+        self.fresh = self.function(images)
+        values = [y.detach() for y in self.fresh]
+        if self.outputs is None:
+            self.outputs = values
+        for mine, value in zip(self.outputs, values):
+            mine.copy_(value)
+        return self.outputs
+
+    def backward(self, grad_outputs):
+        return torch.autograd.grad(self.fresh, self.parameters, grad_outputs, allow_unused=True)
 
 
 @torch.no_grad()
@@ -114,6 +144,126 @@ def test_copies_begin_anew(recordings, small_arch):
         assert twin._replay._replay is None
         torch.testing.assert_close(run(twin, image), run(model, image))
     assert not any('replay' in name for name in model.state_dict())
+
+
+def trained(arch, cuda_graphs, step, steps=8, device='cpu', **options):
+    """A model after training steps, with what they returned."""
+    torch.manual_seed(0)
+    model = GroupMamba(arch, drop_path_rate=0.5, cuda_graphs=cuda_graphs, **options).to(device)
+    if cuda_graphs == 'off':
+        model._replay_of = lambda image: None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+    returned = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        images = torch.rand(2, 2, 3, 16, 24, generator=generator).to(device)
+        returned.append(step(model.train(), images).item())
+        optimizer.step()
+    return model, returned
+
+
+def one_pass(model, images):
+    loss = model(images[0])[0].square().sum()
+    loss.backward()
+    return loss
+
+
+def added_up(model, images):
+    return one_pass(model, images) + one_pass(model, images[1:])
+
+
+def two_at_once(model, images):
+    loss = sum(model(image)[0].square().sum() for image in images)
+    loss.backward()
+    return loss
+
+
+STEPS = [one_pass, added_up, two_at_once]
+
+
+@pytest.mark.parametrize('step', STEPS)
+def test_replayed_training_is_the_same_training(recordings, small_arch, step):
+    """Weights, averages and random numbers, although recording runs passes of its own."""
+    model, losses = trained(small_arch, 'all', step)
+    assert len(recordings) == 1 and model._training_replay._replay is not None
+    expected, expected_losses = trained(small_arch, 'off', step)
+    # what a parameter gets from two passes is added up in another order
+    near = dict(rtol=0, atol=0) if step is one_pass else dict(rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses, expected_losses, **near)
+    for (name, one), other in zip(model.state_dict().items(), expected.state_dict().values()):
+        torch.testing.assert_close(one, other, **near, msg=name)
+
+
+def test_a_pass_whose_results_are_dropped_is_waited_for_no_longer(recordings, small_arch):
+    model, image = GroupMamba(small_arch, cuda_graphs='all').train(), torch.rand(2, 3, 16, 24)
+    for _ in range(replay.STEPS_BEFORE + 2):
+        model(image)
+    assert model._training_replay._pending() is None
+    waiting = model(image)
+    assert model._training_replay._pending() is not None
+    assert model(image)[0].grad_fn.name() != waiting[0].grad_fn.name()
+
+
+def test_a_replayed_pass_goes_back_once(recordings, small_arch):
+    model, image = GroupMamba(small_arch, cuda_graphs='all').train(), torch.rand(2, 3, 16, 24)
+    for _ in range(replay.STEPS_BEFORE + 1):
+        loss = model(image)[0].sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="cuda_graphs='inference'"):
+        loss.backward()
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_what_a_training_graph_does_not_see_ends_it(recordings, small_arch, change):
+    model, image = GroupMamba(small_arch, cuda_graphs='all').train(), torch.rand(2, 3, 16, 16)
+    for _ in range(replay.STEPS_BEFORE + 1):
+        model(image)
+    assert model._training_replay._replay is not None
+    if change == 'mode':
+        model.stages[0][0].eval()
+    else:
+        CHANGES[change](model.stages[0][0])
+    model(image)
+    assert model._training_replay._replay is None
+    model.stages[1].requires_grad_(False)
+    for _ in range(replay.STEPS_BEFORE + 1):
+        model(image)
+    assert change in ('hook', 'hook inside') or model._training_replay._replay is not None
+    model.stages[1].requires_grad_(True)
+    model(image)
+    assert model._training_replay._replay is None
+
+
+@pytest.mark.parametrize(
+    'watched',
+    [
+        lambda model: next(model.parameters()).register_hook(lambda grad: grad),
+        lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(model),
+        lambda model: model.summary.double(),
+    ],
+)
+def test_what_cannot_be_recorded_for_training(recordings, watched):
+    model = GroupMamba(SMALL['official'], cuda_graphs='all').train()
+    watched(model)
+    model._training_replay._modules = tuple(model.modules())
+    assert not model._training_replay._can_record(torch.rand(2, 3, 16, 16))
+    assert recordings == []
+
+
+@pytest.mark.parametrize('step', [pytest.param(step, marks=gpu) for step in STEPS])
+@pytest.mark.parametrize('autocast', [False, True])
+def test_replayed_training_on_a_gpu(small_arch, step, autocast):
+    with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
+        options = dict(device='cuda', scan_backend='triton')
+        model, losses = trained(small_arch, 'all', step, **options)
+        expected, expected_losses = trained(small_arch, 'off', step, **options)
+    assert model._training_replay._replay is not None
+    torch.testing.assert_close(
+        torch.tensor(losses), torch.tensor(expected_losses), rtol=1e-4, atol=0
+    )
+    for (name, one), other in zip(model.state_dict().items(), expected.state_dict().values()):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize('autocast', [pytest.param(on, marks=gpu) for on in (False, True)])

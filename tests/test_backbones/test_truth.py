@@ -5,7 +5,7 @@ import torch
 
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.checkpoint.official import convert_official
-from tests import slow_models
+from tests import reference_models
 from tests.conftest import SMALL, randomize
 
 FIXTURE_ARCH = dict(
@@ -177,14 +177,14 @@ def test_parity_with_the_released_code_in_training(parity, device, backend, tole
 
 @pytest.mark.parametrize('size', [(33, 65), (64, 32), (7, 90)])
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_official_family_against_the_slow_model(size, dtype, tolerance):
+def test_official_family_against_the_reference_model(size, dtype, tolerance):
     backbone = GroupMamba(SMALL['official']).to(dtype).eval()
     state = official_state(backbone)
     heads = load_official(backbone, state)
     image = torch.randn(
         2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
-    _expected, expected_heads, stages = slow_models.official_forward(image, state)
+    _expected, expected_heads, stages = reference_models.official_forward(image, state)
     outputs = stage_outputs(backbone)
     with torch.no_grad():
         (feature,) = backbone(image.to(dtype))
@@ -198,13 +198,13 @@ def test_official_family_against_the_slow_model(size, dtype, tolerance):
 
 @pytest.mark.parametrize('size', [(33, 65), (64, 32), (7, 90)])
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_paper_family_against_the_slow_model(size, dtype, tolerance):
+def test_paper_family_against_the_reference_model(size, dtype, tolerance):
     backbone = randomize(GroupMamba(SMALL['paper']).double()).eval()
     state = {k: v.clone() for k, v in backbone.state_dict().items()}
     image = torch.randn(
         2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
-    expected, stages = slow_models.paper_forward(image, state)
+    expected, stages = reference_models.paper_forward(image, state)
     outputs = stage_outputs(backbone)
     with torch.no_grad():
         (feature,) = backbone.to(dtype)(image.to(dtype))
@@ -215,7 +215,7 @@ def test_paper_family_against_the_slow_model(size, dtype, tolerance):
 
 
 @pytest.mark.parametrize('family', ['paper', 'official'])
-def test_input_gradient_against_the_slow_model_on_non_square_input(family):
+def test_input_gradient_against_the_reference_model_on_non_square_input(family):
     backbone = GroupMamba(SMALL[family]).double().eval()
     if family == 'official':
         state = official_state(backbone)
@@ -228,7 +228,7 @@ def test_input_gradient_against_the_slow_model_on_non_square_input(family):
     grads = []
     for forward in (
         lambda x: stages_of(backbone, x),
-        lambda x: getattr(slow_models, f'{family}_forward')(x, state)[-1],
+        lambda x: getattr(reference_models, f'{family}_forward')(x, state)[-1],
     ):
         leaf = image.clone().requires_grad_()
         loss = sum(stage.square().mean() for stage in forward(leaf))

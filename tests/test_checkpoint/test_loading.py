@@ -85,8 +85,8 @@ def test_the_allow_list_ends_with_the_call(trained):
 
 @pytest.mark.parametrize('form', ['archive', 'pickle'])
 def test_code_is_refused_and_not_run(tmp_path, form):
-    witness = tmp_path / 'witness'
-    content = dict(state_dict=dict(weight=torch.ones(2)), extra=RunsCode(witness))
+    marker = tmp_path / 'marker'
+    content = dict(state_dict=dict(weight=torch.ones(2)), extra=RunsCode(marker))
     file = tmp_path / 'evil.pth'
     if form == 'archive':
         torch.save(content, file)
@@ -95,7 +95,7 @@ def test_code_is_refused_and_not_run(tmp_path, form):
             pickle.dump(content['extra'], stream, protocol=2)
     with pytest.raises(CheckpointError, match=r'asks for \w+\.system') as refusal:
         load_checkpoint_file(file)
-    assert str(file) in str(refusal.value) and not witness.exists()
+    assert str(file) in str(refusal.value) and not marker.exists()
 
 
 def test_getattr_reaches_nothing_but_the_statistics(tmp_path):

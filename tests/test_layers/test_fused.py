@@ -9,7 +9,9 @@ from torch import nn
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import BackendError
 from groupmamba_mm.layers import fused
-from tests.kernel_truth import gpu, needs_triton
+from groupmamba_mm.ops import MIRRORED_DIRECTIONS, register_direction
+from groupmamba_mm.ops.selective_scan import directions
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [pytest.mark.usefixtures('no_tf32'), needs_triton]
 
@@ -90,6 +92,30 @@ def test_without_channel_affinity_and_shared_directions(family):
     image = torch.randn(1, 3, 8, 4, device=DEVICE)
     compare(build(TINY[family], channel_affinity=False), image, 1e-4)
     compare(build(TINY[family], share_directions=True, out_indices=(0,)), image, 1e-4)
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_the_readings_from_the_other_corners(family):
+    image = torch.randn(1, 3, 8, 12, device=DEVICE)
+    model = build(TINY[family], directions=MIRRORED_DIRECTIONS, out_indices=(0,))
+    compare(model, image, 1e-4)
+
+
+@pytest.mark.parametrize('family', TINY)
+def test_a_direction_of_ones_own_runs_module_by_module(family, monkeypatch, caplog):
+    fused._reported.clear()
+    monkeypatch.setattr(directions, '_registry', dict(directions._registry))
+    register_direction(
+        'from the right',
+        lambda height, width: torch.arange(height * width).view(height, width).flip(1).flatten(),
+    )
+    image, names = torch.randn(1, 3, 8, 12, device=DEVICE), ('from the right', 'left-right')
+    model = build(TINY[family], directions=names, out_indices=(0,))
+    compare(model, image, 1e-4)
+    assert 'the kernels do not know all of the directions' in caplog.text
+    known = build(TINY[family], directions=(MIRRORED_DIRECTIONS[0], 'left-right'), out_indices=(0,))
+    known.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(image)[0], known(image)[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize('backend', ['torch', 'triton'])

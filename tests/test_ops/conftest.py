@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.kernel_truth import INTERPRETED
+from tests.kernel_testing import INTERPRETED
 
 #: Modules that remember how they cut up work.
 PLANNERS = (

@@ -19,8 +19,8 @@ from groupmamba_mm.ops import backend as backend_module
 from groupmamba_mm.ops import explain_backend, resolve_backend, selective_scan, self_test
 from groupmamba_mm.ops.backend import BACKEND_NAMES, Choice, check_backend, choose_backend
 from groupmamba_mm.ops.selective_scan import BACKENDS
-from tests import stand_ins
-from tests.kernel_truth import INTERPRETED
+from tests import fakes
+from tests.kernel_testing import INTERPRETED
 
 CPU = torch.device('cpu')
 GPU = torch.device('cuda', 0)
@@ -181,7 +181,7 @@ def test_kernels_are_compiled_ahead_where_they_run(gpu, monkeypatch, backend, va
 
 
 def test_missing_mamba_ssm_names_the_command(monkeypatch):
-    stand_ins.install(monkeypatch, mamba_ssm=False)
+    fakes.install(monkeypatch, mamba_ssm=False)
     with pytest.raises(
         BackendError,
         match='mamba_ssm is not installed; run `pip install mamba-ssm --no-build-isolation',
@@ -198,7 +198,7 @@ def test_missing_mamba_ssm_names_the_command(monkeypatch):
     ],
 )
 def test_what_mamba_ssm_cannot_do_raises(monkeypatch, call, reason):
-    stand_ins.install(monkeypatch)
+    fakes.install(monkeypatch)
     assert resolve_backend('mamba_ssm', GPU) == 'mamba_ssm'
     with pytest.raises(BackendError, match=reason):
         resolve_backend('mamba_ssm', **call)

@@ -5,7 +5,8 @@ import importlib
 import pytest
 import torch
 
-from tests.kernel_truth import needs_triton, randn
+from groupmamba_mm.ops.selective_scan.directions import DIRECTIONS, direction_code
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = needs_triton
 
@@ -17,9 +18,13 @@ def make_block(family, device='cpu', affinity=1, dtype=torch.float32, branch=Tru
     """Module, specification, and the tensors that a block gets."""
     module = importlib.import_module(f'groupmamba_mm.ops.blocks.{family}')
     if family == 'official':
-        spec = module.OfficialSpec(12, 4, 24, 1, 1, 12, 10, affinity, 1e-5, 1e-5, 1e-6)
+        spec = module.OfficialSpec(
+            12, 4, 24, 1, 1, direction_code(DIRECTIONS), affinity, 1e-5, 1e-5, 1e-6
+        )
     else:
-        spec = module.PaperSpec(12, 4, 6, 3, 6, 24, 1, 1, 12, 10, affinity, 1e-5, 1e-5, 1e-6)
+        spec = module.PaperSpec(
+            12, 4, 6, 3, 6, 24, 1, 1, direction_code(DIRECTIONS), affinity, 1e-5, 1e-5, 1e-6
+        )
     parameters = [
         0.3 * randn(i, device, torch.float32, *shape) for i, shape in enumerate(spec.shapes())
     ]

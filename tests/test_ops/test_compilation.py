@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.kernel_truth import needs_triton, run_apart
+from tests.kernel_testing import needs_triton, run_apart
 
 pytestmark = needs_triton
 

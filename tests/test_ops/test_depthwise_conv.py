@@ -4,9 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from groupmamba_mm.ops.selective_scan import DIRECTIONS, group_from_scan_order, group_to_scan_order
-from groupmamba_mm.ops.selective_scan.directions import direction_bits
-from tests.kernel_truth import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
+from groupmamba_mm.ops.selective_scan import (
+    DIRECTIONS,
+    MIRRORED_DIRECTIONS,
+    group_from_scan_order,
+    group_to_scan_order,
+)
+from groupmamba_mm.ops.selective_scan.directions import direction_code
+from tests.kernel_testing import TOLERANCE, assert_near, gpu, grid_reference, needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
@@ -137,7 +142,7 @@ def check_grid(kernels, device, dtype, batch, grid, groups, width, lanes, view, 
 
 
 def check_causal(kernels, device, dtype, batch, grid, directions, width, lanes, view, taps):
-    rest = (grid, direction_bits(directions), len(directions))
+    rest = (grid, direction_code(directions), len(directions))
     check_conv(
         kernels,
         device,
@@ -186,6 +191,8 @@ def test_grid_conv_matches_pytorch(
         (torch.float32, 1, (6, 1), DIRECTIONS, 5, 16, True, 3),
         (torch.float32, 2, (2, 3), DIRECTIONS[2:], 7, 8, True, 4),
         (torch.float32, 1, (3, 4), DIRECTIONS[1:2], 4, 4, False, 1),
+        (torch.float32, 2, (3, 5), MIRRORED_DIRECTIONS, 4, 4, False, 4),
+        (torch.float32, 1, (9, 5), MIRRORED_DIRECTIONS, 2, 8, True, 3),
         (torch.bfloat16, 1, (4, 5), DIRECTIONS[1:3], 20, 24, True, 3),
     ],
 )
@@ -202,6 +209,7 @@ def test_work_can_be_split_in_any_way(kernels, device, monkeypatch, programs, ro
     monkeypatch.setattr(kernels, 'MIN_ROWS', rows)
     check_grid(kernels, device, torch.float32, 2, (5, 3), 1, 16, 16, False, 'gelu')
     check_causal(kernels, device, torch.float32, 2, (5, 3), DIRECTIONS[1:3], 5, 8, False, 4)
+    check_causal(kernels, device, torch.float32, 2, (5, 3), MIRRORED_DIRECTIONS, 5, 8, False, 4)
 
 
 def test_fewer_parameters_than_channels(kernels, device):
@@ -225,7 +233,7 @@ def test_empty_batch(kernels, device):
     assert kernels.grid_conv_forward(x, taps, bias, (2, 3), 'gelu').shape == x.shape
     dx, *sums = kernels.grid_conv_backward(x, x, taps, bias, (2, 3), 'gelu')
     assert dx.shape == x.shape and not any(t.any() for t in sums)
-    scan = ((2, 3), direction_bits(DIRECTIONS[:2]), 2)
+    scan = ((2, 3), direction_code(DIRECTIONS[:2]), 2)
     assert kernels.causal_conv_forward(x, taps[:3], bias, *scan).shape == x.shape
     dx, *sums = kernels.causal_conv_backward(x, x, taps[:3], bias, *scan)
     assert dx.shape == x.shape and not any(t.any() for t in sums)

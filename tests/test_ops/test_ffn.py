@@ -20,7 +20,7 @@ from groupmamba_mm.ops.ffn.groups import (
 from groupmamba_mm.ops.ffn.plain import plain_ffn_backward, plain_ffn_forward
 from groupmamba_mm.ops.kernel_functions import activate
 from groupmamba_mm.ops.sums import column_sums
-from tests.kernel_truth import (
+from tests.kernel_testing import (
     INTERPRETED,
     TOLERANCE,
     assert_near,

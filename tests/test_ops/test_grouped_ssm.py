@@ -7,8 +7,9 @@ do in reasonable time carries the marker ``gpu``.
 import pytest
 import torch
 
-from groupmamba_mm.ops import DIRECTIONS, grouped_ssm
-from tests.kernel_truth import gpu, needs_triton
+from groupmamba_mm.ops import DIRECTIONS, MIRRORED_DIRECTIONS, grouped_ssm
+from groupmamba_mm.ops.selective_scan.directions import direction_code
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
@@ -115,6 +116,8 @@ def check(grid, directions=DIRECTIONS, **options):
         ((2, 3), dict(channels=20, dtype=torch.bfloat16)),
         ((2, 3), dict(channels=4, dtype=torch.float16)),
         ((4, 3), dict(channels=4, directions=('bottom-top', 'left-right'))),
+        ((3, 4), dict(channels=4, directions=MIRRORED_DIRECTIONS)),
+        ((2, 3), dict(channels=5, conv='causal', norm=False, directions=MIRRORED_DIRECTIONS)),
         ((3, 2), dict(channels=133, stored=136, norm=False, directions=('top-bottom',))),
     ],
     ids=str,
@@ -128,7 +131,7 @@ def test_sequence_cut_into_segments(monkeypatch):
 
     monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 20)
     tensors = make_inputs(1, (11, 7), 4, d_state=2, groups=1)
-    scan = launch.Scan(11, 7, 1, 4, 4, 1, 2, 0, 0, 1e-5, True)
+    scan = launch.Scan(11, 7, 1, 4, 4, 1, 2, 0, 1e-5, True)
     assert scan.segments(1, training=True)[1] > 2
     options = dict(grid=(11, 7), directions=('right-left',))
     assert_near(
@@ -158,7 +161,7 @@ def test_large_weights(monkeypatch):
     from groupmamba_mm.ops.grouped_ssm import launch
 
     monkeypatch.setattr(launch, 'LARGE_WEIGHTS', 1)
-    scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 0, 1e-5, True)
+    scan = launch.Scan(2, 3, 4, 4, 4, 1, 2, 0, 1e-5, True)
     constants = scan.constants(torch.float32, has_room=True, training=True)
     assert constants['RELOAD_WEIGHTS'] and constants['DOT'] == launch.DOT_TF32X3
     check((2, 3), channels=4, d_state=2, conv='causal')
@@ -196,7 +199,7 @@ def test_split_groups(split_groups, grid, options):
 
     channels = split_groups + options['more']
     stored = launch.round_up(channels)
-    assert launch.Scan(*grid, 4, channels, stored, 1, 1, 0, 0, 1e-5, False).tiles(False) > 1
+    assert launch.Scan(*grid, 4, channels, stored, 1, 1, 0, 1e-5, False).tiles(False) > 1
     options = {name: value for name, value in options.items() if name != 'more'}
     check(grid, channels=channels, stored=stored, norm=False, **options)
 
@@ -209,7 +212,7 @@ def test_groups_that_are_split_in_one_pass_only(split_groups, monkeypatch, dtype
     monkeypatch.setattr(launch, 'WIDEST_WHOLE_BACKWARD', 2 * split_groups)
     monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 8)
     channels = split_groups + 1
-    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 0, 1e-5, False)
+    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 1e-5, False)
     assert (scan.tiles(False), scan.tiles(True)) == (2, 1)
     check((5, 7), ('right-left',), channels=channels, d_state=2, norm=False, dtype=dtype, conv=conv)
 
@@ -220,7 +223,7 @@ def test_split_groups_cut_into_segments(split_groups, monkeypatch, dtype):
 
     monkeypatch.setattr(launch, 'SHORTEST_SEGMENT', 8)
     channels = split_groups + 1
-    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 0, 1e-5, False)
+    scan = launch.Scan(5, 7, 1, channels, channels, 1, 2, 0, 1e-5, False)
     assert scan.segments(1, training=True)[1] > 2
     check((5, 7), ('right-left',), channels=channels, d_state=2, norm=False, dtype=dtype)
 
@@ -249,7 +252,9 @@ def test_gpus_with_less_shared_memory_reload_large_weights(
     from groupmamba_mm.ops.grouped_ssm import launch
 
     monkeypatch.setitem(launch._DOT, torch.bfloat16, launch.DOT_BF16)  # as on a GPU
-    scan = launch.Scan(7, 7, 4, channels, channels, dt_rank, 1, 12, 10, 1e-5, True)
+    scan = launch.Scan(
+        7, 7, 4, channels, channels, dt_rank, 1, direction_code(DIRECTIONS), 1e-5, True
+    )
     constants = scan.constants(torch.bfloat16, has_room, training=True, backward=True)
     assert constants['RELOAD_WEIGHTS'] == reloads
     assert not reloads or constants['STAGES'] == 1

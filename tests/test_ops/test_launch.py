@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.kernel_truth import gpu, needs_triton
+from tests.kernel_testing import gpu, needs_triton
 
 pytestmark = needs_triton
 

@@ -1,4 +1,4 @@
-"""mamba-ssm and causal-conv1d: our layouts around stand-ins, and the real kernels on a GPU."""
+"""mamba-ssm and causal-conv1d: our layouts around fakes, and the real kernels on a GPU."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from groupmamba_mm import GroupMamba
 from groupmamba_mm.layers import GroupedMamba1d
 from groupmamba_mm.ops import DIRECTIONS, backend, causal_conv1d_silu, selective_scan
 from groupmamba_mm.ops.causal_conv1d import LIBRARY_TAPS
-from tests import stand_ins
+from tests import fakes
 from tests.conftest import randomize
 from tests.test_ops.test_selective_scan import make_inputs
 
@@ -19,9 +19,9 @@ NAMES = ['x', 'dt', 'A', 'B', 'C', 'D']
 
 @pytest.fixture
 def libraries(monkeypatch):
-    """The stand-ins, on any device and in any dtype."""
-    stand_ins.install(monkeypatch)
-    stand_ins.mamba_runs_anywhere(monkeypatch)
+    """The fakes, on any device and in any dtype."""
+    fakes.install(monkeypatch)
+    fakes.mamba_runs_anywhere(monkeypatch)
     yield
     monkeypatch.undo()
     backend._choose.cache_clear()
@@ -108,7 +108,7 @@ def test_convolution_takes_a_view(libraries):
 
 @pytest.mark.parametrize('conv', [True, False])
 def test_models_are_the_same(libraries, monkeypatch, small_arch, conv):
-    stand_ins.install(monkeypatch, causal_conv1d=conv)
+    fakes.install(monkeypatch, causal_conv1d=conv)
     image = torch.randn(2, 3, 20, 33, dtype=torch.float64)
     models = [
         randomize(GroupMamba(arch=small_arch, d_state=2, scan_backend=name).double())

@@ -17,7 +17,7 @@ from groupmamba_mm.ops.norm.kernels import (
     scaled_norm_backward,
     scaled_norm_forward,
 )
-from tests.kernel_truth import differentiable, gpu
+from tests.kernel_testing import differentiable, gpu
 
 pytestmark = pytest.mark.usefixtures('nan_buffers')
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.kernel_truth import needs_triton, randn
+from groupmamba_mm.ops.selective_scan.directions import DIRECTIONS, direction_code
+from tests.kernel_testing import needs_triton, randn
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 
@@ -122,11 +123,15 @@ def test_each_parameter_of_a_block_has_one_source_of_its_gradient(family, by_gro
     from groupmamba_mm.ops.blocks import official, paper
 
     if family == 'official':
-        spec = official.OfficialSpec(348, 4, 1392, 6, 1, 12, 10, 21, 1e-5, 1e-5, 1e-6)
+        spec = official.OfficialSpec(
+            348, 4, 1392, 6, 1, direction_code(DIRECTIONS), 21, 1e-5, 1e-5, 1e-6
+        )
         packing = official.packing_of(spec)
         own = {0, 1, 3, 4, 14, 15, 16, 18, 19, 20, 22, 23, 24, 25, 26, 27}
     else:
-        spec = paper.PaperSpec(424, 4, 212, 3, 212, 848, 7, 1, 12, 10, 26, 1e-5, 1e-5, 1e-6)
+        spec = paper.PaperSpec(
+            424, 4, 212, 3, 212, 848, 7, 1, direction_code(DIRECTIONS), 26, 1e-5, 1e-5, 1e-6
+        )
         packing = paper.packing_of(spec, paper.Kernels(by_groups, by_groups))
         own = {0, 1, 3, 4, 11, 12, 13, 17, 18, 20, 22, 23, 24, 25, 26}
         own |= set() if by_groups else {15}

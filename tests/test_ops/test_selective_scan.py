@@ -1,15 +1,15 @@
 """The selective scan against its sequential reference, finite differences and bad input."""
 
-import itertools
 from functools import partial
 
 import pytest
 import torch
 
-from groupmamba_mm.ops import DIRECTIONS, selective_scan
-from groupmamba_mm.ops.selective_scan import from_scan_order, to_scan_order
+from groupmamba_mm.ops import DIRECTIONS, MIRRORED_DIRECTIONS, register_direction, selective_scan
+from groupmamba_mm.ops.selective_scan import directions, from_scan_order, to_scan_order
 from groupmamba_mm.ops.selective_scan.recurrence import recurrence
 
+ALL = (*DIRECTIONS, *MIRRORED_DIRECTIONS)
 GRIDS = [(1, 1), (1, 7), (7, 1), (7, 7), (7, 9), (5, 13), (16, 17), (3, 100)]
 
 
@@ -29,6 +29,16 @@ def make_inputs(batch, grid, width, groups, d_state, dtype=torch.float32, dt_sca
     return [t.to(dtype) for t in (x, dt, A, B, C, D)]
 
 
+def visits(name, height, width):
+    """Positions in the order of a direction."""
+    columns = range(width)[::-1] if name.endswith('-mirrored') else range(width)
+    if name.startswith(('left-right', 'right-left')):
+        order = [i * width + j for i in range(height) for j in columns]
+    else:
+        order = [i * width + j for j in columns for i in range(height)]
+    return order[::-1] if name.startswith(('right-left', 'bottom-top')) else order
+
+
 def loop(x, dt, A, B, C, D, grid, directions):
     """Token by token and channel by channel, straight from Eq. 1-2; independent of the package."""
     batch, _length, channels = x.shape
@@ -37,13 +47,7 @@ def loop(x, dt, A, B, C, D, grid, directions):
     y = torch.zeros_like(x)
     for c in range(channels):
         group = c // group_width
-        name = directions[group]
-        if name in ('left-right', 'right-left'):
-            order = [i * width + j for i in range(height) for j in range(width)]
-        else:
-            order = [i * width + j for j in range(width) for i in range(height)]
-        if name in ('right-left', 'bottom-top'):
-            order = order[::-1]
+        order = visits(directions[group], height, width)
         state = x.new_zeros(batch, A.shape[1])
         for t in order:
             state = (
@@ -57,9 +61,9 @@ def loop(x, dt, A, B, C, D, grid, directions):
 @pytest.mark.parametrize('backend', ['torch', 'reference'])
 @pytest.mark.parametrize('grid', [(1, 1), (2, 5), (7, 3)])
 def test_against_a_loop(backend, grid):
-    inputs = make_inputs(2, grid, 3, 4, 2, torch.float64)
-    y = selective_scan(*inputs, grid=grid, directions=DIRECTIONS, backend=backend)
-    torch.testing.assert_close(y, loop(*inputs, grid, DIRECTIONS), rtol=1e-12, atol=1e-12)
+    inputs = make_inputs(2, grid, 3, 8, 2, torch.float64)
+    y = selective_scan(*inputs, grid=grid, directions=ALL, backend=backend)
+    torch.testing.assert_close(y, loop(*inputs, grid, ALL), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize('grid', GRIDS)
@@ -140,19 +144,47 @@ def test_autocast_does_not_lower_the_precision_of_the_state():
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize('direction', DIRECTIONS)
+@pytest.mark.parametrize('direction', ALL)
 @pytest.mark.parametrize('grid', GRIDS)
 def test_scan_order_visits_the_grid_and_comes_back(direction, grid):
-    height, width = grid
-    tokens = torch.arange(height * width)[None, :, None]
+    tokens = torch.arange(grid[0] * grid[1])[None, :, None]
     order = to_scan_order(tokens, grid, direction)
     assert torch.equal(from_scan_order(order, grid, direction), tokens)
-    cells = list(itertools.product(range(height), range(width)))
-    if direction in ('top-bottom', 'bottom-top'):
-        cells = [(i, j) for j in range(width) for i in range(height)]
-    if direction in ('right-left', 'bottom-top'):
-        cells.reverse()
-    assert order.flatten().tolist() == [i * width + j for i, j in cells]
+    assert order.flatten().tolist() == visits(direction, *grid)
+
+
+@pytest.fixture
+def snake(monkeypatch):
+    """A direction that turns at the end of each row."""
+    monkeypatch.setattr(directions, '_registry', dict(directions._registry))
+
+    def order(height, width):
+        positions = torch.arange(height * width).view(height, width)
+        positions[1::2] = positions[1::2].flip(1)
+        return positions.flatten()
+
+    register_direction('snake', order)
+    return order
+
+
+@pytest.mark.parametrize('grid', [(1, 1), (3, 4), (4, 3)])
+def test_a_direction_of_ones_own(snake, grid):
+    """As if the image had been brought into that order, and read row by row."""
+    x, dt, A, B, C, D = make_inputs(2, grid, 3, 1, 2, torch.float64)
+    y = selective_scan(x, dt, A, B, C, D, grid=grid, directions=('snake',), backend='torch')
+    order = snake(*grid)
+    ahead = [t[:, order] for t in (x, dt)], [t[:, order] for t in (B, C)]
+    expected = loop(*ahead[0], A, *ahead[1], D, grid, ('left-right',))
+    torch.testing.assert_close(y[:, order], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_direction_that_is_none(snake):
+    with pytest.raises(ValueError, match="'snake' is there already"):
+        register_direction('snake', snake)
+    with pytest.raises(ValueError, match='does not visit each of the 3 tokens'):
+        register_direction('first', lambda height, width: torch.zeros(height * width))
+    with pytest.raises(ValueError, match="do not know the scan direction 'snake'"):
+        directions.direction_code(('left-right', 'snake'))
 
 
 def _bad(**changes):
@@ -187,3 +219,50 @@ def test_bad_values_are_named(changes, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match='dt must be a floating-point tensor, got torch.int64'):
         _bad(dt=torch.zeros(1, 6, 8, dtype=torch.int64))
+
+
+def traced(run):
+    """A function as torch.compile records it, and the nodes of each of its graphs."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    return torch.compile(run, backend=aot_autograd(fw_compiler=keep), fullgraph=True), graphs
+
+
+def test_compiled_on_a_cpu_the_graph_does_not_grow_with_the_length():
+    """Each recurrence is one operator: its steps written out took Inductor's C++ minutes."""
+
+    def run(*inputs, grid):
+        options = dict(directions=('left-right', 'bottom-top'), backend='torch')
+        return selective_scan(*inputs, grid=grid, **options)
+
+    nodes = []
+    for grid in ((2, 3), (40, 41)):
+        inputs = [t.double().requires_grad_() for t in make_inputs(1, grid, 3, 2, 2)]
+        compiled, graphs = traced(partial(run, grid=grid))
+        found, wanted = compiled(*inputs), run(*inputs, grid=grid)
+        torch.testing.assert_close(found, wanted)
+        weight = torch.rand_like(wanted)
+        for one, other in zip(
+            torch.autograd.grad((found * weight).sum(), inputs),
+            torch.autograd.grad((wanted * weight).sum(), inputs),
+        ):
+            torch.testing.assert_close(one, other)
+        operators = [graph.count('groupmamba_mm.recurrence_of_decays.default') for graph in graphs]
+        assert operators == [1, 1]  # forward and backward
+        nodes.append([len(graph) for graph in graphs])
+    assert nodes[0] == nodes[1]
+
+
+def test_the_operator_of_the_recurrence_is_whole():
+    a, b = (torch.rand(2, 37, 3, 2).transpose(1, 2).contiguous().transpose(1, 2) for _ in range(2))
+    operator = torch.ops.groupmamba_mm.recurrence_of_decays.default
+    torch.testing.assert_close(operator(a, b), recurrence(a.contiguous(), b.contiguous()))
+    torch.library.opcheck(operator, (a.contiguous(), b.contiguous()))

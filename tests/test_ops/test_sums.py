@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernel_truth import needs_triton
+from tests.kernel_testing import needs_triton
 
 pytestmark = [needs_triton, pytest.mark.usefixtures('nan_buffers')]
 

@@ -96,7 +96,18 @@ def test_a_cache_that_cannot_be_written_is_told(checkout):
     assert f'install.sh: the cache {checkout}/cache cannot be written' in output
 
 
-def test_nothing_is_written_where_nothing_is_to_be_done(checkout):
+@pytest.mark.parametrize(
+    'installed, wanted, done',
+    [
+        ('', ['--classification'], True),
+        ('', [], False),
+        (' dense', [], True),
+        (' dense', ['--classification'], True),
+        (' dense', ['--tests'], False),
+        (' dense tests export docs', [], True),
+    ],
+)
+def test_nothing_is_written_where_nothing_is_to_be_done(checkout, installed, wanted, done):
     venv = checkout / 'gm/.venv/bin'
     venv.mkdir(parents=True)
     (venv / 'python').write_text('#!/bin/sh\nexit 0\n')
@@ -107,10 +118,29 @@ def test_nothing_is_written_where_nothing_is_to_be_done(checkout):
         script[: script.index('leave_if_done()')] + '\ninstall_key\n'
     )
     _, key = run(checkout, script='key.sh')
-    (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(f'{key} runtime mminstall demo hub')
+    stamp = f'{key} runtime mminstall demo hub{installed}'
+    (checkout / 'gm/.venv/groupmamba_mm.installed').write_text(stamp)
     (checkout / 'cache').touch()
-    code, output = run(checkout)
-    assert code == 0 and 'nothing to do' in output, output
+    code, output = run(checkout, *wanted)
+    if done:
+        assert code == 0 and 'nothing to do' in output, output
+    else:  # more is to be installed, and the cache is looked at
+        assert code == 1 and 'cannot be written' in output, output
+
+
+def test_what_is_installed_for_more_tasks_is_kept(checkout):
+    """--classification beside mmdet and mmseg does not take mmcv's operators away."""
+    venv = checkout / 'gm/.venv/bin'
+    venv.mkdir(parents=True)
+    (venv / 'python').write_text('#!/bin/sh\n[ "$2" != installed ] || echo dense\n')
+    (venv / 'python').chmod(0o755)
+    script = (checkout / 'gm/tools/install.sh').read_text()
+    (checkout / 'gm/tools/kept.sh').write_text(
+        script[: script.index('leave_if_done()')] + '\nchoose_requirements\necho "${wanted[*]}"\n'
+    )
+    for arguments in ([], ['--classification']):
+        _, output = run(checkout, *arguments, script='kept.sh')
+        assert output == 'runtime mminstall demo hub dense'
 
 
 def test_help_of_the_tests_installs_nothing(checkout):

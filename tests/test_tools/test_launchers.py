@@ -1,4 +1,4 @@
-"""The shell scripts that start trainings: restarts and signals, with stand-ins for what they start."""
+"""The shell scripts that start trainings: restarts and signals, with fakes for what they start."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ exit {code}
 """
 
 
-def stand_in(folder, name, code=0, ticks=0):
+def fake_program(folder, name, code=0, ticks=0):
     file = folder / name
     file.write_text(STAND_IN.format(folder=folder, name=name, code=code, ticks=ticks))
     file.chmod(file.stat().st_mode | stat.S_IEXEC)
@@ -47,7 +47,7 @@ def arguments_of(folder, name):
 
 @pytest.mark.parametrize('given', [['--max-restarts', '3'], ['--max-restarts=3']])
 def test_restarts_are_torchruns(tmp_path, given):
-    stand_in(tmp_path, 'python')
+    fake_program(tmp_path, 'python')
     assert (
         start(tmp_path, 'dist_train.sh', 'config.py', '2', '--work-dir', 'a b', *given).wait() == 0
     )
@@ -61,7 +61,7 @@ def test_restarts_are_torchruns(tmp_path, given):
 
 
 def test_without_restarts_the_rendezvous_is_static(tmp_path):
-    stand_in(tmp_path, 'python')
+    fake_program(tmp_path, 'python')
     assert (
         start(
             tmp_path,
@@ -87,7 +87,7 @@ def test_without_restarts_the_rendezvous_is_static(tmp_path):
 
 
 def test_fewer_machines_are_elastic(tmp_path):
-    stand_in(tmp_path, 'python')
+    fake_program(tmp_path, 'python')
     assert (
         start(tmp_path, 'dist_train.sh', 'config.py', '2', NNODES='1:2', MASTER_ADDR='node0').wait()
         == 0
@@ -105,7 +105,7 @@ def test_a_number_of_restarts_that_is_none_is_refused(tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_torchrun_and_has_a_code(tmp_path, number):
-    stand_in(tmp_path, 'python', code=1, ticks=400)
+    fake_program(tmp_path, 'python', code=1, ticks=400)
     run = start(tmp_path, 'dist_train.sh', 'config.py', '2')
     assert run.stdout.readline() == 'ready\n'
     run.send_signal(number)
@@ -114,7 +114,7 @@ def test_a_signal_reaches_torchrun_and_has_a_code(tmp_path, number):
 
 
 def test_a_failure_keeps_its_code(tmp_path):
-    stand_in(tmp_path, 'python', code=3)
+    fake_program(tmp_path, 'python', code=3)
     assert start(tmp_path, 'dist_train.sh', 'config.py', '2').wait() == 3
 
 
@@ -126,8 +126,8 @@ SLURM = ('slurm_train.sh', 'gpu', 'job', 'config.py', 'work')
     [(dict(SLURM_JOB_ID='77'), True), (dict(SLURM_JOB_ID='77', REQUEUE='0'), False), ({}, False)],
 )
 def test_a_batch_job_that_was_stopped_is_requeued(tmp_path, environment, requeued):
-    stand_in(tmp_path, 'srun', code=75)
-    stand_in(tmp_path, 'scontrol')
+    fake_program(tmp_path, 'srun', code=75)
+    fake_program(tmp_path, 'scontrol')
     run = start(tmp_path, *SLURM, **environment)
     output, _ = run.communicate()
     assert run.returncode == 75
@@ -139,13 +139,13 @@ def test_a_batch_job_that_was_stopped_is_requeued(tmp_path, environment, requeue
 
 
 def test_a_job_that_failed_is_not_requeued(tmp_path):
-    stand_in(tmp_path, 'srun', code=1)
-    stand_in(tmp_path, 'scontrol')
+    fake_program(tmp_path, 'srun', code=1)
+    fake_program(tmp_path, 'scontrol')
     assert start(tmp_path, *SLURM, SLURM_JOB_ID='77').wait() == 1
     assert not (tmp_path / 'scontrol_arguments').exists()
 
 
 def test_a_requeued_job_resumes(tmp_path):
-    stand_in(tmp_path, 'srun')
+    fake_program(tmp_path, 'srun')
     assert start(tmp_path, *SLURM, SLURM_JOB_ID='77', SLURM_RESTART_COUNT='1').wait() == 0
     assert arguments_of(tmp_path, 'srun')[-1] == '--resume'

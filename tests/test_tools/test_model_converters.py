@@ -12,7 +12,7 @@ from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file, revert_to_official
 from groupmamba_mm.engine.config_checks import load_config
 from tests.conftest import REPO, RunsCode, load_tool
-from tests.slow_models import official_forward
+from tests.reference_models import official_forward
 from tests.test_backbones.test_truth import official_state
 
 TOOL, BACK = (

@@ -1,5 +1,6 @@
 """The requirements files, the package built from them, and the scripts that install them."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -17,15 +19,22 @@ from groupmamba_mm.extras import EXTRAS
 from tests.conftest import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Each extra, and its file in requirements/.
+#: Each extra, and its files in requirements/.
 EXTRA_FILES = dict(
-    mm='mminstall', demo='demo', export='export', hub='hub', dev='tests', mamba='optional'
+    mm=('mminstall', 'dense'),
+    demo=('demo',),
+    export=('export',),
+    hub=('hub',),
+    dev=('tests',),
+    docs=('docs',),
+    mamba=('optional',),
 )
 SCRIPTS = sorted(ROOT.glob('tools/**/*.sh')) + [ROOT / '.ci' / 'run']
 
 
-def read_requirements(name):
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+def read_requirements(*names):
+    files = [ROOT / 'requirements' / f'{name}.txt' for name in names]
+    lines = [line for file in files for line in file.read_text().splitlines()]
     lines = [line.split('#', 1)[0].strip() for line in lines]
     return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
 
@@ -139,21 +148,21 @@ def test_extras_are_the_requirements_files(wheel):
     assert as_pairs(always) == as_pairs(read_requirements('runtime').values())
     for extra in extras:
         brought = [r for r in required if r.marker and r.marker.evaluate({'extra': extra})]
-        expected = read_requirements(EXTRA_FILES[extra]).values()
+        expected = read_requirements(*EXTRA_FILES[extra]).values()
         assert as_pairs(brought) == as_pairs(expected), extra
 
 
 def test_errors_name_the_extra_that_brings_a_library():
     distributions = packages_distributions()
     for extra, modules in EXTRAS.items():
-        required = set(read_requirements(EXTRA_FILES[extra]))
+        required = set(read_requirements(*EXTRA_FILES[extra]))
         for module in modules:
             if module in distributions:
                 names = {canonicalize_name(name) for name in distributions[module]}
                 assert names & required, f'{module} is not of the extra {extra}'
 
 
-@pytest.mark.parametrize('name', ['runtime', *EXTRA_FILES.values()])
+@pytest.mark.parametrize('name', ['runtime', *itertools.chain(*EXTRA_FILES.values())])
 def test_every_requirement_is_pinned_within_its_bounds(name):
     tested = read_requirements('tested')
     for package, requirement in read_requirements(name).items():
@@ -184,14 +193,40 @@ def test_shell_script_parses_and_stops_on_errors(script):
         assert '\nset -euo pipefail\n' in script.read_text()
 
 
-def test_ci_runs_the_test_script():
-    assert 'bash tools/run_tests.sh' in (ROOT / '.ci' / 'run').read_text().splitlines()
+def test_ci_runs_linter_formatter_and_tests_and_the_forge_does_the_same():
+    lines = (ROOT / '.ci' / 'run').read_text().splitlines()
+    assert lines[-3:] == ['ruff check .', 'ruff format --check .', 'bash tools/run_tests.sh']
+    workflow = yaml.safe_load((ROOT / '.github/workflows/tests.yml').read_text())
+    job = workflow['jobs']['tests']
+    assert job['steps'][-1] == dict(run='.ci/run')
+    assert job['strategy']['matrix']['python'] == ['3.11', '3.12']
+
+
+def test_pre_commit_has_the_tested_ruff():
+    hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())
+    [revision] = [repo['rev'] for repo in hooks['repos'] if 'ruff' in repo['repo']]
+    assert str(read_requirements('tested')['ruff'].specifier) == f'=={revision.removeprefix("v")}'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / '.github').rglob('*.yml')), ids=lambda p: p.name)
+def test_forms_and_workflows_are_whole(path):
+    content = yaml.safe_load(path.read_text())
+    if path.parent.name == 'ISSUE_TEMPLATE':
+        assert content['name'] and content['description']
+        for part in content['body']:
+            assert part['type'] in ('input', 'textarea') and part['attributes']['label']
+    else:
+        assert True in content and content['jobs']  # YAML reads the key `on` as true
 
 
 @pytest.mark.parametrize(
     'script, arguments, message',
     [
-        ('install.sh', ['--fast'], "unknown argument '--fast'; accepted are --tests and --help"),
+        (
+            'install.sh',
+            ['--fast'],
+            "unknown argument '--fast'; accepted are --classification, --tests and --help",
+        ),
         (
             'quickstart.sh',
             ['--task', 'pose'],
@@ -217,7 +252,7 @@ def test_help_names_every_option():
         ['bash', ROOT / 'tools' / 'install.sh', '--help'], capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    for option in ('--tests', 'PYTHON', 'GROUPMAMBA_CACHE', 'MAX_JOBS'):
+    for option in ('--classification', '--tests', 'PYTHON', 'GROUPMAMBA_CACHE', 'MAX_JOBS'):
         assert option in run.stdout
     assert 'set -e' not in run.stdout
 
@@ -256,4 +291,6 @@ def test_verify_refuses_a_bad_mmcv_wheel(verify, tmp_path, members, message):
             for name, text in members.items():
                 archive.writestr(name, text)
     with pytest.raises(SystemExit, match=message):
-        verify.check_wheel(path)
+        verify.check_wheel(path, 'cpu')
+    if members:
+        verify.check_wheel(path, 'none')

@@ -24,7 +24,7 @@ from mmpretrain.datasets import CustomDataset
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from tests.conftest import RunsCode
-from tests.witnesses import digest
+from tests.recording_hooks import digest
 
 REPO = Path(__file__).resolve().parents[2]
 TRAIN, TEST = str(REPO / 'tools' / 'train.py'), str(REPO / 'tools' / 'test.py')
@@ -69,14 +69,14 @@ STUDENT = """
 _base_ = ['./tiny.py']
 custom_imports = dict(
     imports=['groupmamba_mm.datasets.loading', 'groupmamba_mm.distillation',
-             'tests.witnesses'], allow_failed_imports=False)
+             'tests.recording_hooks'], allow_failed_imports=False)
 model = dict(
     type='DistilledClassifier', head=dict(type='DistilledLinearClsHead'),
     teacher=dict(type='ConfigTeacher', config='tiny.py', checkpoint='work_dirs/tiny/epoch_1.pth'),
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8)]))
 custom_hooks = [
     dict(type='EMAHook', momentum=0.1, update_buffers=True, evaluate_on_origin=True),
-    dict(type='TeacherWitness'), dict(type='ThreadWitness')]
+    dict(type='TeacherHashHook'), dict(type='ThreadNamesHook')]
 """
 
 
@@ -328,7 +328,7 @@ def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
     # the averaged weights' accuracy and the raw ones'
     logged = ''.join(log.read_text() for log in place.glob('student/*/vis_data/scalars.json'))
     assert '"accuracy/top1"' in logged and '"accuracy/top1_origin"' in logged
-    hashes = {(place / 'student' / f'witness_{rank}.txt').read_text() for rank in (0, 1)}
+    hashes = {(place / 'student' / f'teacher_hash_{rank}.txt').read_text() for rank in (0, 1)}
     assert len(hashes) == 1
     before, after = hashes.pop().split()
     assert before == after

@@ -13,7 +13,8 @@ from matplotlib import font_manager
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from groupmamba_mm.visualization import NamedSegVisualizer, fonts, readable_names
+from groupmamba_mm.visualization import fonts, readable_names
+from groupmamba_mm.visualization.seg_visualizer import NamedSegVisualizer
 
 LETTERS = [chr(code) for code in range(32, 127)] + list('猫犬')
 

@@ -51,7 +51,7 @@ class OfficialSpec(NamedTuple):
     Attributes:
         channels, groups, hidden: C, G and the FFN's hidden channels.
         dt_rank, d_state: R and N.
-        columns, reverses: Directions of the groups as bits.
+        directions: Of the groups, a :func:`direction_code`.
         affinity: Hidden units of the channel affinity, 0 without it.
         norm_eps, out_norm_eps, norm2_eps: Of the three LayerNorms.
     """
@@ -60,8 +60,7 @@ class OfficialSpec(NamedTuple):
     hidden: int
     dt_rank: int
     d_state: int
-    columns: int
-    reverses: int
+    directions: int
     affinity: int
     norm_eps: float
     out_norm_eps: float
@@ -92,7 +91,7 @@ class OfficialSpec(NamedTuple):
 
     def scan(self, grid: tuple[int, int]) -> Scan:
         return scan_of(*grid, self.groups, self.width, self.stored_width, self.dt_rank,
-                       self.d_state, (self.columns, self.reverses), self.out_norm_eps, True)
+                       self.d_state, self.directions, self.out_norm_eps, True)
 
     @functools.cache
     def shapes(self) -> tuple[torch.Size, ...]:

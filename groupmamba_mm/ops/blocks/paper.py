@@ -69,7 +69,7 @@ class PaperSpec(NamedTuple):
         taps: Of the causal convolution.
         group_hidden, hidden: Hidden channels of a group's FFN and of the outer one.
         dt_rank, d_state: R and N.
-        columns, reverses: Directions of the groups as bits.
+        directions: Of the groups, a :func:`direction_code`.
         affinity: Hidden units of the channel affinity, 0 without it.
         norm1_eps, norm2_eps, norm_eps: Of the three LayerNorms.
     """
@@ -81,8 +81,7 @@ class PaperSpec(NamedTuple):
     hidden: int
     dt_rank: int
     d_state: int
-    columns: int
-    reverses: int
+    directions: int
     affinity: int
     norm1_eps: float
     norm2_eps: float
@@ -109,7 +108,7 @@ class PaperSpec(NamedTuple):
 
     def scan(self, grid: tuple[int, int]) -> Scan:
         return scan_of(*grid, self.groups, self.inner, round_up(self.inner), self.dt_rank,
-                       self.d_state, (self.columns, self.reverses), 1e-5, False)
+                       self.d_state, self.directions, 1e-5, False)
 
     @functools.cache
     def shapes(self) -> tuple[torch.Size, ...]:

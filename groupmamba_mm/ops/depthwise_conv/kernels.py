@@ -36,7 +36,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..integers import cdiv, round_up
-from ..kernel_functions import activate
+from ..kernel_functions import activate, direction_of, scan_position
 from ..launch import is_abstract, launch, rows_of
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
@@ -52,7 +52,7 @@ _WALK_WARPS = 4
 
 # No integer is specialised: a new image size never compiles anew. Distances of tokens in memory,
 # which a layer fixes, are constants, so that loads are known to be aligned.
-_CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'column_major', 'backwards']
+_CAUSAL_INTEGERS = ['batch', 'height', 'width', 'steps', 'directions']
 _GRID_INTEGERS = ['batch', 'height', 'width', 'rows', 'images']
 
 
@@ -353,7 +353,7 @@ def _load_taps(weight, TAPS: tl.constexpr, COUNT: tl.constexpr, channel, exists)
 
 
 @triton.jit
-def _walk(block, batch, height, width, steps, column_major, backwards, group,
+def _walk(block, batch, height, width, steps, directions, group,
           SEGMENTS: tl.constexpr):
     """The segments of this program: image, first step, steps in the scan, and how to go on.
 
@@ -364,23 +364,22 @@ def _walk(block, batch, height, width, steps, column_major, backwards, group,
     parts = tl.cdiv(length, steps)  # of an image
     segment = block * SEGMENTS + tl.arange(0, SEGMENTS)[:, None]
     image = (segment // parts).to(tl.int64)
-    is_column_major = ((column_major >> group) & 1) == 1
-    is_backward = ((backwards >> group) & 1) == 1
-    forward_step = tl.where(is_column_major, width, 1)
-    step = tl.where(is_backward, -forward_step, forward_step)
-    line = tl.where(is_column_major, height, length)  # row-major, the wrap at the end is no step
-    to_next_line = tl.where(is_backward, length - 1, 1 - length)
-    return (image, (segment % parts) * steps, tl.where(image < batch, length, 0), is_column_major,
-            is_backward, step, line, to_next_line)
+    column, reverse, mirrored = direction_of(directions, group)
+    across = tl.where(mirrored, -1, 1)  # to the next column
+    # the end of a row is a step like any other, unless the grid is mirrored
+    line = tl.where(column, height, tl.where(mirrored, width, length))
+    to_next_line = tl.where(column, across - length, tl.where(mirrored, 2 * width, 0))
+    sign = tl.where(reverse, -1, 1)
+    step = sign * tl.where(column, width, across)
+    return (image, (segment % parts) * steps, tl.where(image < batch, length, 0), column, reverse,
+            mirrored, step, line, sign * to_next_line)
 
 
 @triton.jit
-def _scan_place(t, height, width, is_column_major, is_backward):
+def _scan_place(t, height, width, column, reverse, mirrored):
     """Position of step ``t`` of a scan in row-major order, and how many steps its line has had."""
-    length = height * width
-    index = tl.where(is_backward, length - 1 - t, t)
-    position = tl.where(is_column_major, (index % height) * width + index // height, index)
-    return position, tl.where(is_column_major, t % height, t)
+    position = scan_position(t, height * width, height, width, column, reverse, mirrored)
+    return position, tl.where(column, t % height, tl.where(mirrored, t % width, t))
 
 
 @triton.jit
@@ -398,14 +397,14 @@ def _load_step(tensor, position, TOKEN: tl.constexpr, mask):
 
 
 @triton.jit
-def _earlier_steps(x, start, length, height, width, is_column_major, is_backward, exists,
+def _earlier_steps(x, start, length, height, width, column, reverse, mirrored, exists,
                    X_TOKEN: tl.constexpr, TAPS: tl.constexpr, zeros):
     """x one, two and three steps before the first, in fp32, as far as there are taps for them."""
     earlier = ()
     for back in tl.static_range(1, 4):
         value = zeros
         if back < TAPS:
-            position, _ = _scan_place(start - back, height, width, is_column_major, is_backward)
+            position, _ = _scan_place(start - back, height, width, column, reverse, mirrored)
             value = _load_step(x, position, X_TOKEN, exists & (start >= back)
                                & (start - back < length)).to(tl.float32)
         earlier = earlier + (value, )
@@ -426,21 +425,21 @@ def _convolve(bias, w, now, earlier, TAPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
-def _causal_forward(x, out, weight, bias, batch, height, width, steps, column_major, backwards,
+def _causal_forward(x, out, weight, bias, batch, height, width, steps, directions,
                     X_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
                     TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr,
                     BC: tl.constexpr):
     """out = silu(conv(x) + bias), each group in its direction.
 
     Threads walk along the scan, ``steps`` tokens each: a token is loaded once, two steps ahead.
-    Bit g of ``column_major`` and ``backwards`` gives the direction of group g.
+    ``directions`` is a :func:`direction_code` of the groups.
     """
     COUNT: tl.constexpr = GROUPS * TRUE
     BLOCKS: tl.constexpr = GROUPS * ((LANES + BC - 1) // BC)
     group, channel, exists, true_channel, is_true = _channels(tl.program_id(0) % BLOCKS, LANES,
                                                               TRUE, BC)
-    image, start, length, is_column_major, is_backward, step, line, to_next_line = _walk(
-        tl.program_id(0) // BLOCKS, batch, height, width, steps, column_major, backwards, group,
+    image, start, length, column, reverse, mirrored, step, line, to_next_line = _walk(
+        tl.program_id(0) // BLOCKS, batch, height, width, steps, directions, group,
         SEGMENTS)
     w = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
     b = _load_tap(bias, 0, COUNT, true_channel, is_true)
@@ -449,9 +448,9 @@ def _causal_forward(x, out, weight, bias, batch, height, width, steps, column_ma
     x += image * pixels * X_TOKEN + channel[None, :]
     out += image * pixels * (GROUPS * LANES) + channel[None, :]
 
-    earlier = _earlier_steps(x, start, length, height, width, is_column_major, is_backward,
+    earlier = _earlier_steps(x, start, length, height, width, column, reverse, mirrored,
                              exists, X_TOKEN, TAPS, tl.zeros([SEGMENTS, BC], tl.float32))
-    position, done = _scan_place(start, height, width, is_column_major, is_backward)
+    position, done = _scan_place(start, height, width, column, reverse, mirrored)
     now = _load_step(x, position, X_TOKEN, exists & (start < length))
     next_position, done = _take_step(position, done, step, line, to_next_line)
     then = _load_step(x, next_position, X_TOKEN, exists & (start + 1 < length))
@@ -498,8 +497,8 @@ def _causal_dx(dp, later, w, TAPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_CAUSAL_INTEGERS)
-def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, steps, column_major,
-                     backwards, X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
+def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, steps, directions,
+                     X_TOKEN: tl.constexpr, DY_TOKEN: tl.constexpr,
                      DX_TOKEN: tl.constexpr, GROUPS: tl.constexpr, LANES: tl.constexpr,
                      TRUE: tl.constexpr, TAPS: tl.constexpr, SEGMENTS: tl.constexpr,
                      BC: tl.constexpr):
@@ -514,8 +513,8 @@ def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, ste
     place = tl.program_id(0) // BLOCKS
     group, channel, lane_exists, true_channel, is_true = _channels(tl.program_id(0) % BLOCKS,
                                                                    LANES, TRUE, BC)
-    image, start, length, is_column_major, is_backward, step, line, to_next_line = _walk(
-        place, batch, height, width, steps, column_major, backwards, group, SEGMENTS)
+    image, start, length, column, reverse, mirrored, step, line, to_next_line = _walk(
+        place, batch, height, width, steps, directions, group, SEGMENTS)
     w = _load_taps(weight, TAPS, COUNT, true_channel, is_true)
     b = _load_tap(bias, 0, COUNT, true_channel, is_true)
     exists = lane_exists[None, :]
@@ -526,14 +525,14 @@ def _causal_backward(x, dy, dx, weight, bias, partial, batch, height, width, ste
     dx += image * pixels * DX_TOKEN + channel[None, :]
 
     zeros = tl.zeros([SEGMENTS, BC], tl.float32)
-    earlier = _earlier_steps(x, start, length, height, width, is_column_major, is_backward,
+    earlier = _earlier_steps(x, start, length, height, width, column, reverse, mirrored,
                              exists, X_TOKEN, TAPS, zeros)
     if LANES != TRUE:  # what is in padded lanes must not reach the sums
         earlier = (tl.where(is_true, earlier[0], 0.), tl.where(is_true, earlier[1], 0.),
                    tl.where(is_true, earlier[2], 0.))
     later = (zeros, zeros, zeros)
     g = (zeros, zeros, zeros, zeros, zeros)  # of the taps from the last, and of the bias
-    position, done = _scan_place(start, height, width, is_column_major, is_backward)
+    position, done = _scan_place(start, height, width, column, reverse, mirrored)
     mask = exists & (start < length)
     now = _load_step(x, position, X_TOKEN, mask)
     dy_now = _load_step(dy, position, DY_TOKEN, mask)
@@ -799,7 +798,7 @@ def grid_conv_backward(
 
 
 def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int],
-                        directions: tuple[int, int], groups: int) -> Tensor:
+                        directions: int, groups: int) -> Tensor:
     """silu(causal depthwise convolution + bias) along the scan of each group.
 
     With t counting along the direction of a channel's group,
@@ -811,7 +810,7 @@ def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, 
         bias: (C,).
         grid: (H, W).
         directions: Of the groups, as
-            :func:`groupmamba_mm.ops.selective_scan.directions.direction_bits` gives them.
+            :func:`groupmamba_mm.ops.selective_scan.directions.direction_code` gives them.
         groups: Number of groups G.
 
     Returns:
@@ -824,13 +823,13 @@ def causal_conv_forward(x: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, 
     walks, programs, constants = _plan_causal(*x.shape, groups, bias.shape[0], False)
     if programs[0]:
         launch(_causal_forward, programs, x, y, taps, bias, x.shape[0], *grid, walks.steps,
-               *directions, X_TOKEN=x_token, TAPS=taps.shape[0], **constants)
+               directions, X_TOKEN=x_token, TAPS=taps.shape[0], **constants)
     return y
 
 
 def causal_conv_backward(
         x: Tensor, dy: Tensor, taps: Tensor, bias: Tensor, grid: tuple[int, int],
-        directions: tuple[int, int], groups: int, dx: Tensor | None = None,
+        directions: int, groups: int, dx: Tensor | None = None,
         dweight: Tensor | None = None, dbias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`causal_conv_forward`, from its inputs only.
@@ -852,6 +851,6 @@ def causal_conv_backward(
     partial = torch.empty(number, rows, x.shape[2], dtype=torch.float32, device=x.device)
     if number and x.numel():
         launch(_causal_backward, programs, x, dy, dx, taps, bias, partial, x.shape[0], *grid,
-               walks.steps, *directions, X_TOKEN=x_token, DY_TOKEN=dy_token,
+               walks.steps, directions, X_TOKEN=x_token, DY_TOKEN=dy_token,
                DX_TOKEN=rows_of(dx)[1], TAPS=rows - 1, **constants)
     return (dx, *_add_up(partial, rows - 1, groups, count, dweight, dbias))

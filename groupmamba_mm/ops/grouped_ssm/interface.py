@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..selective_scan.directions import check_directions, direction_bits
+from ..selective_scan.directions import check_directions, direction_code
 from .operators import grouped_ssm_op
 from .reference import grouped_ssm_torch
 
@@ -47,10 +47,11 @@ def grouped_ssm(xz: Tensor,
         A_log: (G, d, N) with N = ``d_state``.
         D: (G * d,).
         grid: (H, W).
-        directions: One of ``'left-right'``, ``'right-left'``, ``'top-bottom'``, ``'bottom-top'``
-            for each group.
+        directions: For each group one of DIRECTIONS or MIRRORED_DIRECTIONS; 'torch' takes any
+            that is registered.
         gated: Whether ``xz`` has a z.
-        norm_weight, norm_bias: (G * d,) of a LayerNorm over each group's channels, or None.
+        norm_weight: (G * d,) of a LayerNorm over each group's channels, or None.
+        norm_bias: (G * d,), or None without a norm.
         eps: Added to its variance.
         conv_weight: Depthwise, (G * d, 1, 3, 3) on the grid or (G * d, 1, K) causal along each
             group's direction; or None.
@@ -101,5 +102,5 @@ def grouped_ssm(xz: Tensor,
               conv_weight, conv_bias)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (xz, *params))
-    return grouped_ssm_op(xz, *params, *direction_bits(directions), height, width, gated, eps,
+    return grouped_ssm_op(xz, *params, direction_code(directions), height, width, gated, eps,
                           needs_grad)[0]

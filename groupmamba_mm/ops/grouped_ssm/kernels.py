@@ -29,11 +29,11 @@ P = R + 2 N columns of the projection to (dt's low rank, B, C).
 import triton
 import triton.language as tl
 
-from ..kernel_functions import exp, log1p_of_fraction, reciprocal, scan_position
+from ..kernel_functions import direction_of, exp, log1p_of_fraction, reciprocal, scan_position
 
 #: None of them decides on a compiled version. Distances of tokens in memory, which a layer fixes,
 #: are constants: loads are then known to be aligned.
-_INTEGERS = ['L', 'H', 'W', 'columns', 'reverses', 'chunks', 'chunks_of_segment', 'segments']
+_INTEGERS = ['L', 'H', 'W', 'directions', 'chunks', 'chunks_of_segment', 'segments']
 
 
 @triton.jit
@@ -295,7 +295,7 @@ def _place(NUM_CHANNEL_BLOCKS: tl.constexpr):
 def scan_forward_kernel(
         x_ptr, z_ptr, y_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr, A_log_ptr, D_ptr, norm_w_ptr,
         norm_b_ptr, kept_ptr, sums_ptr, ends_ptr,
-        L, H, W, columns, reverses, chunks, chunks_of_segment, segments, eps,
+        L, H, W, directions, chunks, chunks_of_segment, segments, eps,
         X_TOKEN: tl.constexpr, Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
@@ -324,7 +324,7 @@ def scan_forward_kernel(
     skip = _vector(D_ptr, g, oc, D_IN)
     if HAS_NORM:
         norm_w, norm_b = _vector(norm_w_ptr, g, oc, D_IN), _vector(norm_b_ptr, g, oc, D_IN)
-    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    column, reverse, mirrored = direction_of(directions, g)
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
     # in what is kept of a chunk: the states' first element and the length of their rows
@@ -350,7 +350,7 @@ def scan_forward_kernel(
                      mask=(on < N)[:, None] & (oc < STATE_ROW)[None, :])
         t = chunk * CHUNK + ot
         is_token = t < L
-        position = scan_position(t, L, H, W, column, reverse)
+        position = scan_position(t, L, H, W, column, reverse, mirrored)
         valid = is_token[:, None] & is_stored[None, :]
         if RELOAD_WEIGHTS:  # in shared memory for one product at a time, not all the while
             if NUM_CHANNEL_BLOCKS == 1:
@@ -416,7 +416,7 @@ def scan_backward_kernel(
         x_ptr, z_ptr, grad_y_ptr, grad_x_ptr, grad_z_ptr, x_proj_ptr, dt_proj_ptr, dt_bias_ptr,
         A_log_ptr, D_ptr, norm_w_ptr, norm_b_ptr, kept_ptr, sums_ptr, ends_ptr, partial_ptr,
         grad_low_ptr,
-        L, H, W, columns, reverses, chunks, chunks_of_segment, segments, eps,
+        L, H, W, directions, chunks, chunks_of_segment, segments, eps,
         X_TOKEN: tl.constexpr, Z_TOKEN: tl.constexpr, GRAD_Y_TOKEN: tl.constexpr,
         GRAD_X_TOKEN: tl.constexpr, GRAD_Z_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
@@ -460,7 +460,7 @@ def scan_backward_kernel(
     skip = _vector(D_ptr, g, oc, D_IN)
     if HAS_NORM:
         norm_w, norm_b = _vector(norm_w_ptr, g, oc, D_IN), _vector(norm_b_ptr, g, oc, D_IN)
-    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    column, reverse, mirrored = direction_of(directions, g)
     is_state = is_channel[None, :] & (on < N)[:, None]
     in_state = on[:, None] * D_IN + oc[None, :]
     FIRST_STATE: tl.constexpr = (P + 2 * HAS_NORM) * CHUNK
@@ -507,7 +507,7 @@ def scan_backward_kernel(
             to_dt = _weights_to_dt(dt_proj_ptr, g, oc, op, D_IN, R, SUMMARY_PASS)
         t = chunk * CHUNK + ot
         is_token = t < L
-        position = scan_position(t, L, H, W, column, reverse)
+        position = scan_position(t, L, H, W, column, reverse, mirrored)
         valid = is_token[:, None] & is_stored[None, :]
         x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + in_group, mask=valid, other=0.)
         grad_y = tl.load(grad_y_ptr + position[:, None] * GRAD_Y_TOKEN + in_group, mask=valid,
@@ -675,7 +675,7 @@ def scan_backward_kernel(
 
 @triton.jit(do_not_specialize=_INTEGERS[:6])
 def project_kernel(
-        x_ptr, x_proj_ptr, kept_ptr, L, H, W, columns, reverses, chunks, X_TOKEN: tl.constexpr,
+        x_ptr, x_proj_ptr, kept_ptr, L, H, W, directions, chunks, X_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, SAVED_STRIDE: tl.constexpr,
         DOT: tl.constexpr, TOKENS: tl.constexpr):
@@ -684,7 +684,8 @@ def project_kernel(
     program = tl.program_id(0)
     b, g = (program // G).to(tl.int64), program % G
     op, t = tl.arange(0, BP), tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
-    position = scan_position(t, L, H, W, ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0)
+    column, reverse, mirrored = direction_of(directions, g)
+    position = scan_position(t, L, H, W, column, reverse, mirrored)
     x_ptr += b * L * X_TOKEN + g * DP
     low = tl.zeros([TOKENS, BP], tl.float32)
     for first in range(0, D_IN, BD):
@@ -700,7 +701,7 @@ def project_kernel(
 
 @triton.jit(do_not_specialize=_INTEGERS)
 def project_backward_kernel(
-        x_ptr, grad_x_ptr, x_proj_ptr, grad_low_ptr, partial_ptr, L, H, W, columns, reverses,
+        x_ptr, grad_x_ptr, x_proj_ptr, grad_low_ptr, partial_ptr, L, H, W, directions,
         chunks, chunks_of_segment, segments, X_TOKEN: tl.constexpr, GRAD_X_TOKEN: tl.constexpr,
         G: tl.constexpr, D_IN: tl.constexpr, DP: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
         BD: tl.constexpr, BP: tl.constexpr, CHUNK: tl.constexpr, ROW: tl.constexpr,
@@ -710,7 +711,7 @@ def project_backward_kernel(
     program, tile, segment = _place((DP + BD - 1) // BD)
     b, g = (program // G).to(tl.int64), program % G
     op, oc = tl.arange(0, BP), tile * BD + tl.arange(0, BD)
-    column, reverse = ((columns >> g) & 1) != 0, ((reverses >> g) & 1) != 0
+    column, reverse, mirrored = direction_of(directions, g)
     to_low = _weights_to_low(x_proj_ptr, g, oc, op, D_IN, P, False)
     x_ptr += b * L * X_TOKEN + g * DP
     grad_x_ptr += b * L * GRAD_X_TOKEN + g * DP
@@ -722,7 +723,7 @@ def project_backward_kernel(
     # many programs on a multiprocessor, not tiles ahead, hide the loads: those take shared memory
     for first in tl.range(begin, end, TOKENS, num_stages=1):
         t = first + tl.arange(0, TOKENS)
-        position = scan_position(t, L, H, W, column, reverse)
+        position = scan_position(t, L, H, W, column, reverse, mirrored)
         valid = (t < end)[:, None] & (oc < DP)[None, :]
         x_tile = tl.load(x_ptr + position[:, None] * X_TOKEN + oc[None, :], mask=valid, other=0.)
         at = grad_x_ptr + position[:, None] * GRAD_X_TOKEN + oc[None, :]

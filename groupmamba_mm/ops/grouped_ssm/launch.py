@@ -47,7 +47,7 @@ class Scan:
         channels: True channels d of a group.
         stored: Channels of a group as they lie in memory, dp >= d.
         dt_rank, d_state: R and N.
-        columns, reverses: Bit g says whether group g runs along the columns, and from the end.
+        directions: Of the groups, a :func:`direction_code`.
         eps: Of the LayerNorm.
         has_norm: Whether it follows.
     """
@@ -58,8 +58,7 @@ class Scan:
     stored: int
     dt_rank: int
     d_state: int
-    columns: int
-    reverses: int
+    directions: int
     eps: float
     has_norm: bool
 
@@ -177,9 +176,9 @@ def _constants(scan: Scan, dtype: torch.dtype, has_room: bool, training: bool,
 
 @functools.lru_cache(maxsize=4096)
 def scan_of(height: int, width: int, groups: int, channels: int, stored: int, dt_rank: int,
-            d_state: int, directions: tuple[int, int], eps: float, has_norm: bool) -> Scan:
+            d_state: int, directions: int, eps: float, has_norm: bool) -> Scan:
     """A :class:`Scan`, remembered."""
-    return Scan(height, width, groups, channels, stored, dt_rank, d_state, *directions, eps,
+    return Scan(height, width, groups, channels, stored, dt_rank, d_state, directions, eps,
                 has_norm)
 
 
@@ -249,7 +248,7 @@ def ssm_backward(scan: Scan, grad_y: Tensor, kept: Tensor, u: Tensor | None, xz:
     out = dict(dx=grad_raw, dweight=dweight, dbias=dbias)
     if causal:
         _, dweight, dbias = conv.causal_conv_backward(
-            raw, grad_x, taps, conv_bias, scan.grid, (scan.columns, scan.reverses), scan.groups,
+            raw, grad_x, taps, conv_bias, scan.grid, scan.directions, scan.groups,
             **out)
     else:
         _, dweight, dbias, _ = conv.grid_conv_backward(raw, grad_x, taps, conv_bias, scan.grid,
@@ -259,7 +258,7 @@ def ssm_backward(scan: Scan, grad_y: Tensor, kept: Tensor, u: Tensor | None, xz:
 
 def _convolve(scan: Scan, x: Tensor, taps: Tensor, bias: Tensor, causal: bool) -> Tensor:
     if causal:
-        return conv.causal_conv_forward(x, taps, bias, scan.grid, (scan.columns, scan.reverses),
+        return conv.causal_conv_forward(x, taps, bias, scan.grid, scan.directions,
                                         scan.groups)
     return conv.grid_conv_forward(x, taps, bias, scan.grid, 'silu', scan.groups)
 
@@ -303,13 +302,13 @@ def scan_forward(scan: Scan, x: Tensor, z: Tensor | None, x_proj: Tensor, dt_pro
     def run(summary_pass: bool) -> None:
         launch(kernels.scan_forward_kernel, (programs, segments), x, gate, y, x_proj, dt_proj,
                dt_bias, A_log, D, *norm, buffer, sums, ends, length, scan.height, scan.width,
-               scan.columns, scan.reverses, chunks, chunks_of_segment, segments, scan.eps, X_TOKEN=x_token, Z_TOKEN=gate_token, HAS_GATE=z is not None,
+               scan.directions, chunks, chunks_of_segment, segments, scan.eps, X_TOKEN=x_token, Z_TOKEN=gate_token, HAS_GATE=z is not None,
                KEEP=keep and not summary_pass, SUMMARY_PASS=summary_pass, **constants)
 
     if scan.is_split(backward=False):
         tiles = cdiv(chunks * constants['CHUNK'], PROJECT_TILE['TOKENS'])
         launch(kernels.project_kernel, (batch * scan.groups, tiles), x, x_proj, kept, length,
-               scan.height, scan.width, scan.columns, scan.reverses, chunks, X_TOKEN=x_token,
+               scan.height, scan.width, scan.directions, chunks, X_TOKEN=x_token,
                **_of_projection(constants, 'SAVED_STRIDE'), **PROJECT_TILE)
     if segments > 1:
         run(summary_pass=True)
@@ -351,7 +350,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Tensor
     def run(summary_pass: bool) -> None:
         launch(kernels.scan_backward_kernel, (programs, segments), x, gate, grad_y, grad_x,
                grad_gate, x_proj, dt_proj, dt_bias, A_log, D, *norm, kept, sums, ends, partial,
-               grad_low, length, scan.height, scan.width, scan.columns, scan.reverses, chunks,
+               grad_low, length, scan.height, scan.width, scan.directions, chunks,
                chunks_of_segment, segments, scan.eps, X_TOKEN=x_token,
                Z_TOKEN=gate_token, GRAD_Y_TOKEN=grad_y_token, GRAD_X_TOKEN=grad_x_token,
                GRAD_Z_TOKEN=rows_of(grad_gate)[1], HAS_GATE=z is not None,
@@ -364,7 +363,7 @@ def scan_backward(scan: Scan, grad_y: Tensor, kept: Tensor, x: Tensor, z: Tensor
         tiles = cdiv(scan.stored, PROJECT_BACKWARD_TILE['BD'])
         launch(kernels.project_backward_kernel, (batch * scan.groups * tiles, segments), x, grad_x,
                x_proj, sum_parts(grad_low, dim=2), partial, length, scan.height, scan.width,
-               scan.columns, scan.reverses, chunks, chunks_of_segment, segments, X_TOKEN=x_token,
+               scan.directions, chunks, chunks_of_segment, segments, X_TOKEN=x_token,
                GRAD_X_TOKEN=grad_x_token, **_of_projection(constants, 'ROW'),
                **PROJECT_BACKWARD_TILE)
     return sum_parts(partial, out=rows)

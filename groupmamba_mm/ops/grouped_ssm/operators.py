@@ -6,12 +6,12 @@ from torch import Tensor
 # The kernels are imported by the first call: the package has to import without Triton.
 
 
-def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Tensor | None, columns: int,
-          reverses: int, height: int, width: int, gated: bool, eps: float):
+def _scan(xz: Tensor, dt_proj: Tensor, A_log: Tensor, norm_weight: Tensor | None, directions: int,
+          height: int, width: int, gated: bool, eps: float):
     from .launch import Scan
     groups, channels, dt_rank = dt_proj.shape
     return Scan(height, width, groups, channels, xz.shape[-1] // (groups * (2 if gated else 1)),
-                dt_rank, A_log.shape[-1], columns, reverses, eps, norm_weight is not None)
+                dt_rank, A_log.shape[-1], directions, eps, norm_weight is not None)
 
 
 def _taps(conv_weight: Tensor | None) -> tuple[Tensor | None, bool]:
@@ -26,12 +26,12 @@ def _taps(conv_weight: Tensor | None) -> tuple[Tensor | None, bool]:
 
 def _run(xz: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor,
                    D: Tensor, norm_weight: Tensor | None, norm_bias: Tensor | None,
-                   conv_weight: Tensor | None, conv_bias: Tensor | None, columns: int,
-                   reverses: int, height: int, width: int, gated: bool, eps: float,
+                   conv_weight: Tensor | None, conv_bias: Tensor | None, directions: int,
+                   height: int, width: int, gated: bool, eps: float,
                    keep: bool) -> list[Tensor]:
     """See :func:`groupmamba_mm.ops.grouped_ssm`; what follows y is for the backward pass."""
     from .launch import ssm_forward
-    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, directions, height, width, gated, eps)
     taps, causal = _taps(conv_weight)
     outputs = ssm_forward(scan, xz, gated, (x_proj, dt_proj, dt_bias, A_log, D, norm_weight,
                                             norm_bias), taps, conv_bias, causal, keep)
@@ -47,11 +47,11 @@ def _run_backward(
         grad_y: Tensor, kept: Tensor, u: Tensor | None, xz: Tensor, x_proj: Tensor,
         dt_proj: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor, norm_weight: Tensor | None,
         norm_bias: Tensor | None, conv_weight: Tensor | None, conv_bias: Tensor | None,
-        columns: int, reverses: int, height: int, width: int, gated: bool,
+        directions: int, height: int, width: int, gated: bool,
         eps: float) -> list[Tensor]:
     """Gradients of xz, of the SSM's parameters as one (G, row), of the convolution's two."""
     from .launch import ssm_backward
-    scan = _scan(xz, dt_proj, A_log, norm_weight, columns, reverses, height, width, gated, eps)
+    scan = _scan(xz, dt_proj, A_log, norm_weight, directions, height, width, gated, eps)
     taps, causal = _taps(conv_weight)
     grads = ssm_backward(scan, grad_y, kept, u, xz, gated, (
         x_proj, dt_proj, dt_bias, A_log, D, norm_weight, norm_bias), taps, conv_bias, causal)
@@ -64,7 +64,7 @@ grouped_ssm_backward_op.register_fake(_run_backward)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated, ctx.eps, save = inputs
+    *tensors, ctx.directions, ctx.height, ctx.width, ctx.gated, ctx.eps, save = inputs
     ctx.keeps = save
     kept = [*output[1:], None, None][:2]
     ctx.save_for_backward(*tensors, *kept)
@@ -77,9 +77,9 @@ def _backward(ctx, grads):
         raise RuntimeError('grouped_ssm was called with keep=False: it has no gradient')
     x_proj, dt_proj, _, A_log, D, norm_weight, norm_bias, conv_weight, _ = tensors[1:]
     if grads[0] is None:
-        return (None, ) * 17
+        return (None, ) * 16
     grad_xz, rows, *of_conv = grouped_ssm_backward_op(
-        grads[0], kept, u, *tensors, ctx.columns, ctx.reverses, ctx.height, ctx.width, ctx.gated,
+        grads[0], kept, u, *tensors, ctx.directions, ctx.height, ctx.width, ctx.gated,
         ctx.eps)
     groups, channels, _ = dt_proj.shape
     parts = rows.split([x_proj[0].numel(), dt_proj[0].numel(), A_log[0].numel()]
@@ -99,7 +99,7 @@ def _backward(ctx, grads):
         grad_conv_bias = of_conv[1].to(conv_weight.dtype)
     return (grad_xz, grad_x_proj, grad_dt_proj, grad_bias, grad_A_log, grad_D,
             grad_norm_w if has_norm else None, grad_norm_b if has_norm else None,
-            grad_conv_weight, grad_conv_bias) + (None, ) * 7
+            grad_conv_weight, grad_conv_bias) + (None, ) * 6
 
 
 grouped_ssm_op.register_autograd(_backward, setup_context=_setup_context)

@@ -2,10 +2,12 @@
 
 from .directions import (
     DIRECTIONS,
+    MIRRORED_DIRECTIONS,
     check_directions,
     from_scan_order,
     group_from_scan_order,
     group_to_scan_order,
+    register_direction,
     to_scan_order,
 )
 from .interface import BACKENDS, selective_scan
@@ -13,10 +15,12 @@ from .interface import BACKENDS, selective_scan
 __all__ = [
     'BACKENDS',
     'DIRECTIONS',
+    'MIRRORED_DIRECTIONS',
     'check_directions',
     'from_scan_order',
     'group_from_scan_order',
     'group_to_scan_order',
+    'register_direction',
     'selective_scan',
     'to_scan_order',
 ]

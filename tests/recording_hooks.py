@@ -18,7 +18,7 @@ def digest(network):
 
 
 @HOOKS.register_module()
-class TeacherWitness(Hook):
+class TeacherHashHook(Hook):
     """Writes the hashes of the teacher before and after the training, one file a process."""
 
     def before_train(self, runner):
@@ -29,12 +29,12 @@ class TeacherWitness(Hook):
 
     def after_train(self, runner):
         """Write both hashes."""
-        file = Path(runner.work_dir) / f'witness_{runner.rank}.txt'
+        file = Path(runner.work_dir) / f'teacher_hash_{runner.rank}.txt'
         file.write_text(f'{self.before} {digest(self.network)}')
 
 
 @HOOKS.register_module()
-class ThreadWitness(Hook):
+class ThreadNamesHook(Hook):
     """Writes the names of the process's threads in training and at its end, one file a process."""
 
     def after_train(self, runner):

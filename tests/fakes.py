@@ -75,16 +75,16 @@ def causal_conv1d_fn(
 
 
 def install(monkeypatch, mamba_ssm=True, causal_conv1d=True):
-    """Put the stand-ins, or nothing that can be imported, where the packages would be."""
+    """Put the fakes, or nothing that can be imported, where the packages would be."""
     from groupmamba_mm.ops import backend
 
     interface = types.ModuleType('mamba_ssm.ops.selective_scan_interface')
     interface.selective_scan_fn = selective_scan_fn
     conv = types.ModuleType('causal_conv1d')
     conv.causal_conv1d_fn = causal_conv1d_fn
-    conv.__version__ = '0.stand-in'
+    conv.__version__ = '0.fake'
     package = types.ModuleType('mamba_ssm')
-    package.__version__ = '0.stand-in'
+    package.__version__ = '0.fake'
     modules = {
         'mamba_ssm': package if mamba_ssm else None,
         'mamba_ssm.ops': types.ModuleType('mamba_ssm.ops'),
@@ -98,7 +98,7 @@ def install(monkeypatch, mamba_ssm=True, causal_conv1d=True):
 
 
 def mamba_runs_anywhere(monkeypatch):
-    """Take the check of the device away, for the stand-ins."""
+    """Take the check of the device away, for the fakes."""
     from groupmamba_mm.ops import backend
 
     monkeypatch.setattr(backend, '_mamba_problem', lambda device, dtype, d_state: None)
