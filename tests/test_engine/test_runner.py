@@ -547,15 +547,14 @@ def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
     assert capsys.readouterr().out == 'a word\n'
 
 
-@pytest.mark.parametrize(
-    'scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'), ('mmseg', 'draw')]
-)
-def test_trackers_are_one_option(monkeypatch, scope, switch):
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_trackers_are_one_option(monkeypatch, scope):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'wandb' else name)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     cfg = Config(
         dict(
             default_scope=scope,
-            visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+            visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
         )
     )
     track_with(cfg, ['tensorboard', 'mlflow'])
@@ -565,12 +564,16 @@ def test_trackers_are_one_option(monkeypatch, scope, switch):
         'TensorboardVisBackend',
         'MLflowVisBackend',
     ]
-    assert cfg.default_hooks.visualization[switch] is True
+    # MLflow 3 refuses a folder of files, which is mmengine's default
+    assert cfg.visualizer.vis_backends[2].tracking_uri == 'sqlite:///mlflow.db'
+    assert cfg.custom_hooks[0].type == 'ExamplePredictionsHook'
     assert all(backend in VISBACKENDS for backend in TRACKERS.values())
     with pytest.raises(ConfigError, match='--track wandb: .* pip install wandb'):
         track_with(cfg, ['wandb'])
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server')
     bare = Config(dict(default_scope=scope))
     track_with(bare, ['mlflow'])
+    assert bare.visualizer.vis_backends[1].tracking_uri == 'http://server'
     assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
         f'{scope}.{bare.visualizer.type}'
     )
