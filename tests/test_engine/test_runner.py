@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
-from groupmamba_mm.engine.run_log import quiet_debug_prints
+from groupmamba_mm.engine.run_log import quiet_debug_prints, quiet_warnings
 from groupmamba_mm.engine.runner import (
     init_cpu_processes,
     processes_on_this_machine,
@@ -537,6 +538,15 @@ def test_a_log_is_for_people(tmp_path):
     assert 'norm.weight (20,): ' in files['initialization.txt']
     assert len(files['initialization.txt'].splitlines()) == 6
     assert 'PyTorch: ' in files['environment.txt']
+
+
+def test_warnings_that_nobody_can_act_upon_are_not_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        quiet_warnings()
+        warnings.warn('Default ``avg_non_ignore`` is False, if you would like to', stacklevel=1)
+        warnings.warn('the learning rate is odd', stacklevel=1)
+    assert [str(one.message) for one in shown] == ['the learning rate is odd']
 
 
 def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
