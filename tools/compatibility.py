@@ -41,6 +41,7 @@ LIBRARY_TESTS = (
     'tests/test_dense_models.py',
     'tests/test_inference',
     'tests/test_inferencer.py',
+    'tests/test_library_loading.py',
     'tests/test_model_zoo.py',
 )
 #: What builds mmcv, as in tools/install.sh.
@@ -164,7 +165,7 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
             wanted = mmcv or 'onedl-mmcv'
             call([*pip, *chosen, '--no-build-isolation', wanted], with_libraries, log)
             failed = 'the libraries do not install'
-            files = requirement_files('mminstall', 'demo')
+            files = requirement_files('mminstall', 'dense', 'demo')
             call([*pip, *chosen, '--no-build-isolation', *files], failed, log)
             with_libraries = run_tests(python, LIBRARY_TESTS, folder, log)
     except Stopped as stop:
