@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 
     Args:
         text: What it is.
-        remedy: The command that mends it, None if it is as it should be.
+        remedy: The command that fixes it, None if it is as it should be.
     """
 
     text: str
@@ -343,7 +343,7 @@ def main() -> int:
             print(f'  {"PROBLEM: " if finding.remedy else ""}{finding.text}')
             if finding.remedy:
                 problems += 1
-                print(f'    mend with: {finding.remedy}')
+                print(f'    fix with: {finding.remedy}')
     print(f'{problems} problem(s) found.' if problems else 'All is well.')
     return problems
 

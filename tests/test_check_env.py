@@ -122,7 +122,7 @@ def test_the_command_counts_problems(monkeypatch, capsys):
         'CHECKS',
         {
             'One': lambda installed: iter([check_env.Finding('fine')]),
-            'Two': lambda installed: iter([check_env.Finding('broken', 'mend it')]),
+            'Two': lambda installed: iter([check_env.Finding('broken', 'fix it')]),
         },
     )
     assert check_env.main() == 1
@@ -131,6 +131,6 @@ def test_the_command_counts_problems(monkeypatch, capsys):
         '  fine',
         'Two:',
         '  PROBLEM: broken',
-        '    mend with: mend it',
+        '    fix with: fix it',
         '1 problem(s) found.',
     ]

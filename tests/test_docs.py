@@ -433,7 +433,7 @@ class Guide(NamedTuple):
 
     Attributes:
         prepare: What is there before the first one; each is called with the folder.
-        options: What is put behind a script's arguments, so that minutes become seconds.
+        options: What is put after a script's arguments, so that minutes become seconds.
     """
 
     prepare: tuple = ()
@@ -521,7 +521,7 @@ def run_shell(code, options, place, number):
 
 @pytest.fixture
 def families_and_directions(monkeypatch):
-    """What a guide registers is gone behind it; official-tiny is shallow, which is enough to run."""
+    """What a guide registers is gone after it; official-tiny is shallow, which is enough to run."""
     shallow = dataclasses.replace(ARCHS['official-tiny'], depths=(1, 1, 1, 1))
     monkeypatch.setitem(ARCHS, 'official-tiny', shallow)
     monkeypatch.setattr(directions, '_registry', dict(directions._registry))

@@ -172,7 +172,7 @@ def measure(
             if name != 'latency':
                 row.update({f'{name}_img_s': 1000 * batch / timing.median, f'{name}_peak_gb': peak})
         finally:
-            # behind the except clause, which keeps the failed step's tensors alive
+            # after the except clause, which keeps the failed step's tensors alive
             _clean_up(setting)
     return dict(row, note='; '.join(notes))
 
@@ -254,7 +254,7 @@ def _make_images(sets: int, setting: Setting, batch: int, device: torch.device) 
 def _forward(network: nn.Module, setting: Setting) -> Step:
     """The forward pass under the setting's precision.
 
-    Autocast is entered anew for each step, as in a training loop: parameters are cast each time.
+    Autocast is entered again for each step, as in a training loop: parameters are cast each time.
     """
     if setting.compile_mode is not None:
         network = torch.compile(network, mode=setting.compile_mode, dynamic=False)

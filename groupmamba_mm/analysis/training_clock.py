@@ -54,7 +54,7 @@ class TrainingClockHook(Hook):
     Args:
         out (str): The JSON file, written by the first process.
         warmup (int): Iterations that are not measured, at least :data:`STARTED`.
-        iterations (int): Iterations behind them that are.
+        iterations (int): Iterations after them that are.
     """
 
     priority = 'LOWEST'

@@ -68,7 +68,7 @@ def _unwrapped(runner: Runner) -> nn.Module:
 def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
     """Set a runner's loop to where a checkpoint was saved.
 
-    With another total batch size, the epoch goes on behind the images that were seen. A training
+    With another total batch size, the epoch continues after the images that were seen. A training
     that counts epochs then counts its iterations, also those of its schedules, anew from that.
 
     Args:
@@ -84,7 +84,7 @@ def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
     if saved not in (None, now):
         runner.logger.warning(
             f'the checkpoint was saved with {saved} images a step, this run has {now}: the epoch '
-            'goes on behind the images that were seen, and the learning rate is what it was, which '
+            'goes on after the images that were seen, and the learning rate is what it was, which '
             'may not suit'
         )
         done = done * saved // now

@@ -30,7 +30,7 @@ _SAME_SIGNAL_SECONDS = 2.0
 
 
 class RunStopped(BaseException):
-    """A training that a signal ended behind a step: no error, and nothing for what handles errors."""
+    """A training that a signal ended after a step: no error, and nothing for what handles errors."""
 
 
 class SignalListener:
@@ -56,7 +56,7 @@ class SignalListener:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
-            _say(f'{name}: saving behind the next step and ending; a second signal ends at once')
+            _say(f'{name}: saving after the next step and ending; a second signal ends at once')
         elif time.monotonic() - self._time > _SAME_SIGNAL_SECONDS:
             _say(f'error: {name}, the second signal: ending at once, without saving')
             os._exit(128 + number)
@@ -118,7 +118,7 @@ class Agreement:
         self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, self.group, async_op=True)
         return agreed
 
-    def settle(self, numbers: Sequence[int]) -> list[int]:
+    def finish(self, numbers: Sequence[int]) -> list[int]:
         """Hand in numbers and wait for what comes of them. All processes call it alike.
 
         Args:
@@ -147,7 +147,7 @@ class RunControlHook(Hook):
     The runner registers it in every training.
     """
 
-    priority = 'LOWEST'  # behind the checkpoints of the config's interval
+    priority = 'LOWEST'  # after the checkpoints of the config's interval
 
     def __init__(self) -> None:
         self.signals = SignalListener()
@@ -196,7 +196,7 @@ class RunControlHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Agree on what follows behind this step, and do it.
+        """Agree on what follows after this step, and do it.
 
         Args:
             runner (Runner): The runner.
@@ -229,7 +229,7 @@ class RunControlHook(Hook):
             and time.monotonic() - max(self._time, self.checkpoint.saved_time) > minutes * 60
         )
 
-    def settle(self, runner: Runner) -> None:
+    def finish(self, runner: Runner) -> None:
         """Look at all that was computed so far, before it is saved. All processes call it alike.
 
         Args:
@@ -237,7 +237,7 @@ class RunControlHook(Hook):
         """
         if self.agreement is None:  # not in training
             return
-        *_, failure = self.agreement.settle([0, 0, self.health.failure_code(wait=True)])
+        *_, failure = self.agreement.finish([0, 0, self.health.failure_code(wait=True)])
         if failure:
             self.health.act(runner, failure, self.agreement.group)
 
@@ -279,9 +279,9 @@ class RunControlHook(Hook):
         name = signal.Signals(number).name
         saved = self.checkpoint is not None and self.checkpoint.saved_iter == done
         raise RunStopped(
-            f'stopped by {name} behind iteration {done}; '
+            f'stopped by {name} after iteration {done}; '
             + (
-                f'{self.checkpoint.last_ckpt} is saved, go on with --resume'
+                f'{self.checkpoint.last_ckpt} is saved, continue with --resume'
                 if saved
                 else 'the config saves no checkpoint, or it could not be written'
             )

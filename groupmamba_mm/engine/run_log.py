@@ -111,7 +111,7 @@ def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
 
     Args:
         optim_wrapper (OptimWrapper): The optimizer with its wrapper.
-        logger (logging.Logger): Where it is said.
+        logger (logging.Logger): Where it is logged.
     """
     sets: dict[str, int] = {}
     for group in optim_wrapper.optimizer.param_groups:

@@ -115,7 +115,7 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_or_resume(self) -> None:
-        """Load, or resume from the newest whole checkpoint of the work directory.
+        """Load, or resume from the newest intact checkpoint of the work directory.
 
         A job that is requeued with ``--resume`` has no checkpoint yet when it starts first: this
         is said, and so is it when the training is finished.
@@ -213,7 +213,7 @@ class CheckedRunner(Runner):
         require_share(report, 1.0 if strict else self._min_matched_share, filename)
 
         if not self._resuming and self._min_matched_share < 1:
-            # Training starts anew from these weights, which are the averaged ones already, and a
+            # Training starts afresh from these weights, which are the averaged ones already, and a
             # hook would take the old average, old head included.
             checkpoint.pop('ema_state_dict', None)
             for key in set(checkpoint['state_dict']) - set(report.matched):
@@ -246,7 +246,7 @@ class CheckedRunner(Runner):
         """
         for hook in self.hooks:
             if isinstance(hook, RunControlHook):
-                hook.settle(self)
+                hook.finish(self)
         meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
         meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
         failed = None
@@ -622,7 +622,7 @@ def end_workers(loader: DataLoader) -> None:
     """End the workers that a loader keeps between epochs.
 
     Left to the garbage collector, the queue that tells a worker to end may be gone before it is
-    used, and each loader is then waited for in vain for five seconds.
+    used, and each loader is then waited for without end for five seconds.
 
     Args:
         loader (DataLoader): The loader; it can be iterated over again.

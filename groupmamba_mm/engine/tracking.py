@@ -14,7 +14,7 @@ TRACKERS = {
     'mlflow': 'MLflowVisBackend',
 }
 
-# By library: its visualizer, the hook that paints predictions, and what switches that on.
+# By library: its visualizer, the hook that draws predictions, and what switches that on.
 _PAINTING = {
     'mmpretrain': ('UniversalVisualizer', 'VisualizationHook', 'enable'),
     'mmdet': ('DetLocalVisualizer', 'DetVisualizationHook', 'draw'),

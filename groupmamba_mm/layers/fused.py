@@ -146,7 +146,7 @@ def run(
     drops: tuple[Tensor | None, Tensor | None],
     parameters: list[Tensor],
 ) -> Residual:
-    """:func:`groupmamba_mm.ops.blocks.run_block` between what blocks hand on to each other."""
+    """:func:`groupmamba_mm.ops.blocks.run_block` with what one block passes to the next."""
     tokens, branch, branch_drop = x if isinstance(x, Residual) else (x, None, None)
     stream, branch = run_block(
         family, spec, grid, compute_dtype(tokens), tokens, branch, branch_drop, drops[0], parameters

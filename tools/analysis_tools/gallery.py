@@ -29,7 +29,7 @@ from groupmamba_mm.visualization import readable_names
 FOUND_IOU = 0.5
 #: Share of the image that a segment needs for its name to be written into it.
 MIN_NAMED_SHARE = 0.01
-#: Classes that are not painted.
+#: Classes that are not drawn.
 UNPAINTED = ('background',)
 
 DPI = 100
