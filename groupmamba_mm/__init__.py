@@ -1,4 +1,4 @@
-"""GroupMamba. Importing this package registers it with the libraries in use, nothing else."""
+"""GroupMamba. Importing this package makes it known to the libraries in use; see ``registration``."""
 
 from .backbones import GroupMamba
 from .model_zoo import config_path, get_config, list_configs

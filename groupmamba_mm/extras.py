@@ -11,6 +11,7 @@ EXTRAS = {
     'demo': ('cv2', 'gradio', 'matplotlib', 'sklearn'),
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'hub': ('huggingface_hub', 'safetensors', 'timm', 'yaml'),
+    'analysis': ('pytorch_grad_cam',),
     'dev': ('pytest',),
     'docs': ('mkdocs', 'mkdocstrings'),
     'mamba': ('causal_conv1d', 'mamba_ssm'),

@@ -11,9 +11,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: A library's module, and ours which registers when it is imported.
+#: A library's module, and ours which registers, or amends it, when it is imported.
 REGISTRATIONS = {
     'mmengine.registry': 'groupmamba_mm.backbones.registration',
+    'mmengine.runner.checkpoint': 'groupmamba_mm.library_loading.checkpoints',
+    'mmengine.infer.infer': 'groupmamba_mm.library_loading.inferencers',
+    'mmpretrain.apis.base': 'groupmamba_mm.library_loading.mmpretrain_inferencers',
     'mmpretrain': 'groupmamba_mm.mmpretrain_models',
     'timm': 'groupmamba_mm.models.timm_models',
 }
@@ -35,11 +38,14 @@ class _AfterImport:
 
     def __init__(self) -> None:
         self.modules = {}
+        self._looked_for = set()  # by this finder itself, through the others
 
     def find_spec(
         self, name: str, path: Any = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module as the other finders do, once; see :class:`importlib.abc.MetaPathFinder`.
+        """Find a module as the other finders do; see :class:`importlib.abc.MetaPathFinder`.
+
+        What is found need not be imported: many libraries only ask whether another is there.
 
         Args:
             name: Full name of the module.
@@ -49,17 +55,21 @@ class _AfterImport:
         Returns:
             None for every module but the awaited ones.
         """
-        ours = self.modules.pop(name, None)
-        if ours is None:
+        ours = self.modules.get(name)
+        if ours is None or name in self._looked_for:
             return None
-        spec = importlib.util.find_spec(name)
+        self._looked_for.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._looked_for.remove(name)
         if spec is None:
-            self.modules[name] = ours  # it may be installed later
-            return None
+            return None  # it may be installed later
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
+            self.modules.pop(name, None)
             importlib.import_module(ours)
 
         spec.loader.exec_module = execute_and_register

@@ -2,13 +2,11 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, DefaultScope
-from torch import nn
 
 workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
 if workers > 1:  # they share the cores, as do the commands that they run
@@ -19,9 +17,11 @@ if workers > 1:  # they share the cores, as do the commands that they run
 if not torch.cuda.is_available():  # kernels are interpreted; Triton reads this when imported
     os.environ.setdefault('TRITON_INTERPRET', '1')
 
-from groupmamba_mm.distillation import FrozenTeacher, Normalization  # noqa: E402
+if importlib.util.find_spec('mmengine'):  # tools/compatibility.py runs tests without
+    from tests.openmmlab import no_scope_or_logger_of_another_test  # noqa: F401, a fixture
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO / 'tools'))  # as it is for a script in it
 
 
 def pytest_collection_modifyitems(items):
@@ -30,19 +30,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='needs a CUDA GPU'))
-
-
-@pytest.fixture(autouse=True)
-def no_scope_or_logger_of_another_test():
-    """mmengine's current scope and logger are global: a test's runner leaves its own behind."""
-    for name, scope in list(DefaultScope._instance_dict.items()):
-        if scope.scope_name == 'mmengine':  # a runner's without a library, of an earlier module
-            DefaultScope._instance_dict.pop(name)
-    kept = [(kind, dict(kind._instance_dict)) for kind in (DefaultScope, MMLogger)]
-    yield
-    for kind, instances in kept:
-        kind._instance_dict.clear()
-        kind._instance_dict.update(instances)
 
 
 #: Small models of both families with ragged widths, fast enough for fp64 and loops.
@@ -118,33 +105,6 @@ def randomize(module, seed=0):
             else:
                 tensor.copy_(0.3 * noise)
     return module
-
-
-@MODELS.register_module()
-class RandomTeacher(FrozenTeacher):
-    """A teacher without a file: three channels pooled on a coarse grid, then a linear layer."""
-
-    normalization = Normalization((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), rgb=False)
-
-    def load(self, num_classes):
-        """See :class:`FrozenTeacher`."""
-        self.num_classes = num_classes
-        super().load(num_classes)
-
-    def build(self):
-        """See :class:`FrozenTeacher`."""
-        torch.manual_seed(5)
-        return nn.Sequential(
-            nn.Conv2d(3, 4, 3),
-            nn.BatchNorm2d(4),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(16, self.num_classes),
-        )
-
-    def count_classes(self, network):
-        """See :class:`FrozenTeacher`."""
-        return network[-1].out_features
 
 
 class RunsCode:

@@ -84,8 +84,7 @@ def test_each_module_imports_or_names_its_extra(tmp_path):
         import groupmamba_mm
         from groupmamba_mm.errors import MissingExtraError
         #: Imported by the library's own import, so never without it.
-        REGISTERING = ('groupmamba_mm.backbones.registration', 'groupmamba_mm.mmpretrain_models',
-                       'groupmamba_mm.models.timm_models')
+        REGISTERING = groupmamba_mm.registration.REGISTRATIONS.values()
         named = {}
         def walk(path, prefix):
             for module in pkgutil.iter_modules(path, prefix):

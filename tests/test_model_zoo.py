@@ -48,7 +48,11 @@ def test_importing_the_package_imports_no_library(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'order', ['import groupmamba_mm, mmpretrain', 'import mmpretrain, groupmamba_mm']
+    'order',
+    [
+        "import groupmamba_mm, importlib.util; importlib.util.find_spec('mmpretrain')\nimport mmpretrain",
+        'import mmpretrain, groupmamba_mm',
+    ],
 )
 def test_mmpretrain_knows_our_models_by_name(order, tmp_path):
     out = run(

@@ -37,7 +37,7 @@ run_and_pass_signals() {
         wait "$child" || code=$?
     done
     trap - TERM INT USR1
-    # torchrun has a code of its own for a signal, whatever its processes made of it
+    # srun has a code of its own for a signal, whatever its processes made of it
     if [[ -n $stopped && $code -ne 0 ]]; then
         code=$exit_stopped
     fi
@@ -69,7 +69,7 @@ launch_torchrun() {
     else
         rendezvous=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
     fi
-    run_and_pass_signals python -m torch.distributed.run \
+    run_and_pass_signals python "$tools/_torchrun.py" \
         --nnodes="$nodes" \
         "${rendezvous[@]}" \
         --max_restarts="$restarts" \

@@ -11,6 +11,7 @@ import logging
 import sys
 import time
 
+import _environment  # noqa: F401, before what may be missing
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS

@@ -9,6 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
+import _environment  # noqa: F401, before what may be missing
 from mmengine.config import Config
 from torch import nn
 

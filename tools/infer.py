@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
+import _environment  # noqa: F401, before what may be missing
 import cv2
 from mmengine.utils import ProgressBar
 
 from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.engine.cli import CfgOptions, run_command
-from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import DataError
-from groupmamba_mm.inference import Predictor
+from groupmamba_mm.inference import Predictor, find_config
 from groupmamba_mm.inference.sources import (
     Source,
     find_files,
@@ -30,7 +30,6 @@ from groupmamba_mm.inference.sources import (
     read_frames,
     read_stdin,
 )
-from groupmamba_mm.model_zoo import config_path
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -179,11 +178,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     files = [] if args.input == '-' else find_files(args.input)
-    is_name = not Path(args.config).suffix and not Path(args.config).exists()
     with redirect_stdout(sys.stderr):  # what libraries say is no result
-        cfg = load_config(
-            str(config_path(args.config) if is_name else args.config), args.cfg_options
-        )
+        cfg = find_config(args.config, args.cfg_options)
         predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr, args.top)
     folder = None if args.no_paint else args.out / 'painted'
     args.out.mkdir(parents=True, exist_ok=True)

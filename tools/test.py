@@ -1,23 +1,13 @@
 """Test a checkpoint of a config: classification, detection or segmentation."""
 
 import argparse
-import sys
 
-try:
-    import mmengine  # noqa: F401
-
-    import groupmamba_mm
-except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(
-        f'error: {sys.executable} has no {error.name}; activate the environment that '
-        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
-    )
-
+import _environment  # noqa: F401, before what may be missing
 from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
 from groupmamba_mm.checks import check_quickly
-from groupmamba_mm.checks.dry_run import hand_over
+from groupmamba_mm.checks.dry_run import hand_over, rehearse_test
 from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.testing import apply_test_options, trained_classes
@@ -50,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Check the config and the data, then test."""
+    """Check the config and the data, test one batch, then all."""
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     apply_test_options(cfg, args.checkpoint, args.out, args.show_dir, args.tta, args.amp)
@@ -64,6 +54,7 @@ def main() -> None:
     for warning in warnings:
         runner.logger.warning(str(warning))
     hand_over(runner, built)
+    rehearse_test(runner)
     runner.test()
 
 

@@ -1,19 +1,9 @@
 """Train a model of a config: classification, detection or segmentation."""
 
 import argparse
-import sys
 import time
 
-try:
-    import mmengine  # noqa: F401
-
-    import groupmamba_mm
-except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(
-        f'error: {sys.executable} has no {error.name}; activate the environment that '
-        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
-    )
-
+import _environment  # noqa: F401, before what may be missing
 from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner

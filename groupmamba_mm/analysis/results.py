@@ -1,14 +1,19 @@
 """What tools/test.py wrote, and the data it is about."""
 
+import codecs
+import io
 import pickle
+from collections import OrderedDict
 from typing import Any
 
+import torch
 from mmengine.config import Config
 
+from groupmamba_mm.checkpoint.loading import safe_types
 from groupmamba_mm.checks import check_quickly
 from groupmamba_mm.errors import ConfigError, DataError
 
-# what pickle.load raises for a file that is no pickle
+# what unpickling raises for a file that is no pickle
 _UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     AttributeError,
@@ -19,22 +24,41 @@ _UNPICKLING_ERRORS = (
 )
 
 
+class _SafeUnpickler(pickle.Unpickler):
+    """Read containers, numbers, arrays and tensors, and nothing that could run code."""
+
+    _allowed = {
+        **{name: kind for kind, name in safe_types()},
+        '_codecs.encode': codecs.encode,  # how protocol 2 writes bytes
+        'collections.OrderedDict': OrderedDict,
+        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch.storage._load_from_bytes': lambda content: torch.load(
+            io.BytesIO(content), weights_only=True
+        ),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f'{module}.{name}' not in self._allowed:
+            raise pickle.UnpicklingError(f'it asks for {module}.{name}, which could run code')
+        return self._allowed[f'{module}.{name}']
+
+
 def read_results(path: str) -> list:
     """Read the pickle that ``tools/test.py --out`` writes of a classifier or a detector.
 
     Args:
-        path: The pickle, which must come from a trusted place: unpickling can run code.
+        path: The pickle.
 
     Returns:
         An entry for each image, at least one.
 
     Raises:
-        DataError: The file is missing, is no pickle or holds no list.
+        DataError: The file is missing, is no pickle, asks for code or holds no list.
     """
     remedy = 'make it with tools/test.py CONFIG CHECKPOINT --out results.pkl'
     try:
         with open(path, 'rb') as file:
-            samples = pickle.load(file)
+            samples = _SafeUnpickler(file).load()
     except FileNotFoundError as error:
         raise DataError(f'results {path} do not exist; {remedy}') from error
     except (OSError, *_UNPICKLING_ERRORS) as error:

@@ -1,6 +1,7 @@
 """Read checkpoint files without ever running code from them."""
 
 import errno
+import json
 import os
 import pickle
 import re
@@ -22,8 +23,11 @@ from groupmamba_mm.extras import explain_missing
 from groupmamba_mm.log import write_log
 
 CHECKPOINT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
-# Where the tensors of a checkpoint are kept: mmengine's name first, then timm's.
-STATE_DICT_KEYS = ('state_dict', 'model')
+# Where the tensors of a checkpoint are kept: averaged ones of timm's trainings and the released
+# code's, then mmengine's name (whose averaged ones are in it), then timm's.
+STATE_DICT_KEYS = ('state_dict_ema', 'model_ema', 'state_dict', 'model')
+#: How the table of a checkpoint in several files ends, as the Hugging Face libraries write it.
+INDEX_SUFFIX = '.index.json'
 # The numpy types that a HistoryBuffer or a data set's meta information can hold.
 _NUMPY_TYPES = (
     np.bool_,
@@ -53,7 +57,8 @@ def load_checkpoint_file(
 
     The file is read with ``weights_only=True`` and, for this one call, an allow-list of the types
     that mmengine's own checkpoints hold beside tensors: the message hub's history buffers and the
-    numpy arrays and numbers in them. A file of safetensors is read too; it holds tensors only.
+    numpy arrays and numbers in them. A file of safetensors is read too; it holds tensors only. Of a
+    checkpoint in several files its table (``*.index.json``) is given.
 
     Args:
         path (str or Path): A local file, or an ``http://``, ``https://`` or ``file://`` address;
@@ -69,6 +74,8 @@ def load_checkpoint_file(
         CheckpointError: If the file is missing or truncated, would run code, or holds no tensors.
     """
     file = local_file(path)
+    if file.name.endswith(INDEX_SUFFIX):
+        return _read_parts(file, map_location)
     _require_checksums(file)
     checkpoint = _load_safely(file, also_safe, map_location=map_location)
     if not isinstance(checkpoint, dict) or not _has_tensors(checkpoint):
@@ -78,6 +85,27 @@ def load_checkpoint_file(
             'with a state_dict in it'
         )
     return checkpoint
+
+
+def _read_parts(index: Path, map_location: str | torch.device | Callable) -> dict:
+    """The tensors of a checkpoint in several files, which its table names."""
+    try:
+        places = json.loads(index.read_text(encoding='utf-8'))['weight_map']
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f'{index} is no table of a checkpoint in several files: it has no weight_map'
+        ) from error
+    tensors = {}
+    for name in sorted(set(places.values())):
+        part = load_checkpoint_file(index.parent / Path(name).name, map_location)
+        tensors.update((key, value) for key, value in part.items() if places.get(key) == name)
+    missing = sorted(places.keys() - tensors.keys())
+    if missing:
+        raise CheckpointError(
+            f'the files that {index} names lack {len(missing)} of its tensors, {missing[0]} among '
+            'them; copy or download them again'
+        )
+    return tensors
 
 
 def read_checkpoint_meta(path: str | Path) -> dict | None:
@@ -166,8 +194,8 @@ def state_dict_of(checkpoint: dict) -> dict:
         checkpoint (dict): What :func:`load_checkpoint_file` returned.
 
     Returns:
-        dict: The value of 'state_dict' (mmengine) or of 'model' (timm), or the checkpoint itself
-        when it is a bare state dict.
+        dict: The value of the first of :data:`STATE_DICT_KEYS` that is there, or the checkpoint
+        itself when it is a bare state dict.
     """
     for key in STATE_DICT_KEYS:
         if isinstance(checkpoint.get(key), dict):
@@ -176,17 +204,12 @@ def state_dict_of(checkpoint: dict) -> dict:
 
 
 def load_all_safely() -> None:
-    """Make every checkpoint that this process reads be read without running code from it.
+    """Make torch refuse to run code from any file that this process reads from here on.
 
     mmengine's own reader, which ``init_cfg`` of any module and the libraries' model zoos go
-    through, falls back to the unsafe way when the safe one refuses a file. Files and addresses are
-    given to :func:`load_checkpoint_file` here, and torch is told to refuse the unsafe way for all
-    that is left.
+    through, is :func:`load_checkpoint_file` as soon as this package and mmengine are imported.
     """
-    from mmengine.runner import CheckpointLoader
-
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe_reader, force=True)
 
 
 def load_from_safe_reader(filename: str, map_location: Any = 'cpu') -> dict:

@@ -1,5 +1,6 @@
 """Checks of a config and its data: what the model will really be given, against the files."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from groupmamba_mm.extras import explain_missing
 from . import files, labels
 from .config import check_config, metrics_of
 from .findings import Finding, Report
-from .parts import Part, build, parts_of
+from .parts import Part, build, labels_of, parts_of
 from .samples import batches, given, load
 
 with explain_missing('groupmamba_mm.checks'):
@@ -121,7 +122,8 @@ def _build(cfg: Config, parts: list[Part]) -> Any:
             ) from None
         raise DataError(
             f'{parts[0].key} cannot be built from {parts[0].root or "its files"}: '
-            f'{" ".join(what.split())}'
+            f'{" ".join(what.split())[:200]}; compare {parts[0].cfg.get("ann_file") or "the files"} '
+            f'with what {type_name(parts[0].cfg)} reads'
         ) from error
 
 
@@ -143,9 +145,9 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
         counts, read, unlabelled = loaded.counts, loaded.read, not loaded.labelled
     else:
         infos = list(part.infos(*[None] * full))
-        counts, read = labels.Counter(), len(infos)
+        counts, read = Counter(), len(infos)
         for info in infos:
-            counts.update(labels.labels_of(info))
+            counts.update(labels_of(info))
         unlabelled = not any({'gt_label', 'instances'} & info.keys() for info in infos)
     if not unlabelled:
         report.add(labels.learnable(part, counts, read, loaded.ignored, full))

@@ -22,12 +22,14 @@ from mmengine.runner import Runner
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 from groupmamba_mm.engine.cli import cause_of
+from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.engine.health import NonFiniteError
 from groupmamba_mm.errors import ConfigError, UserError
 
+from .config import metrics_of
 from .findings import shown
 from .labels import HEADS
-from .parts import build, parts_of, spread
+from .parts import build, leaves, parts_of, spread
 
 
 class Excerpt:
@@ -240,6 +242,11 @@ class Rehearsal:
         runner.train()
         hub = runner.message_hub
         losses = hub.get_scalar('train/loss').data[0]
+        if not losses.any():
+            raise ConfigError(
+                'dry run: the loss of both steps is 0, so there is nothing to learn; check the '
+                'labels, and that the head has more than one class'
+            )
         seconds, metrics, self.remedy = dict(step=hub.get_scalar('train/time').current()), None, ''
         if runner.val_loop is not None:
             metrics = self._validate(seconds)
@@ -277,22 +284,22 @@ class Rehearsal:
         getattr(self.runner, f'_{split}_dataloader')['dataset'] = Excerpt(dataset, indices)
 
     def _require_heads(self) -> None:
-        """Compare the classes with the heads as they were built, defaults included."""
-        classes = self.built['train'].metainfo.get('classes')
-        for name, module in self.runner.model.named_modules() if classes else ():
-            number, parts = getattr(module, 'num_classes', None), name.split('.')
-            if (
-                isinstance(number, int)
-                and number != len(classes)
-                and 'teacher' not in parts
-                and (set(parts) & set(HEADS))
-                and 'loss' not in parts[-1]
-            ):
-                raise ConfigError(
-                    f'model.{name}.num_classes is {number} (the default, if the '
-                    f'config does not say), and the train data have {len(classes)} '
-                    'classes; set it to that number'
-                )
+        """Compare the heads as they were built, defaults included, with the classes and labels."""
+        wanted = dict(
+            num_classes=len(self.built['train'].metainfo.get('classes') or ()),
+            ignore_index=getattr(next(leaves(self.built['train'])), 'ignore_index', None),
+        )
+        for name, module in self.runner.model.named_modules():
+            parts = name.split('.')
+            if 'teacher' in parts or 'loss' in parts[-1] or not set(parts) & set(HEADS):
+                continue
+            for key, right in wanted.items():
+                value = getattr(module, key, None)
+                if right and isinstance(value, int) and value != right:
+                    raise ConfigError(
+                        f'model.{name}.{key} is {value} (the default, if the config does not '
+                        f'say), and that of the train data is {right}; set it to that number'
+                    )
 
     def _validate(self, seconds: dict[str, float]) -> list[str]:
         self.stage = 'validation of one batch'
@@ -348,6 +355,45 @@ def _accept_all_scores(part: Any) -> None:
     elif isinstance(part, (list, tuple)):
         for value in part:
             _accept_all_scores(value)
+
+
+def rehearse_test(runner: Runner) -> None:
+    """Predict one batch and give it to the configured metrics, before all of a test.
+
+    Args:
+        runner: A runner whose test is not run, and whose weights are not loaded yet.
+
+    Raises:
+        ConfigError: The batch or a metric fails.
+    """
+    dataset, loader = runner.test_loop.dataloader.dataset, runner.cfg.test_dataloader
+    size = get_world_size() * loader.get('batch_size', 1)
+    excerpt = Excerpt(dataset, [index for index, _ in zip(spread(len(dataset)), range(size))])
+    options = {key: value for key, value in loader.items() if key != 'prefetch_factor'}
+    options.update(dataset=excerpt, num_workers=0, persistent_workers=False)
+    metrics = [
+        metric
+        for metric in metrics_of(runner.cfg, 'test')
+        if not (metric.get('format_only') or type_name(metric).startswith('Dump'))  # they write
+    ]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            evaluator = runner.build_evaluator(metrics)
+            evaluator.dataset_meta = dataset.metainfo
+            runner.model.eval()
+            for batch in runner.build_dataloader(options):
+                evaluator.process(runner.model.test_step(batch), batch)
+            evaluator.evaluate(len(excerpt))
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever fails here would fail behind the last image.
+        traceback.print_exc()
+        what = cause_of(error) or f'{type(error).__name__}: {error}'
+        raise ConfigError(
+            f'the first batch of the test fails ({" ".join(what.split())}); mend test_evaluator '
+            'or the data'
+        ) from error
 
 
 def hand_over(runner: Runner, built: dict[str, Any]) -> None:

@@ -3,18 +3,20 @@
 Every check takes a data set of a loader, a :class:`Part`, and yields what it finds.
 """
 
+import hashlib
 import json
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from groupmamba_mm.engine.config_checks import type_name
 
 from .findings import Finding, doubles, shown
-from .parts import Part
+from .parts import MAX_ENTRIES, Part, labels_of
 
 # mmpretrain's data sets that fetch themselves.
 _DOWNLOADED = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
@@ -79,16 +81,15 @@ def read_coco(part: Part, needs: tuple[str, ...]) -> Iterator[Finding]:
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
     except ValueError as error:
-        yield Finding(where, f'is not valid JSON ({error})', 'get it again')
+        yield Finding(where, f'is not valid JSON ({error})', 'write it as UTF-8, or get it again')
         return
-    kinds = dict(
-        images=('id', 'file_name', 'height', 'width'),
-        categories=('id', 'name'),
-        annotations=('id', 'image_id', 'category_id', 'bbox', 'area', *needs),
-    )
     if needs == () and isinstance(content, dict):
         content.setdefault('annotations', [])
-    lacking = [kind for kind in kinds if not isinstance(content, dict) or kind not in content]
+    lacking = [
+        kind
+        for kind in _COCO
+        if not isinstance(content, dict) or not isinstance(content.get(kind), list)
+    ]
     if lacking or not content['images']:
         yield Finding(
             where,
@@ -99,11 +100,17 @@ def read_coco(part: Part, needs: tuple[str, ...]) -> Iterator[Finding]:
         )
         return
     problems: dict[str, list[Any]] = defaultdict(list)
-    for kind, keys in kinds.items():
+    for kind, keys in _COCO.items():
         for number, entry in enumerate(content[kind]):
-            for key in keys:
-                if key not in entry or (key == 'segmentation' and not entry[key]):
+            for key in keys if kind != 'annotations' else [*keys, *needs]:
+                what, is_right = keys.get(key, _ANYTHING)
+                value = entry.get(key)
+                if value is None or value == []:
                     problems[f'of its {kind} have no {key}'].append(f'number {number}')
+                elif not is_right(value):
+                    problems[f'of its {kind} have a {key} that is not {what}'].append(
+                        f'number {number} has {value!r}'[:80]
+                    )
     problems = problems or _dangling(content)
     for what, found in problems.items():
         yield Finding(
@@ -122,32 +129,46 @@ def read_coco(part: Part, needs: tuple[str, ...]) -> Iterator[Finding]:
         )
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+_ANYTHING = ('anything', lambda value: True)
+_ID = ('a number or a text', lambda value: isinstance(value, (int, str)))
+_NUMBER = ('a number', _is_number)
+_TEXT = ('a text', lambda value: isinstance(value, str))
+#: What every data set reads of a COCO file.
+_COCO = dict(
+    images=dict(id=_ID, file_name=_TEXT, height=_NUMBER, width=_NUMBER),
+    categories=dict(id=_ID, name=_ANYTHING),
+    annotations=dict(
+        id=_ID, image_id=_ID, category_id=_ID, bbox=('[x, y, width, height]', _is_box), area=_NUMBER
+    ),
+)
+
+
 def _dangling(content: dict[str, Any]) -> dict[str, list[Any]]:
-    """Ids that stand twice or refer to nothing, and boxes that are none."""
+    """Ids that stand twice or refer to nothing."""
     problems: dict[str, list[Any]] = defaultdict(list)
-    ids = {kind: [entry['id'] for entry in content[kind]] for kind in ('images', 'categories')}
-    for kind, found in dict(ids, annotations=[a['id'] for a in content['annotations']]).items():
+    ids = {kind: [entry['id'] for entry in content[kind]] for kind in _COCO}
+    for kind, found in ids.items():
         for key in doubles(found):
             problems[f'ids stand at several {kind}'].append(key)
-    images, categories = map(set, ids.values())
+    images, categories = set(ids['images']), set(ids['categories'])
     for annotation in content['annotations']:
-        key, box, category = annotation['id'], annotation['bbox'], annotation['category_id']
+        key, category = annotation['id'], annotation['category_id']
         if annotation['image_id'] not in images:
             problems['annotations are of images that it does not list'].append(
-                f'{key} of the image {annotation["image_id"]}'
+                f'{key} of the image {annotation["image_id"]!r}'
             )
         if category not in categories:
             problems[
-                f'annotations have a category that is none of {shown(sorted(categories))}'
-            ].append(f'{key} has {category}')
-        if not (
-            isinstance(box, list)
-            and len(box) == 4
-            and all(isinstance(value, (int, float)) and math.isfinite(value) for value in box)
-        ):
-            problems['annotations have a bbox that is not [x, y, width, height]'].append(
-                f'{key} has {box}'
-            )
+                f'annotations have a category that is none of {shown(sorted(categories, key=lambda one: (str(type(one)), one)))}'
+            ].append(f'{key} has {category!r}')
     return problems
 
 
@@ -224,17 +245,36 @@ def passed_over(part: Part, full: bool) -> Iterator[Finding]:
 
 
 def shared_files(parts: list[Part], full: bool) -> Iterator[Finding]:
-    """Compare the images of train with those of val and test, links followed."""
-    files: dict[str, set] = defaultdict(set)
-    for part in parts:
-        paths = [info['img_path'] for info in part.infos(*[None] * full)]
-        folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, paths))}
-        files[part.split].update(
-            os.path.realpath(path)
-            if os.path.islink(path)
-            else os.path.join(folders[os.path.dirname(path)], os.path.basename(path))
-            for path in paths
+    """Compare the images of each data set, and of train with val and test: by links and content.
+
+    The contents of large data sets are compared in full only.
+    """
+    listed = [
+        (part, [(_real(info['img_path']), labels_of(info)) for info in part.infos(*[None] * full)])
+        for part in parts
+    ]
+    same: dict[str, str] = {}
+    if full or sum(len(images) for _, images in listed) < MAX_ENTRIES:
+        same = _same_content(
+            {path for part, images in listed if part.is_local for path, _ in images}
         )
+    files: dict[str, set] = defaultdict(set)
+    for part, images in listed:
+        found: dict[str, list] = defaultdict(list)
+        for path, labels in images:
+            found[same.get(path, path)].append((path, labels))
+        files[part.split].update(found)
+        twice = [several for several in found.values() if len(several) > 1]
+        if twice:
+            apart = sum(any(labels != several[0][1] for _, labels in several) for several in twice)
+            yield Finding(
+                str(part),
+                f'have {len(twice)} images several times, {apart} of them with different labels: '
+                f'{shown([" = ".join(path for path, _ in several) for several in twice], 3)}',
+                'keep one of each, or the loss counts them more often',
+                len(twice),
+                'warning',
+            )
     for split in ('val', 'test'):
         both = sorted(files[split] & files['train'])
         if both:
@@ -246,3 +286,44 @@ def shared_files(parts: list[Part], full: bool) -> Iterator[Finding]:
                 len(both),
                 'warning',
             )
+
+
+@lru_cache
+def _real_folder(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _real(path: str) -> str:
+    """Follow links, those of a folder once for all of its files."""
+    if os.path.islink(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
+
+
+def _same_content(paths: Iterable[str]) -> dict[str, str]:
+    """Name one of the files with the same content for each of them, where there are several.
+
+    Files are read only if others have their size, and wholly only if these have the same ends.
+    """
+    groups = [[path for path in sorted(paths) if os.path.isfile(path)]]
+    for key in (os.path.getsize, _ends, _digest):
+        split = []
+        for group in groups:
+            parted: dict[Any, list[str]] = defaultdict(list)
+            for path in group:
+                parted[key(path)].append(path)
+            split += [part for part in parted.values() if len(part) > 1]
+        groups = split
+    return {path: group[0] for group in groups for path in group}
+
+
+def _ends(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        first = file.read(4096)
+        file.seek(-min(4096, os.path.getsize(path)), os.SEEK_END)
+        return first + file.read()
+
+
+def _digest(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').digest()

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from mmengine.config import Config
 
 from .findings import Finding, config_error, doubles, shown
-from .parts import Part
+from .parts import Part, labels_of
 
 #: Parts of a model that predict the data's classes. Others, such as a semantic head beside a
 #: detector's, may have classes of their own.
@@ -24,13 +23,6 @@ HEADS = (
     'auxiliary_head',
     'data_preprocessor',
 )
-
-
-def labels_of(info: Mapping[str, Any]) -> list[int]:
-    """The labels of an image that its data set knows: its own, or those of what can be learnt."""
-    if 'instances' in info:
-        return [int(i['bbox_label']) for i in info['instances'] if not i.get('ignore_flag')]
-    return np.atleast_1d(info.get('gt_label', [])).astype(int).tolist()
 
 
 def names_of_labels(part: Part) -> Iterator[Finding]:
@@ -71,11 +63,11 @@ def names_of_labels(part: Part) -> Iterator[Finding]:
             return
     wrong = [
         f'{name} is number {label} in the files and {classes.index(name)} in classes'
-        for label, name in part.names.items()
+        for name, label in part.numbers.items()
         if name in classes and classes.index(name) != label
     ]
     if wrong:
-        right = [name for _, name in sorted(part.names.items())]
+        right = sorted(part.numbers, key=part.numbers.get)
         yield config_error(
             f'the classes of {part}',
             f'are in another order than in the files: {shown(wrong, 3)}',
@@ -114,26 +106,15 @@ def same_in_splits(parts: Sequence[Part], trained: tuple[str, ...] | None) -> It
         )
     numbers: dict[str, tuple[int, Part]] = {}
     for part in parts:
-        for name, label in _folders_in_file(part).items():
+        for name, label in part.numbers.items():
             other, before = numbers.setdefault(name, (label, part))
             if other != label:
                 yield Finding(
                     str(part),
-                    f'give images of the folder {name} the label {label}, and '
-                    f'{before} give them {other}',
-                    'number the classes of all annotation files alike',
+                    f'call {name} number {label}, and {before} call it {other}',
+                    'number the classes of all folders and annotation files alike',
                 )
                 return
-
-
-def _folders_in_file(part: Part) -> dict[str, int]:
-    """Folders in an annotation file of a classifier whose images all have one label."""
-    if not part.cfg.get('ann_file') or part.scope != 'mmpretrain':
-        return {}
-    found: dict[str, set] = {}
-    for info in part.infos():
-        found.setdefault(info['img_path'].split('/')[-2], set()).update(labels_of(info))
-    return {name: labels.pop() for name, labels in found.items() if len(labels) == 1}
 
 
 def _heads_of(part: Any, where: str) -> Iterator[tuple[str, int]]:
@@ -164,12 +145,14 @@ def heads(cfg: Config, part: Part) -> Iterator[Finding]:
                 f'({shown(part.classes, 12)})',
                 'set it to that number, or mend the classes of the data',
             )
-    highest = max((label for info in part.infos() for label in labels_of(info)), default=-1)
-    fewest = min(found.values(), default=highest + 1)
-    if highest >= fewest:
+    there = {label for info in part.infos() for label in labels_of(info)}
+    fewest = min(found.values(), default=max(there, default=0) + 1)
+    outside = sorted(label for label in there if not 0 <= label < fewest)
+    if outside:
         yield Finding(
             str(part),
-            f'have the label {highest}, and the model has {fewest} classes, 0 to {fewest - 1}',
+            f'have the label {shown(outside)}, and the model has {fewest} classes, '
+            f'0 to {fewest - 1}',
             'number the classes from 0, or raise num_classes',
         )
 
@@ -190,10 +173,11 @@ def learnable(
     if part.content is not None and everything and part.content['annotations']:
         yield from _lost(part, sum(counts.values()), severity)
     elif not counts:
+        worth = 'a model learns nothing from them' if part.split == 'train' else 'no score can tell'
         yield Finding(
             str(part),
             f'have no labelled {things} in {read} images',
-            'a model learns nothing from them; check labels, ignore_index and reduce_zero_label',
+            f'{worth}; check labels, ignore_index and reduce_zero_label',
             severity=severity,
         )
     if len(counts) == 1 < len(names) and part.scope != 'mmdet':
@@ -231,6 +215,7 @@ def _lost(part: Part, left: int, severity: str) -> Iterator[Finding]:
     annotations, used = part.content['annotations'], set(part.dataset.cat_ids)
     sizes = {image['id']: (image['width'], image['height']) for image in part.content['images']}
     reasons: Counter = Counter()
+    beyond = 0
     for annotation in annotations:
         x, y, width, height = annotation['bbox']
         columns, rows = sizes[annotation['image_id']]
@@ -248,6 +233,15 @@ def _lost(part: Part, left: int, severity: str) -> Iterator[Finding]:
             if x >= columns or y >= rows or x + width <= 0 or y + height <= 0
             else ''
         ] += 1
+        beyond += x + width > columns + 1 or y + height > rows + 1
+    if beyond > len(annotations) / 10:
+        yield Finding(
+            str(part),
+            f'have {beyond} of {len(annotations)} boxes that reach beyond their image',
+            'check that a bbox is [x, y, width, height] in pixels',
+            beyond,
+            'warning',
+        )
     listed = ', '.join(f'{count} {reason}' for reason, count in reasons.most_common() if reason)
     if not left:
         yield Finding(

@@ -3,11 +3,12 @@
 import gc
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
@@ -92,12 +93,20 @@ class Part:
         return getattr(self.dataset, 'folder_to_idx', None) or {}
 
     @cached_property
-    def names(self) -> dict[int, str]:
-        """What the files call each label, as far as they name it: categories or class folders."""
+    def numbers(self) -> dict[str, int]:
+        """The label of each name in the files, as far as they name any.
+
+        Names are those of categories, class folders, or folders whose images all have one label.
+        """
         if self.content is not None:
             named = {c['id']: str(c['name']) for c in self.content['categories']}
-            return {label: named[key] for key, label in self.dataset.cat2label.items()}
-        return {label: folder for folder, label in self.folders.items()}
+            return {named[key]: label for key, label in self.dataset.cat2label.items()}
+        found = {folder: {label} for folder, label in self.folders.items()}
+        if not found and self.scope == 'mmpretrain':
+            for info in self.infos():
+                folder = os.path.basename(os.path.dirname(info['img_path']))
+                found.setdefault(folder, set()).update(labels_of(info))
+        return {name: labels.pop() for name, labels in found.items() if len(labels) == 1}
 
     def infos(self, most: int | None = MAX_ENTRIES) -> Iterator[dict[str, Any]]:
         """Read entries, spread over the data set."""
@@ -123,6 +132,13 @@ class Part:
             else step
             for step in steps
         ]
+
+
+def labels_of(info: Mapping[str, Any]) -> list[int]:
+    """The labels of an image that its data set knows: its own, or those of what can be learnt."""
+    if 'instances' in info:
+        return [int(i['bbox_label']) for i in info['instances'] if not i.get('ignore_flag')]
+    return np.atleast_1d(info.get('gt_label', [])).astype(int).tolist()
 
 
 def parts_of(cfg: Config, split: str) -> list[Part]:
@@ -156,17 +172,18 @@ def build(cfg: Config, parts: list[Part]) -> Any:
             whole.full_init()
     finally:
         gc.enable()
-    for part, dataset in zip(parts, _built_leaves(whole), strict=True):
+    for part, dataset in zip(parts, leaves(whole), strict=True):
         part.dataset = dataset
     return whole
 
 
-def _built_leaves(whole: Any) -> Iterator[Any]:
+def leaves(whole: Any) -> Iterator[Any]:
+    """Look into RepeatDataset, ConcatDataset and their like, as they are built."""
     if hasattr(whole, 'datasets'):
         for inner in whole.datasets:
-            yield from _built_leaves(inner)
+            yield from leaves(inner)
     elif hasattr(whole, 'dataset'):
-        yield from _built_leaves(whole.dataset)
+        yield from leaves(whole.dataset)
     else:
         yield whole
 

@@ -18,12 +18,14 @@ from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError
 
 from .findings import Finding, config_error, shown
-from .parts import Part, processes, spread
+from .parts import Part, labels_of, processes, spread
 
 #: The quick form reads images of a data set for so many seconds, and this many at least.
 SECONDS, LEAST = 2.0, 8
 #: Images that go through the whole pipeline.
 WHOLE = 8
+#: Boxes that overlap their masks by less (intersection over union) are not theirs.
+LEAST_OVERLAP = 0.5
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Loaded:
         read: Number of images that were looked at.
         labelled: Whether there were label maps.
         sizes: An image of each size.
+        ignored_masks: Images of which the pipeline ignores annotations that the file does not.
+        apart: Images of which most masks lie elsewhere than their boxes.
     """
 
     part: Part
@@ -47,6 +51,8 @@ class Loaded:
     read: int = 0
     labelled: bool = False
     sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    ignored_masks: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
 
     def add(self, *finding: str) -> None:
         """Take a finding in."""
@@ -56,7 +62,7 @@ class Loaded:
         """Load an image with its labels."""
         info = self.part.dataset.get_data_info(index)
         self.read += 1
-        results = dict(info)
+        results, known = dict(info), len(labels_of(info))
         try:
             for step in steps:
                 results = step(results)
@@ -81,6 +87,40 @@ class Loaded:
         if labels is not None:
             self.labelled = True
             self._look_at_labels(labels, results['img'], info)
+        if 'gt_ignore_flags' in results:
+            self._look_at_instances(results, info, known)
+
+    def _look_at_instances(self, results: dict[str, Any], info: dict[str, Any], known: int) -> None:
+        """Compare instances as they are loaded with those of the file, and boxes with masks."""
+        ignored = np.asarray(results['gt_ignore_flags'], bool)
+        if (~ignored).sum() < known:
+            self.ignored_masks.append(info['img_path'])
+        boxes, masks = results['gt_bboxes'], results.get('gt_masks')
+        if masks is not None and hasattr(boxes, 'overlaps') and not ignored.all():
+            of_masks = boxes.from_instance_masks(masks)
+            overlaps = boxes.overlaps(boxes, of_masks, is_aligned=True).numpy()
+            if np.median(overlaps[~ignored]) < LEAST_OVERLAP:
+                self.apart.append(info['img_path'])
+
+    def finish(self) -> None:
+        """Report what concerns many images, once."""
+        for paths, what, remedy in (
+            (
+                self.ignored_masks,
+                'have annotations that the pipeline ignores: their masks have fewer than 3 points',
+                'mend the masks, or remove these annotations',
+            ),
+            (
+                self.apart,
+                'have boxes most of which overlap their own masks by less than half',
+                'check that a bbox is [x, y, width, height] in pixels, and masks are of this image',
+            ),
+        ):
+            if paths:
+                where = f'{len(paths)} of {self.read} images of {self.part}'
+                self.findings.append(
+                    Finding(where, f'{what}: {shown(paths, 3)}', remedy, len(paths), 'warning')
+                )
 
     def _has_another_size(self, info: dict[str, Any], image: np.ndarray, index: int) -> bool:
         self.sizes.setdefault(image.shape, index)
@@ -150,6 +190,7 @@ def load(part: Part, full: bool) -> Loaded:
         if loaded.read >= LEAST and time.monotonic() > end:
             break
         loaded.look_at(index, steps)
+    loaded.finish()
     return loaded
 
 

@@ -63,8 +63,10 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
         try:
             content = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
+            # a byte order mark, for one, would not be seen
+            shown = path if path.isprintable() else ascii(path)
             raise DataError(
-                f'image {path} does not exist; restore it, or take it out of the annotations'
+                f'image {shown} does not exist; restore it, or take it out of the annotations'
             ) from None
         image = self._decode(path, content)
         if self.to_float32 or image.dtype == np.uint16:

@@ -167,7 +167,7 @@ def cause_of(error: BaseException) -> str | None:
         return _message(error)
     # The places where an argument went wrong are in the outer error, if it was raised from another.
     cause = _innermost(error)
-    return _wrong_config(cause) or _unsafe_checkpoint(cause) or _launch_or_memory(cause)
+    return _wrong_config(cause) or _unsafe_checkpoint(cause) or _network_or_memory(cause)
 
 
 def _one_line(text: str) -> str:
@@ -270,13 +270,15 @@ def _unsafe_checkpoint(cause: BaseException) -> str | None:
     )
 
 
-def _launch_or_memory(cause: BaseException) -> str | None:
-    message = _message(cause)
-    if isinstance(cause, torch.OutOfMemoryError) or 'out of memory' in message:
+def _network_or_memory(cause: BaseException) -> str | None:
+    message = _message(cause).partition('\n')[0]
+    if isinstance(cause, torch.OutOfMemoryError):
+        return f'{message} Lower train_dataloader.batch_size or the image size, or train with --amp'
+    if isinstance(cause, torch.distributed.DistNetworkError):
+        place = ':'.join(os.environ.get(name, '?') for name in ('MASTER_ADDR', 'MASTER_PORT'))
         return (
-            f'{message.splitlines()[0]} Lower train_dataloader.batch_size or the image size, '
-            'or train with --amp'
+            f'the processes cannot meet at {place} ({message}); if another launch has this port, '
+            'choose another one, for example PORT=29511, else check that the first machine is up '
+            'and can be reached'
         )
-    if 'EADDRINUSE' in message or 'address already in use' in message.lower():
-        return 'the port of this launch is in use; choose another one, for example PORT=29511'
     return None

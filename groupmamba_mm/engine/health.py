@@ -165,7 +165,7 @@ class HealthHook(Hook):
         if self.policy != 'skip' and self._tripped is not None:
             bad = bad | self._tripped  # the weights stay as they were at the first such step
         self._tripped = bad
-        if all(group.get('fused') for group in optimizer.param_groups):
+        if getattr(optimizer, '_step_supports_amp_scaling', False):  # as torch's GradScaler asks
             optimizer.found_inf = bad.float()  # the kernel then changes nothing
             for buffer, saved in zip(self._buffers, self._saved_buffers):
                 buffer.copy_(torch.where(bad, saved, buffer))

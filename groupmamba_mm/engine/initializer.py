@@ -1,5 +1,7 @@
 """``init_cfg=dict(type='Pretrained', ...)`` of any module: read safely, reported, or refused."""
 
+from inspect import unwrap
+
 from mmengine.logging import MMLogger
 from mmengine.model import PretrainedInit, update_init_info
 from mmengine.registry import WEIGHT_INITIALIZERS
@@ -62,7 +64,7 @@ class CheckedPretrainedInit(PretrainedInit):
         )
         log_report(report, source, MMLogger.get_current_instance())
         require_share(report, MIN_SHARE, source)
-        # with its hooks, by which some modules resize what is of another size
-        load_state_dict(module, state_dict, strict=False)
+        # with its hooks, by which some modules resize what is of another size; it was compared above
+        unwrap(load_state_dict)(module, state_dict, strict=False)
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=self._get_init_info())

@@ -1,12 +1,18 @@
 """Optimizers in few launches, and their wrappers without waiting for the GPU."""
 
 import inspect
+from collections.abc import Iterable
+from typing import Any
 
+import torch.distributed.optim
+from mmengine.dist import is_distributed
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from groupmamba_mm.errors import ConfigError
+
+from .config_checks import close_to
 
 # Options of torch's optimizers that choose an implementation, not what is computed.
 _IMPLEMENTATIONS = ('foreach', 'fused')
@@ -123,6 +129,46 @@ class MergedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _merge(self, params: list[dict]) -> list[dict]:
         return merge_groups(params)
+
+
+@OPTIMIZERS.register_module(force=True)  # mmengine's waits for itself when a checkpoint is saved
+class ZeroRedundancyOptimizer(torch.distributed.optim.ZeroRedundancyOptimizer):
+    """An optimizer whose state is shared out to the processes (ZeRO, stage 1).
+
+    Checkpoints hold all of the state, in the form of the optimizer inside: a training can go on
+    with another number of processes, or without the sharing.
+
+    Args:
+        params (Iterable): Parameters or groups of them.
+        optimizer_type (str): The optimizer inside, such as 'AdamW'.
+        **kwargs: Its arguments.
+
+    Raises:
+        ConfigError: If there is one process alone, or no such optimizer.
+    """
+
+    def __init__(self, params: Iterable, optimizer_type: str, **kwargs: Any) -> None:
+        inside = OPTIMIZERS.get(optimizer_type)
+        if inside is None:
+            raise ConfigError(
+                f'optim_wrapper.optimizer.optimizer_type: there is no optimizer {optimizer_type!r}; '
+                + close_to(optimizer_type, OPTIMIZERS.module_dict)
+            )
+        if not is_distributed():
+            raise ConfigError(
+                'optim_wrapper.optimizer.type is ZeroRedundancyOptimizer, which shares its state '
+                'out to several processes, and this run has one; start it with '
+                f'tools/dist_train.sh, or take type={optimizer_type}'
+            )
+        super().__init__(list(params), inside, **kwargs)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from all of the state; torch takes the other processes' parts out of it.
+
+        Args:
+            state_dict (dict): As :meth:`state_dict` gives it; it stays as it is.
+        """
+        super().load_state_dict(dict(state_dict, state=dict(state_dict['state'])))
 
 
 def with_fused(optimizer_cfg: dict, model: nn.Module) -> dict:

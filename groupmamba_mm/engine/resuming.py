@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import gather, get_rank, get_world_size
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -46,19 +46,19 @@ def position_meta(runner: Runner, meta: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _summed_gradients(runner: Runner) -> dict[str, torch.Tensor]:
+def _summed_gradients(runner: Runner) -> dict[str, list[torch.Tensor]]:
     """Collect the gradients between two updates, which accumulation makes out of several steps.
 
-    Each process has its own until the update averages them: here their mean is taken early.
+    Each process has its own until the update averages them, and the first one gets them all.
     """
     if runner.optim_wrapper.should_update():
         return {}
-    gradients = {}
-    for name, parameter in _unwrapped(runner).named_parameters():
-        if parameter.grad is not None:
-            gradients[name] = parameter.grad.clone()
-            all_reduce(gradients[name], op='mean')
-    return {name: gradient.cpu() for name, gradient in gradients.items()}
+    gradients = {
+        name: gather(parameter.grad)
+        for name, parameter in _unwrapped(runner).named_parameters()
+        if parameter.grad is not None
+    }
+    return {name: [one.cpu().clone() for one in several] for name, several in gradients.items()}
 
 
 def _unwrapped(runner: Runner) -> nn.Module:
@@ -108,7 +108,13 @@ def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
     gradients = meta.get('gradients', {})
     for name, parameter in _unwrapped(runner).named_parameters():
         if name in gradients:
-            parameter.grad = gradients[name].to(parameter)
+            several = gradients[name]
+            own = (
+                several[get_rank()]
+                if len(several) == get_world_size()
+                else torch.stack(several).mean(0)
+            )
+            parameter.grad = own.to(parameter)
 
 
 def schedules_of(runner: Runner) -> list[dict[str, Any]]:

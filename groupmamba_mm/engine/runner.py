@@ -40,7 +40,7 @@ from .checkpointing import SafeCheckpointHook
 from .config_checks import type_name
 from .loops import AMP_ARGUMENTS
 from .message_hub import DeferredMessageHub
-from .optim import PLAIN_WRAPPERS
+from .optim import PLAIN_WRAPPERS, ZeroRedundancyOptimizer
 from .provenance import describe_version
 from .resuming import go_on_at, position_meta, schedules_of, warn_if_finished, warn_of_kept_schedule
 from .run_control import RunControlHook
@@ -249,6 +249,9 @@ class CheckedRunner(Runner):
                 hook.finish(self)
         meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
         meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
+        optimizer = getattr(self.optim_wrapper, 'optimizer', None)
+        if isinstance(optimizer, ZeroRedundancyOptimizer):
+            optimizer.consolidate_state_dict()  # of all processes, to the one that writes
         failed = None
         try:
             super().save_checkpoint(out_dir, filename, *args, meta=meta, **kwargs)

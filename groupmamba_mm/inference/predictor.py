@@ -58,7 +58,7 @@ class Predictor:
         score_thr: float = 0.3,
         top: int = 5,
     ) -> None:
-        self.cfg = cfg = _config(config)
+        self.cfg = cfg = find_config(config)
         if cfg.get('test_dataloader') is None:
             raise ConfigError(
                 f'config {cfg.filename} has no test_dataloader, whose pipeline says '
@@ -118,12 +118,7 @@ class Predictor:
         """The libraries' own data samples for images; see :meth:`__call__`."""
         by_shape = defaultdict(list)
         for index, image in enumerate(images):
-            array = self.read(image)
-            shape = array.shape[:2]
-            path = image if isinstance(image, (str, Path)) else ''
-            prepared = self._pipeline(
-                dict(img=array, img_path=str(path), img_shape=shape, ori_shape=shape, img_id=index)
-            )
+            prepared = self.prepare(image, index)
             # some preprocessors take one size at a time
             by_shape[tuple(prepared['inputs'].shape)].append((index, prepared))
         samples = {}
@@ -131,6 +126,20 @@ class Predictor:
             found = self.model.test_step(pseudo_collate([prepared for _, prepared in group]))
             samples.update(zip((index for index, _ in group), found))
         return [samples[index] for index in range(len(samples))]
+
+    def prepare(self, image: Image, index: int = 0) -> dict[str, Any]:
+        """An image as the config's test pipeline hands it to the model's preprocessor.
+
+        Args:
+            image: See :meth:`__call__`.
+            index: Its number, which the libraries' evaluations want.
+        """
+        array = self.read(image)
+        shape = array.shape[:2]
+        path = image if isinstance(image, (str, Path)) else ''
+        return self._pipeline(
+            dict(img=array, img_path=str(path), img_shape=shape, ori_shape=shape, img_id=index)
+        )
 
     def describe(self, sample: Any) -> dict[str, Any]:
         """A data sample as plain data; see :meth:`__call__`."""
@@ -151,13 +160,25 @@ class Predictor:
         return np.ascontiguousarray(self._visualizer.get_image()[..., ::-1])
 
 
-def _config(config: str | Path | Config) -> Config:
+def find_config(config: str | Path | Config, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Load a config.
+
+    Args:
+        config: A file, the name of one of ours, or a loaded config, which is given back.
+        cfg_options: Changes, as ``--cfg-options`` of the commands.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigError: There is none, or it cannot be what was meant.
+    """
     if isinstance(config, Config):
         return config
     path = Path(config)
     if path.suffix == '' and not path.exists():
         path = config_path(str(config))
-    return load_config(str(path))
+    return load_config(str(path), cfg_options)
 
 
 def _image_steps(pipeline: Sequence[dict]) -> list[dict]:

@@ -73,11 +73,29 @@ def read_stdin() -> Source:
     Raises:
         DataError: It is none.
     """
-    content = np.frombuffer(sys.stdin.buffer.read(), np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    return Source('-', decode_image(sys.stdin.buffer.read(), 'standard input'))
+
+
+def decode_image(content: bytes, name: str) -> np.ndarray:
+    """An image from the bytes of its file.
+
+    Args:
+        content: The bytes.
+        name: What they came from, for the message.
+
+    Returns:
+        (H, W, 3), uint8, BGR.
+
+    Raises:
+        DataError: They are no image.
+    """
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
-        raise DataError(f'standard input ({content.size} bytes) is no image; pipe a file into it')
-    return Source('-', image)
+        raise DataError(
+            f'{name} ({len(content)} bytes) is no image that OpenCV can read; give a whole file, '
+            'such as a JPEG or PNG'
+        )
+    return image
 
 
 def read_frames(path: Path) -> Iterator[Source]:

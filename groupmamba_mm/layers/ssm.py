@@ -76,6 +76,21 @@ class GroupedSSM(nn.Module):
         if backend == 'triton':
             outputs = [self._scan_in_kernels(x, grid, directions) for directions in plan]
             return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+        dt, A, B, C = self.discretise(x)
+        outputs = [
+            selective_scan(
+                x, dt, A, B, C, self.D, grid=grid, directions=directions, backend=backend
+            )
+            for directions in plan
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+
+    def discretise(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the scan of (B, L, C) tokens is given besides them.
+
+        Returns:
+            dt (B, L, C), A (C, N), B and C (B, L, G, N).
+        """
         low_rank, B, C = grouped_linear(
             x.unflatten(-1, (self.num_groups, -1)), self.x_proj_weight
         ).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -84,13 +99,7 @@ class GroupedSSM(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         dt = F.softplus(dt.to(dtype) + self.dt_proj_bias.to(dtype)).flatten(2)
         A = -torch.exp(self.A_log.to(dtype)).flatten(0, 1)
-        outputs = [
-            selective_scan(
-                x, dt, A, B, C, self.D, grid=grid, directions=directions, backend=backend
-            )
-            for directions in plan
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.stack(outputs).sum(0)
+        return dt, A, B, C
 
     def _scan_in_kernels(self, x: Tensor, grid, directions: Sequence[str]) -> Tensor:
         scan = functools.partial(grouped_ssm, gated=False, backend='triton', grid=grid)

@@ -16,7 +16,7 @@ from groupmamba_mm.checkpoint import (
     read_tensors,
     state_dict_of,
 )
-from groupmamba_mm.checkpoint.loading import CHECKPOINT_SUFFIXES
+from groupmamba_mm.checkpoint.loading import CHECKPOINT_SUFFIXES, INDEX_SUFFIX
 from groupmamba_mm.checkpoint.matching import without_prefix
 from groupmamba_mm.checkpoint.official import pick_official_weights
 from groupmamba_mm.errors import CheckpointError
@@ -151,13 +151,21 @@ def _for_channels(weight: Tensor, channels: int) -> Tensor:
 def _find(source: str | Path) -> str | Path:
     text = str(source)
     if Path(text).is_dir():
-        return Path(text) / HUB_WEIGHTS
+        return _weights_in(Path(text))
     is_named = text.startswith(_HUB_PREFIX) or (
         _REPOSITORY.fullmatch(text)
         and not Path(text).exists()
         and Path(text).suffix not in CHECKPOINT_SUFFIXES
     )
     return hub_file(text.removeprefix(_HUB_PREFIX)) if is_named else source
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights in a folder of ``save_pretrained``, or the table of several files of them."""
+    index = folder / f'{HUB_WEIGHTS}{INDEX_SUFFIX}'
+    return (
+        index if index.is_file() and not (folder / HUB_WEIGHTS).exists() else folder / HUB_WEIGHTS
+    )
 
 
 def hub_file(model_id: str, **options: Any) -> Path:
@@ -175,7 +183,7 @@ def hub_file(model_id: str, **options: Any) -> Path:
         MissingExtraError: huggingface_hub is not installed.
     """
     if Path(model_id).is_dir():
-        return Path(model_id) / HUB_WEIGHTS
+        return _weights_in(Path(model_id))
     with explain_missing(f'the repository {model_id}'):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

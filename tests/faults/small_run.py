@@ -98,6 +98,10 @@ def train(work_dir, *options):
     launcher = 'pytorch' if 'RANK' in os.environ else 'none'
     restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
     minutes, exact = options.get('minutes'), 'exact' in options
+    # Adam's first steps divide rounding errors by themselves
+    optimizer = dict(type='SGD' if exact else 'AdamW', lr=0.1)
+    if 'zero' in options:
+        optimizer.update(type='ZeroRedundancyOptimizer', optimizer_type=optimizer['type'])
     runner = build(
         work_dir,
         epochs=int(options.get('epochs', 4)),
@@ -116,8 +120,7 @@ def train(work_dir, *options):
             type='CosineAnnealingLR', by_epoch=True, end=4, T_max=4, convert_to_iter_based=True
         ),
         checkpoint=dict(minutes=minutes and float(minutes), max_keep_ckpts=2),
-        # Adam's first steps divide rounding errors by themselves
-        optim_wrapper=dict(optimizer=dict(type='SGD' if exact else 'AdamW', lr=0.1)),
+        optim_wrapper=dict(optimizer=optimizer, accumulative_counts=int(options.get('sum', 1))),
         health=dict(policy=options.get('policy', 'stop')),
         resume=options.get('resume') == '1' or restarted,
         launcher=launcher,

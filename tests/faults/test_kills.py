@@ -58,23 +58,37 @@ def test_twenty_kills(tmp_path, whole):
     assert writes >= 2
 
 
-def terminated(folder, index):
+def terminated(folder, index, **options):
     """A training that gets a signal in one process or both, or in workers too, and is resumed."""
-    launch = Launch(folder, **OPTIONS)
-    launch.wait_for('Checkpoints will be saved')
+    options = {**OPTIONS, **options}
+    launch = Launch(folder, **options)
+    while launch.alive() and not list(Path(folder).glob('*.pth')):  # all of them listen by then
+        time.sleep(0.01)
     time.sleep(random.Random(index).uniform(0, 1.5))
     launch.kill([(0,), (1,), (0, 1)][index % 3], signal.SIGTERM, group=index % 2 == 1)
     codes = launch.wait()
     assert codes == [EXIT_STOPPED] * 2 or codes == [0, 0]
     if codes[0]:
         assert 'stopped by SIGTERM after iteration' in launch.log(0)
-    assert Launch(folder, **OPTIONS).wait() == [0, 0]
+    assert Launch(folder, **options).wait() == [0, 0]
     return codes[0] == EXIT_STOPPED
 
 
 def test_terminated_and_resumed(tmp_path, whole):
-    assert terminated(tmp_path, 1)
+    """Also with an optimizer whose state is shared out (ZeRO), which changes no bit."""
+    assert terminated(tmp_path, 1, zero=1)
     assert differing(last_checkpoint(tmp_path), whole) == []
+    assert (
+        last_checkpoint(tmp_path)['optimizer']['state'].keys() == whole['optimizer']['state'].keys()
+    )
+
+
+@pytest.mark.faults
+def test_terminated_between_two_updates(tmp_path):
+    """Each process goes on with the gradients that it had added up."""
+    assert Launch(tmp_path / 'whole', sum=5, seconds=0).wait() == [0, 0]
+    assert terminated(tmp_path / 'stopped', 1, sum=5)
+    assert differing(*(last_checkpoint(tmp_path / name) for name in ('whole', 'stopped'))) == []
 
 
 @pytest.mark.faults

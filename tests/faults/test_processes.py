@@ -72,8 +72,7 @@ def torchrun(work_dir, *arguments, options=(), **environment):
     return subprocess.Popen(
         [
             sys.executable,
-            '-m',
-            'torch.distributed.run',
+            str(REPO / 'tools' / '_torchrun.py'),
             *arguments,
             str(REPO / 'tests' / 'faults' / 'small_run.py'),
             str(work_dir),
@@ -126,6 +125,30 @@ def test_torchrun_restarts_what_was_killed(tmp_path, whole):
     assert run.returncode == 0, output
     assert 'resumed epoch' in output
     assert differing(last_checkpoint(tmp_path), whole) == []
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGKILL, 9)])
+@pytest.mark.faults
+def test_torchrun_ends_as_its_processes_do(tmp_path, number, code):
+    run = torchrun(
+        tmp_path,
+        '--nproc_per_node=2',
+        f'--master_port={free_port()}',
+        options=('seconds=0.05', 'epochs=40', 'minutes=0.005', 'pids=1'),
+    )
+    while not (tmp_path / 'latest.pth').exists():
+        assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
+    pid = int((tmp_path / 'pid_1').read_text())
+    os.kill(pid if number == signal.SIGKILL else run.pid, number)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == code and 'torch.distributed.run' not in output, output
+    if number == signal.SIGKILL:
+        assert (
+            output.strip().splitlines()[-1] == f'error: process 1 (pid {pid}) was ended by SIGKILL'
+        )
+    else:
+        assert 'stopped by SIGTERM after iteration' in output.strip().splitlines()[-1]
 
 
 @pytest.mark.faults

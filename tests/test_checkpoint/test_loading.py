@@ -1,6 +1,7 @@
 """Reading checkpoints: what is read, what is refused, and that nothing refused ever runs."""
 
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -14,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file, state_dict_of
-from tests.conftest import RunsCode
+from tests.conftest import REPO, RunsCode
 
 
 class Line(BaseModel):
@@ -227,3 +228,27 @@ def test_safetensors_are_read(tmp_path, name):
     (tmp_path / 'cut.safetensors').write_bytes(whole[:-4])
     with pytest.raises(CheckpointError, match='truncated or damaged'):
         load_checkpoint_file(tmp_path / 'cut.safetensors')
+
+
+#: What reads pickles, by file: all of it refuses code.
+READERS = {
+    'groupmamba_mm/analysis/results.py': 2,  # a list of what may be asked for; torch, safely
+    'groupmamba_mm/checkpoint/loading.py': 1,  # torch, safely
+    'groupmamba_mm/ops/precompile.py': 2,  # between a process and its own workers
+}
+
+
+def test_nothing_else_reads_pickles():
+    """Every path to a file's contents leads through the readers that are tested for code."""
+    reads = re.compile(
+        r'\bpickle\.loads?\(|Unpickler\)|\btorch\.load\(|joblib|dill|weights_only=False|'
+        r'load_state_dict_from_url|hub\.load\(|allow_pickle=True|mmengine\.load\(|fileio\.load\('
+    )
+    found = {}
+    for folder in ('groupmamba_mm', 'tools'):
+        for file in (REPO / folder).rglob('*.py'):
+            lines = [line for line in file.read_text().splitlines() if '"""' not in line]
+            count = sum(bool(reads.search(line)) for line in lines)
+            if count:
+                found[str(file.relative_to(REPO))] = count
+    assert found == READERS

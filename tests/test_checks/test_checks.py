@@ -1,6 +1,7 @@
 """What is wrong with configs and data, said before training starts: kinds of faults, all tasks."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -144,8 +145,13 @@ COCO_FORM = {
     'box': (
         lambda c: c['annotations'][1].update(bbox=[1, 2, 3]),
         r'annotations have a bbox that '
-        r'is not \[x, y, width, height\]: 2 has \[1, 2, 3\]',
+        r'is not \[x, y, width, height\]: number 1 has \[1, 2, 3\]',
     ),
+    'text': (
+        lambda c: c['images'][1].update(width='128'),
+        "1 of its images have a width that is not a number: number 1 has '128'",
+    ),
+    'null': (lambda c: c.update(annotations=None), 'has no annotations, so it is no COCO file'),
     'no_images': (lambda c: c['images'].clear(), 'lists no images'),
     'form': (lambda c: c.pop('categories'), 'has no categories, so it is no COCO file'),
     'entry': (lambda c: c['images'][2].pop('height'), '1 of its images have no height: number 2'),
@@ -331,12 +337,24 @@ def annotate(data, split, labels):
 
 
 def test_annotation_files_of_classifiers(data):
-    from_one = annotate(data, 'train', dict(a=1, b=2, c=3))
+    from_one = {}
+    for split in ('train', 'val'):
+        from_one |= annotate(data, split, dict(a=1, b=2, c=3))
     refused(config('cls', data, **from_one), 'have the label 3, and the model has 3 classes')
     moved = annotate(data, 'train', dict(a=0, b=1, c=2)) | annotate(
         data, 'val', dict(a=0, b=2, c=1)
     )
-    refused(config('cls', data, **moved), 'folder b the label 2, and the train data give them 1')
+    refused(config('cls', data, **moved), 'val data call b number 2, and the train data call it 1')
+    # one split by folders, the other by a file
+    turned = annotate(data, 'train', dict(a=2, b=1, c=0))
+    refused(config('cls', data, **turned), 'val data call a number 0, and .* call it 2')
+    named = {'train_dataloader.dataset.metainfo.classes': ('a', 'b', 'c')}
+    refused(config('cls', data, **turned, **named), 'a is number 2 in the files and 0 in classes')
+    below = annotate(data, 'train', dict(a=-1, b=0, c=1))
+    refused(
+        config('cls', data, **below, **annotate(data, 'val', dict(a=-1, b=0, c=1))),
+        'have the label -1, and the model has 3 classes, 0 to 2',
+    )
     one = annotate(data, 'train', dict(a=1, b=1, c=1))
     refused(config('cls', data, **one), 'images of the class 1 only in 12 images')
 
@@ -566,6 +584,50 @@ def test_train_and_val_share_no_images(data):
     (data / 'cls/val/a/0.png').symlink_to(target)
     warnings = findings(config('cls', data), 'warning')
     assert any('share 1 of 6 images' in warning for warning in warnings)
+
+
+def test_images_that_stand_twice(data):
+    """Copies have the content of what they were copied from, whatever they are called."""
+    cls = data / 'cls'
+    shutil.copy(cls / 'train/a/0.png', cls / 'val/a/copy.png')
+    shutil.copy(cls / 'train/a/1.png', cls / 'train/b/copy.png')
+    warnings = ' '.join(findings(config('cls', data), 'warning'))
+    assert 'val data share 1 of 7 images with the train data' in warnings
+    assert 'train data have 1 images several times, 1 of them with different labels' in warnings
+    # the same first and last bytes, and the same length
+    content = bytearray(cv2.imencode('.bmp', np.zeros((99, 99, 3), np.uint8))[1].tobytes())
+    (cls / 'train/c/new.bmp').write_bytes(content)
+    content[len(content) // 2] = 1
+    (cls / 'val/c/new.bmp').write_bytes(content)
+    again = ' '.join(findings(config('cls', data), 'warning'))
+    assert 'share 1 of 8 images' in again
+    edit(train_file(data), lambda c: c['images'].append(dict(c['images'][0], id=99)))
+    warnings = findings(config('det', data), 'warning')
+    assert any('have 1 images several times, 1 of them with different' in w for w in warnings)
+
+
+INSTANCES = {
+    'corners': (
+        lambda a: a.update(bbox=[*a['bbox'][:2], *map(sum, zip(a['bbox'][:2], a['bbox'][2:]))]),
+        ('6 of 6 images .* most of which overlap their own masks by less', 'reach beyond their'),
+    ),
+    'masks': (
+        lambda a: a.update(segmentation=[[1, 1, 3, 1, 3, 3]]),
+        ('6 of 6 images .* most of which overlap their own masks by less',),
+    ),
+    'points': (
+        lambda a: a.update(segmentation=[[1, 1, 3, 3]]),
+        ('6 of 6 images .* the pipeline ignores: their masks have fewer than 3 points',),
+    ),
+}
+
+
+@pytest.mark.parametrize('case', INSTANCES)
+def test_boxes_and_masks_must_fit(data, case):
+    change, messages = INSTANCES[case]
+    edit(train_file(data), lambda c: [change(annotation) for annotation in c['annotations']])
+    warnings = ' '.join(findings(config('det', data), 'warning', ('train',)))
+    assert all(re.search(message, warnings) for message in messages), warnings
 
 
 def test_batches(made):

@@ -135,6 +135,10 @@ LATE = {
         replaced('custom_hooks', [dict(type='EarlyStoppingHook', monitor='coco/mAP', strict=True)]),
         'validation of one batch fails',
     ),
+    'nothing': (
+        edited(**{'model.head.loss.loss_weight': 0.0}),
+        'dry run: the loss of both steps is 0, so there is nothing to learn',
+    ),
     'mixing': (
         edited(
             **{
@@ -154,6 +158,13 @@ def test_what_would_fail_late_fails_now(cfg, case):
     with pytest.raises((ConfigError, RuntimeError), match=message) as error:
         dry_run(prepared(cfg), {}, compiled=False)
     assert '\n' not in str(error.value)
+
+
+def test_what_is_ignored_must_be_the_same(made, tmp_path):  # noqa: F811
+    cfg = config('seg', made, **{'model.decode_head.ignore_index': 0, 'log_level': 'WARNING'})
+    cfg.work_dir = str(tmp_path)
+    with pytest.raises(ConfigError, match=r'decode_head.ignore_index is 0 .* train data is 255'):
+        dry_run(prepared(cfg), {}, compiled=False)
 
 
 def test_a_work_directory_that_cannot_be_written(cfg, tmp_path):

@@ -13,7 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from groupmamba_mm.distillation import ConfigTeacher, Normalization, TimmTeacher
 from groupmamba_mm.distillation import teachers as teachers_module
 from groupmamba_mm.errors import CheckpointError, ConfigError
-from tests.conftest import REPO, RandomTeacher, RunsCode
+from tests.conftest import REPO, RunsCode
+from tests.openmmlab import RandomTeacher
 
 SMALL_TIMM = 'test_resnet.r160_in1k'
 TIMM_MEAN_STD = Normalization((127.5,) * 3, (127.5,) * 3)

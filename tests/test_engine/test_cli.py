@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.registry import MODELS, Registry
 
 from groupmamba_mm.engine.cli import CfgOptions, explain, run_command
@@ -92,8 +94,15 @@ def test_wrong_arguments_are_told_with_their_class():
 
 
 def test_memory_and_ports():
-    assert 'batch_size' in explain(RuntimeError('CUDA out of memory. Tried to allocate 1 GiB.'))
-    assert 'PORT=' in explain(RuntimeError('The server socket failed: EADDRINUSE'))
+    assert 'batch_size' in explain(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate'))
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen()
+        with pytest.raises(torch.distributed.DistNetworkError) as error:
+            torch.distributed.TCPStore('127.0.0.1', listener.getsockname()[1], 1, is_master=True)
+    assert 'the processes cannot meet at' in explain(error.value) and 'PORT=' in explain(
+        error.value
+    )
 
 
 def test_a_workers_error_ends_with_its_message():

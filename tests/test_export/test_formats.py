@@ -165,6 +165,7 @@ def test_transforms_of_torch_func(small_arch):
 
 
 def test_the_command_writes_and_says_what(tmp_path, capsys):
+    pytest.importorskip('mmpretrain')
     from groupmamba_mm.analysis.building import build_model
     from groupmamba_mm.engine.config_checks import load_config
 

@@ -7,7 +7,6 @@ import torch
 
 import groupmamba_mm
 from groupmamba_mm import GroupMamba, GroupMambaClassifier, create_model
-from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.checkpoint import CheckpointError, revert_to_official
 from groupmamba_mm.models.pretrained import load_pretrained
 from tests.conftest import SMALL, RunsCode, randomize
@@ -21,6 +20,9 @@ def small(family, **options):
 
 @pytest.mark.parametrize('size', ['tiny', 'official-tiny'])
 def test_logits_are_those_of_mmpretrains_classifier(size, tmp_path):
+    pytest.importorskip('mmpretrain')
+    from groupmamba_mm.analysis.building import build_model
+
     cfg = groupmamba_mm.get_config(f'groupmamba-{size}_8xb128_in1k')
     theirs = randomize(build_model(cfg)).eval()
     torch.save(dict(state_dict=theirs.state_dict()), tmp_path / 'epoch_1.pth')
@@ -48,6 +50,69 @@ def test_released_files_load_directly(tmp_path):
     torch.save(released, tmp_path / 'short.pth')
     with pytest.raises(CheckpointError, match='nothing was loaded'):
         create_model(SMALL['official'], tmp_path / 'short.pth', num_classes=7)
+
+
+def in_parts(state, folder):
+    """A checkpoint in several files, as huggingface_hub writes it."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, folder, max_shard_size=20_000)
+    assert len(list(folder.glob('*.safetensors'))) > 2
+    return folder
+
+
+#: Each kind of checkpoint, from a model's tensors and others that must not be taken.
+KINDS = {
+    'OpenMMLab': lambda state, raw: dict(state_dict=state, ema_state_dict=raw, meta={}),
+    'bare': lambda state, raw: state,
+    'timm': lambda state, raw: dict(state_dict=state, arch='groupmamba_tiny', epoch=3),
+    'timm with averages': lambda state, raw: dict(state_dict=raw, state_dict_ema=state),
+    'DDP': lambda state, raw: dict(model={f'module.{k}': v for k, v in state.items()}),
+    'averages of DDP': lambda state, raw: dict(
+        model=raw, model_ema={f'module.{k}': v for k, v in state.items()}
+    ),
+    'DDP twice': lambda state, raw: {f'module.module.{k}': v for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'safetensors', 'several files'])
+def test_every_kind_of_checkpoint_gives_the_same_model_and_report(kind, tmp_path):
+    model = small('paper', num_classes=5)
+    state = model.state_dict()
+    raw = {key: torch.zeros_like(value) for key, value in state.items()}
+    source = tmp_path / 'a.pth'
+    if kind == 'safetensors':
+        from safetensors.torch import save_file
+
+        source = tmp_path / 'a.safetensors'
+        save_file(state, source)
+    elif kind == 'several files':
+        source = in_parts(state, tmp_path)
+    else:
+        torch.save(KINDS[kind](state, raw), source)
+    other = create_model(SMALL['paper'], num_classes=5)
+    report = load_pretrained(other, source)
+    assert str(report) == f"{len(state)} tensors match, 100% of the model's elements"
+    torch.testing.assert_close(other.eval()(IMAGE), model(IMAGE))
+
+
+def test_a_checkpoint_in_several_files_must_be_whole(tmp_path):
+    in_parts(small('paper', num_classes=5).state_dict(), tmp_path)
+    model = create_model(SMALL['paper'], num_classes=5)
+    index = tmp_path / 'model.safetensors.index.json'
+    assert load_pretrained(model, index).complete
+    part = sorted(tmp_path.glob('*.safetensors'))[1]
+    part.rename(tmp_path / 'elsewhere')
+    with pytest.raises(CheckpointError, match=r'00002-of-.* does not exist'):
+        load_pretrained(model, tmp_path)
+    (tmp_path / 'elsewhere').rename(part)
+    places = json.loads(index.read_text())['weight_map']
+    index.write_text(json.dumps(dict(weight_map={**places, 'head.more': part.name})))
+    with pytest.raises(CheckpointError, match=r'lack 1 of its tensors, head\.more'):
+        load_pretrained(model, index)
+    index.write_text('{}')
+    with pytest.raises(CheckpointError, match='no weight_map'):
+        load_pretrained(model, index)
 
 
 def test_a_backbone_alone_and_a_dense_backbone(small_arch, tmp_path):

@@ -11,7 +11,8 @@ from timm.models._manipulate import group_parameters
 
 import groupmamba_mm
 from groupmamba_mm.backbones import ARCHS
-from tests.conftest import randomize
+from groupmamba_mm.checkpoint import CheckpointError
+from tests.conftest import RunsCode, randomize
 
 NAMES = [f'groupmamba_{arch.replace("-", "_")}' for arch in ARCHS]
 TINY = ['groupmamba_tiny', 'groupmamba_official_tiny']
@@ -208,6 +209,19 @@ def test_files_go_through_our_loader(tmp_path):
         pretrained_cfg_overlay=overlay,
     ).eval()
     torch.testing.assert_close(maps(image)[-1], source.forward_features(image))
+
+
+def test_no_file_runs_code(tmp_path):
+    """By timm's argument for a file of its own format, and by the one for pretrained weights."""
+    torch.save(dict(state_dict={}, x=RunsCode(tmp_path / 'ran')), tmp_path / 'evil.pth')
+    file = str(tmp_path / 'evil.pth')
+    with pytest.raises(Exception, match='weights_only'):
+        timm.create_model('groupmamba_tiny', checkpoint_path=file)
+    with pytest.raises(CheckpointError, match='run code'):
+        timm.create_model(
+            'groupmamba_tiny', pretrained=True, pretrained_cfg_overlay=dict(file=file)
+        )
+    assert not (tmp_path / 'ran').exists()
 
 
 def test_custom_options_reach_the_backbone():

@@ -219,3 +219,50 @@ def test_bad_values_are_named(changes, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match='dt must be a floating-point tensor, got torch.int64'):
         _bad(dt=torch.zeros(1, 6, 8, dtype=torch.int64))
+
+
+def traced(run):
+    """A function as torch.compile records it, and the nodes of each of its graphs."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
+
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    return torch.compile(run, backend=aot_autograd(fw_compiler=keep), fullgraph=True), graphs
+
+
+def test_compiled_on_a_cpu_the_graph_does_not_grow_with_the_length():
+    """Each recurrence is one operator: its steps written out took Inductor's C++ minutes."""
+
+    def run(*inputs, grid):
+        options = dict(directions=('left-right', 'bottom-top'), backend='torch')
+        return selective_scan(*inputs, grid=grid, **options)
+
+    nodes = []
+    for grid in ((2, 3), (40, 41)):
+        inputs = [t.double().requires_grad_() for t in make_inputs(1, grid, 3, 2, 2)]
+        compiled, graphs = traced(partial(run, grid=grid))
+        found, wanted = compiled(*inputs), run(*inputs, grid=grid)
+        torch.testing.assert_close(found, wanted)
+        weight = torch.rand_like(wanted)
+        for one, other in zip(
+            torch.autograd.grad((found * weight).sum(), inputs),
+            torch.autograd.grad((wanted * weight).sum(), inputs),
+        ):
+            torch.testing.assert_close(one, other)
+        operators = [graph.count('groupmamba_mm.recurrence_of_decays.default') for graph in graphs]
+        assert operators == [1, 1]  # forward and backward
+        nodes.append([len(graph) for graph in graphs])
+    assert nodes[0] == nodes[1]
+
+
+def test_the_operator_of_the_recurrence_is_whole():
+    a, b = (torch.rand(2, 37, 3, 2).transpose(1, 2).contiguous().transpose(1, 2) for _ in range(2))
+    operator = torch.ops.groupmamba_mm.recurrence_of_decays.default
+    torch.testing.assert_close(operator(a, b), recurrence(a.contiguous(), b.contiguous()))
+    torch.library.opcheck(operator, (a.contiguous(), b.contiguous()))

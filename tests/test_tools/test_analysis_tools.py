@@ -20,7 +20,7 @@ from groupmamba_mm.analysis.detection import run_two_stage
 from groupmamba_mm.analysis.subjects import find_subjects
 from groupmamba_mm.distillation import ConfigTeacher
 from groupmamba_mm.errors import ConfigError, DataError
-from tests.conftest import load_tool
+from tests.conftest import RunsCode, load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / 'configs' / 'groupmamba'
@@ -452,6 +452,21 @@ class TestPredictionGrid:
         (results[0] / 'results.pkl').unlink()
         with pytest.raises(DataError, match='do not exist'):
             draw(results[0])
+
+    def test_code_in_results_is_refused(self, results, tmp_path):
+        """In the pickle itself, or in a tensor's storage, which torch would unpickle."""
+
+        class InStorage:
+            def __reduce__(self):
+                buffer = io.BytesIO()
+                torch.save(RunsCode(tmp_path / 'ran'), buffer)
+                return torch.storage._load_from_bytes, (buffer.getvalue(),)
+
+        for sample in (RunsCode(tmp_path / 'ran'), InStorage()):
+            write_results(results[0], [sample])
+            with pytest.raises(DataError, match='cannot be unpickled'):
+                draw(results[0])
+            assert not (tmp_path / 'ran').exists()
 
     def test_missing_picture(self, results):
         tool = load_tool(GRID)

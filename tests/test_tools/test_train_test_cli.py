@@ -253,6 +253,7 @@ BROKEN = {
         r'model\.head\.num_classes is 3, and the test data have 2 class folders',
     ),
     'out': (TEST, [FIRST, '--out', 'out.json'], [], r'ends in \.pkl'),
+    'metric': (TEST, [FIRST], ['test_evaluator.topk=[5]'], 'first batch of the test fails .*Top-5'),
     'evil_test': (TEST, ['evil.pth'], [], r'evil\.pth was not loaded: .*system.*could run code'),
     'evil_resume': (TRAIN, ['--resume', 'evil.pth'], [], 'could run code'),
     'evil_init': (
@@ -276,7 +277,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     shown = capsys.readouterr()
     last = shown.err.strip().splitlines()[-1]
     assert last.startswith('error: ') and re.search(message, last), last
-    assert ('Traceback' in shown.err) == (case in ('type', 'argument'))
+    assert ('Traceback' in shown.err) == (case in ('type', 'argument', 'metric'))
     assert (place / FIRST).read_bytes() == before and 'accuracy' not in shown.out
     assert not (place / 'ran').exists()
 

@@ -1,12 +1,15 @@
 """Measure throughput, latency and memory of this project's models beside timm's, in one run."""
 
 import argparse
+import sys
 import traceback
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import torch
 from torch import nn
 

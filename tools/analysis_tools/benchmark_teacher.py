@@ -14,9 +14,13 @@ import argparse
 import copy
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import numpy as np
 import torch
 from mmengine.config import Config

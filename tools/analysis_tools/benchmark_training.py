@@ -7,9 +7,12 @@ config's options. No weights are read and nothing is validated.
 
 import argparse
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import torch
 
 from groupmamba_mm.analysis.arguments import positive_int

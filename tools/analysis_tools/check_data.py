@@ -2,16 +2,10 @@
 
 import argparse
 import sys
+from pathlib import Path
 
-try:
-    import mmengine  # noqa: F401
-
-    import groupmamba_mm  # noqa: F401
-except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(
-        f'error: {sys.executable} has no {error.name}; activate the environment that '
-        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
-    )
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.checks import check
 from groupmamba_mm.engine.cli import CfgOptions, run_command

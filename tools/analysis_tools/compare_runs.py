@@ -7,8 +7,11 @@ tools/train.py writes into every work directory.
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import matplotlib
 
 from groupmamba_mm.engine.cli import run_command

@@ -5,11 +5,14 @@ folder of label images of a segmenter. Images and ground truth come from the con
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import cv2
 import matplotlib
 import matplotlib.pyplot as plt
@@ -115,7 +118,7 @@ def detections(dataset: Any, results: str, num: int, seed: int, score_thr: float
 
     Args:
         dataset: The test data set.
-        results: The pickle, which must come from a trusted place: unpickling can run code.
+        results: The pickle; see :func:`groupmamba_mm.analysis.results.read_results`.
         num: How many; fewer if there are fewer.
         seed: Of the choice.
         score_thr: Least score of a detection.

@@ -1,9 +1,12 @@
 """Count the parameters and multiply-adds of one or several configs' models."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 from torch import nn
 
 from groupmamba_mm.analysis import build_model, count_complexity

@@ -5,11 +5,14 @@ the config's test data set, cut to a square and resized to one size.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np

@@ -9,9 +9,12 @@ shows.
 import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import yaml
 
 from groupmamba_mm.engine.cli import run_command

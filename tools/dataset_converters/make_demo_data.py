@@ -38,18 +38,11 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-try:
-    import cv2
-    import numpy as np
-    from tqdm import tqdm
-except ModuleNotFoundError as error:  # the commonest first step that is left out
-    sys.exit(
-        f'error: {sys.executable} has no {error.name}; activate the environment that '
-        'tools/install.sh made (source .venv/bin/activate), or run bash tools/install.sh'
-    )
-
-# The script also works from a checkout that is not installed.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
+import cv2
+import numpy as np
+from tqdm import tqdm
 
 from groupmamba_mm.datasets.demo_annotations import SEG_PALETTE, coco_categories, label_map
 from groupmamba_mm.datasets.demo_pictures import (

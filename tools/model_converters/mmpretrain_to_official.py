@@ -1,6 +1,11 @@
 """Turn a checkpoint of configs/groupmamba/groupmamba-official-* into the released, flat form."""
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.checkpoint import (
     CheckpointError,

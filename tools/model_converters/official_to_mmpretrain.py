@@ -6,8 +6,11 @@ and none may be missing.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import torch
 
 from groupmamba_mm.backbones import ARCHS, GroupMamba

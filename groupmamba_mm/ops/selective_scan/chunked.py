@@ -47,8 +47,14 @@ def _sum_states(state: Tensor, weight: Tensor) -> Tensor:
     return (state * weight[..., None, :]).sum(-1)
 
 
-def needs_plain_operators() -> bool:
-    """Whether an exporter, a tracer or a transform of torch.func looks at each operator."""
+def needs_plain_operators(device: torch.device) -> bool:
+    """Whether an exporter, a tracer or a transform of torch.func looks at each operator.
+
+    torch.compile does too, which answers that it exports. For a CPU it takes the recurrence whole:
+    Inductor's C++ of the plain operators takes minutes to compile.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return device.type != 'cpu'
     return (
         torch.compiler.is_exporting()
         or torch.jit.is_tracing()
@@ -88,7 +94,7 @@ def selective_scan_torch(
 
     Shapes here: x, dt (B, L, G, d); A (G, d, N); B, C (B, L, G, N); D (G, d) or None.
     """
-    if needs_plain_operators():
+    if needs_plain_operators(x.device):
         y = _recorded_scan(x, dt, A, B, C, grid, directions)
     else:
         x_seq, dt_seq, B_seq, C_seq = (

@@ -72,7 +72,20 @@ def recurrence(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         h, (B, L, ...). Not differentiable by autograd: see :func:`recurrence_backward`.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return _recurrence_operator(a, b)
     return _scan(a.flatten(2), b.flatten(2)).view(b.shape)
+
+
+# For torch.compile, which would else write out each step of each level of chunks.
+@torch.library.custom_op('groupmamba_mm::recurrence_of_decays', mutates_args=())
+def _recurrence_operator(a: Tensor, b: Tensor) -> Tensor:
+    return _scan(a.flatten(2).contiguous(), b.flatten(2).contiguous()).view(b.shape)
+
+
+@_recurrence_operator.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return torch.empty(b.shape, dtype=b.dtype, device=b.device)
 
 
 def recurrence_backward(a: Tensor, h: Tensor, grad_h: Tensor) -> tuple[Tensor, Tensor]:

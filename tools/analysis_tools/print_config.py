@@ -1,0 +1,30 @@
+"""Print a config with all it inherits, checked as the other commands check it."""
+
+import argparse
+
+from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.inference import find_config
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Load and print.
+
+    Args:
+        argv: The arguments, None for the process's own.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or the name of one of ours')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='change the config, as in tools/train.py',
+    )
+    args = parser.parse_args(argv)
+    print(find_config(args.config, args.cfg_options).pretty_text)
+
+
+if __name__ == '__main__':
+    run_command(main)
