@@ -141,7 +141,7 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
         log: The log.
 
     Returns:
-        Cells behind Python and set, up to the date.
+        Cells after Python and set, up to the date.
     """
     folder = Path(tempfile.mkdtemp(prefix='compatibility-'))
     python = folder / 'venv' / 'bin' / 'python'
@@ -164,7 +164,7 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
             wanted = mmcv or 'onedl-mmcv'
             call([*pip, *chosen, '--no-build-isolation', wanted], with_libraries, log)
             failed = 'the libraries do not install'
-            files = requirement_files('mminstall', 'demo')
+            files = requirement_files('mminstall', 'dense', 'demo')
             call([*pip, *chosen, '--no-build-isolation', *files], failed, log)
             with_libraries = run_tests(python, LIBRARY_TESTS, folder, log)
     except Stopped as stop:
@@ -190,7 +190,7 @@ def write_row(version: str, kind: str, cells: Sequence[str]) -> None:
     Args:
         version: Of Python.
         kind: The set.
-        cells: The cells behind these.
+        cells: The cells after these.
     """
     text = TABLE.read_text(encoding='utf-8')
     before, head, rest = text.partition(HEAD)

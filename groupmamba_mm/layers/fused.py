@@ -63,8 +63,8 @@ def find_parts(
         kinds: The types that the submodule of each name may have, parents before children.
 
     Returns:
-        The submodules by name; None if one is hooked, patched or of another type, which is said in
-        a warning.
+        The submodules by name; None if one is hooked, patched or of another type; a warning
+        names it.
     """
     if torch_module._has_any_global_hook():
         return report_plain('there are hooks on all modules')
