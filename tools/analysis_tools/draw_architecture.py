@@ -2,8 +2,11 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import matplotlib
 
 matplotlib.use('Agg')  # before pyplot: no window
