@@ -68,7 +68,7 @@ class GroupMaps:
 
     Attributes:
         direction: Of its scan.
-        gradient: (H, W), how much each token's input moves the output at the centre.
+        gradient: (H, W), how much each token moves, by way of the state, the output at the centre.
         state: (H, W), the norm of the state at each token.
     """
 
@@ -129,7 +129,10 @@ def maps_of_groups(backbone: nn.Module, image: Tensor, stage: int, block: int) -
                 values = from_scan_order(values, grid, direction)
             return values.detach().reshape(grid)
 
-        y = scan(C[:, :, g : g + 1], ssm.D[own])
+        no_skip = torch.zeros_like(
+            ssm.D[own]
+        )  # what a token does to itself would outshine the rest
+        y = scan(C[:, :, g : g + 1], no_skip)
         centre = grid[0] // 2 * grid[1] + grid[1] // 2
         if is_ordered:
             positions = torch.arange(grid[0] * grid[1]).view(1, -1)
@@ -141,7 +144,7 @@ def maps_of_groups(backbone: nn.Module, image: Tensor, stage: int, block: int) -
                     nn.functional.one_hot(torch.full(B.shape[:2], n), ssm.d_state).to(x)[
                         :, :, None
                     ],
-                    torch.zeros_like(ssm.D[own]),
+                    no_skip,
                 )
                 for n in range(ssm.d_state)
             ]

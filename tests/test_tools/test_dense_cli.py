@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
 from PIL import Image
 
 from groupmamba_mm.analysis.building import build_model
@@ -176,9 +177,12 @@ def test_testing_prints_writes_and_paints(trained, monkeypatch, capsys):
     assert [file.name for file in painted] == [f'{index:06d}.png' for index in range(3)]
     assert all(np.asarray(Image.open(file)).std() > 0 for file in painted)
 
-    tool = gallery(task, place, '--num', '2', '--score-thr', '0')
-    with Image.open(place / f'{task}.png') as picture:
-        assert picture.size == tool.gallery_size(2)
+    for options in (['--num', '2'], ['--images', '000002.png', '000000.png']):
+        gallery(task, place, *options, '--score-thr', '0')
+        with Image.open(place / f'{task}.png') as picture:
+            assert len(picture.convert('RGB').getcolors(1 << 24)) > 100
+    with pytest.raises(DataError, match='9.png: not in the test data; there are 3'):
+        gallery(task, place, '--images', '9.png')
     assert 'Wrote' in capsys.readouterr().out
 
 
@@ -258,41 +262,31 @@ class TestGallery:
     def tool(self):
         return load_tool('analysis_tools/gallery.py')
 
-    def test_found_and_wrong(self, tool):
-        def square(label, x, score=None):
-            mask = np.zeros((20, 40), bool)
-            mask[:10, x : x + 10] = True
-            return tool.Segment(label, mask=mask, box=(x, 0, x + 10, 10), score=score)
+    @pytest.mark.parametrize('has_masks', [True, False])
+    def test_found_and_wrong(self, tool, has_masks):
+        def squares(*labels_and_places, scores=None):
+            masks = torch.zeros(len(labels_and_places), 20, 40)
+            for mask, (_, x) in zip(masks, labels_and_places):
+                mask[:10, x : x + 10] = 1
+            found = InstanceData(
+                labels=np.array([label for label, _ in labels_and_places]),
+                bboxes=torch.tensor([[x, 0.0, x + 10, 10] for _, x in labels_and_places]),
+            )
+            if has_masks:
+                found.masks = masks.bool().numpy()
+            if scores is not None:
+                found.scores = torch.tensor(scores)
+            return found
 
-        truth = [square(1, 0), square(2, 20)]
-        assert tool.overlap(truth[0], square(1, 5, 0.9)) == pytest.approx(1 / 3)
-        boxes = [
-            tool.Segment(1, box=segment.box, score=1.0) for segment in (truth[0], square(1, 5))
-        ]
-        assert tool.overlap(*boxes) == pytest.approx(1 / 3)
-        assert tool.count_found(truth, [square(1, 1, 0.9), square(2, 21, 0.8)]) == 2
+        truth = squares((1, 0), (2, 20))
+        right = squares((1, 1), (2, 21), scores=[0.9, 0.8])
+        assert tool.count_found(truth, right) == 2
         # the second of two of one class
-        twins = [square(1, 0), square(1, 20)]
-        assert tool.count_found(twins, [square(1, 20, 0.9)]) == 1
+        twins = squares((1, 0), (1, 20))
+        assert tool.count_found(twins, squares((1, 20), scores=[0.9])) == 1
         # another class, too far, and the same thing twice
-        assert tool.count_found(truth, [square(2, 0, 0.9), square(1, 5, 0.8)]) == 0
-        assert tool.count_found(truth, [square(1, 0, 0.9), square(1, 1, 0.8)]) == 1
-
-    def test_masks_of_all_forms(self, tool):
-        from pycocotools import mask as coco_mask
-
-        wanted = np.zeros((6, 8), bool)
-        wanted[1:5, 2:6] = True
-        packed = coco_mask.encode(np.asfortranarray(wanted, dtype=np.uint8))
-        assert (tool.decode_mask(packed, (6, 8)) == wanted).all()
-        assert (tool.decode_mask([[2, 1, 6, 1, 6, 5, 2, 5]], (6, 8)) == wanted).all()
-        runs = dict(size=[6, 8], counts=[13, 4, 2, 4, 2, 4, 2, 4, 13])
-        assert (tool.decode_mask(runs, (6, 8)) == wanted).all()
-        assert tool.decode_mask(None, (6, 8)) is None
-
-    def test_colours_where_the_data_have_none(self, tool):
-        palette = tool.palette_of(dict(classes=('a', 'b'), palette='random'))
-        assert len(palette) == 2 and palette[0] != palette[1]
+        assert tool.count_found(truth, squares((2, 0), (1, 5), scores=[0.9, 0.8])) == 0
+        assert tool.count_found(truth, squares((1, 0), (1, 1), scores=[0.9, 0.8])) == 1
 
     def test_errors(self, tool, place):
         config = str(REPO / f'configs/demo/{CONFIGS["det"]}.py')

@@ -147,7 +147,9 @@ def show_groups(args: argparse.Namespace) -> None:
     for row, found in zip(panels, maps):
         row[0].imshow(image)
         row[0].set_ylabel(found.direction, fontsize=9)
-        row[1].imshow(np.log10(found.gradient / found.gradient.max() + 1e-4), cmap='viridis')
+        row[1].imshow(
+            np.log10((found.gradient / found.gradient.max()).numpy() + 1e-4), cmap='viridis'
+        )
         row[2].imshow(found.state, cmap='magma')
         for axes in row:
             axes.set_xticks([])
