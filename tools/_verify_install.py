@@ -91,7 +91,7 @@ def check_wheel(path, operators):
 
 
 def check_versions(wanted):
-    """Hold what is installed against the tested pins, and refuse if something wanted is missing."""
+    """Compare what is installed with the tested pins, and refuse if a requirement is missing."""
     problems, remedies = [], []
     for requirement in (r for name in wanted for r in read_requirements(name)):
         if installed_version(requirement.name) is None:

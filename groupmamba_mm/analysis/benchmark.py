@@ -104,7 +104,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long and where is measured.
+    """Device and duration of a measurement.
 
     Attributes:
         device: The device.
@@ -142,7 +142,7 @@ def measure(
         model: Takes images (B, 3, H, W) and returns logits (B, K), or a sequence of maps. It stays
             as it is: copies of it are run.
         setting: How it is run.
-        effort: How long and where is measured.
+        effort: Device and duration of a measurement.
         measures: Names of :data:`MEASURES`.
 
     Returns:
@@ -193,7 +193,7 @@ def check_runs(model: nn.Module, setting: Setting, device: torch.device) -> None
 
 @contextlib.contextmanager
 def numerics(precision: str) -> Iterator[None]:
-    """Set TF32 as a precision means it, and let cuDNN choose its algorithms by trying them."""
+    """Set TF32 for a precision, and turn cuDNN's autotuner on."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32 = matmul.allow_tf32 = precision == 'tf32'
@@ -353,7 +353,7 @@ def _time_each(step: Step, images: list[Tensor], effort: Effort) -> list[float]:
 
 
 def _clean_up(setting: Setting) -> None:
-    """Give back what a measurement held, so that the next one starts with an empty device."""
+    """Free the memory of a measurement, so that the next one starts with an empty device."""
     if setting.compile_mode is not None:
         torch.compiler.reset()
     gc.collect()

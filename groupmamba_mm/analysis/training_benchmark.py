@@ -1,4 +1,4 @@
-"""End to end: a config's training as a user starts it, in parts and together, beside peers."""
+"""End-to-end benchmark of a config's training, part by part and as a whole, beside peers."""
 
 import contextlib
 import json
@@ -519,7 +519,7 @@ def _run(arguments: list[str], processes: int, plan: Plan, environment: dict[str
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and what it has started, on Linux also what has a session of its own."""
+    """End a process and its descendants, on Linux also those in other sessions."""
     started = _family(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -530,7 +530,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that descend from it, as far as Linux's /proc tells."""
+    """A process and its descendants, by Linux's /proc."""
     parents = {}
     for entry in Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(OSError):
@@ -545,7 +545,7 @@ def _family(pid: int) -> list[int]:
 
 
 class _MemoryWatch:
-    """Look at the memory of a process and all that it has started, twice a second, on Linux.
+    """Sample the memory of a process and its descendants twice a second, on Linux.
 
     Pages that processes share count once: each has its part of them.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints that an interruption, a full disk or a broken model cannot take away."""
+"""Checkpoints that survive interruptions, full disks and diverged models."""
 
 import math
 import os
@@ -76,7 +76,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.saved_iter, self.saved_time = -1, time.monotonic()
 
     def folder(self, runner: Runner) -> str:
-        """Say where the run's checkpoints are.
+        """Return the folder of the run's checkpoints.
 
         Args:
             runner (Runner): The runner.

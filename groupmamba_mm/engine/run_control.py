@@ -47,7 +47,7 @@ class SignalListener:
             self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def stop(self) -> None:
-        """Leave the signals to who had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -69,7 +69,7 @@ def _say(text: str) -> None:
 
 
 class _IgnoreSignals:
-    """Let a worker that loads data live on until the state is saved, whoever gets the signal.
+    """Keep data workers alive until the state is saved, whichever process gets the signal.
 
     Launchers and terminals send it to all processes of a training.
 
@@ -103,7 +103,7 @@ class Agreement:
         self._values = torch.zeros(size, dtype=torch.int64)
 
     def exchange(self, numbers: Sequence[int]) -> list[int]:
-        """Hand in numbers and read what came of those before. All processes call it alike.
+        """Contribute numbers and read the result of the call before. All processes must call it.
 
         Args:
             numbers (Sequence[int]): This process's.
@@ -119,7 +119,7 @@ class Agreement:
         return agreed
 
     def finish(self, numbers: Sequence[int]) -> list[int]:
-        """Hand in numbers and wait for what comes of them. All processes call it alike.
+        """Contribute numbers and wait for their result. All processes must call it.
 
         Args:
             numbers (Sequence[int]): This process's.
@@ -230,7 +230,7 @@ class RunControlHook(Hook):
         )
 
     def finish(self, runner: Runner) -> None:
-        """Look at all that was computed so far, before it is saved. All processes call it alike.
+        """Check all that was computed so far, before it is saved. All processes must call it.
 
         Args:
             runner (Runner): The runner.

@@ -1,4 +1,4 @@
-"""mmengine's runner with checkpoints that are checked, and with processes on CPUs."""
+"""mmengine's runner with checked checkpoints, and with several processes on CPUs."""
 
 import importlib
 import logging
@@ -42,7 +42,13 @@ from .loops import AMP_ARGUMENTS
 from .message_hub import DeferredMessageHub
 from .optim import PLAIN_WRAPPERS, ZeroRedundancyOptimizer
 from .provenance import describe_version
-from .resuming import go_on_at, position_meta, schedules_of, warn_if_finished, warn_of_kept_schedule
+from .resuming import (
+    position_meta,
+    resume_at,
+    schedules_of,
+    warn_if_finished,
+    warn_of_kept_schedule,
+)
 from .run_control import RunControlHook
 from .run_log import ActionableFilter, keep_init_info_out, log_optimizer, log_run, names_of_hooks
 from .train_loops import RESUMABLE_LOOPS
@@ -161,7 +167,7 @@ class CheckedRunner(Runner):
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         self._resuming = False
         warn_of_kept_schedule(self, of_config)
-        go_on_at(self, self._resumed_meta)
+        resume_at(self, self._resumed_meta)
 
     def load_checkpoint(
         self,
@@ -600,7 +606,7 @@ def init_cpu_processes(launcher: str, timeout: int | None = None) -> None:
 
 
 def store_of_restart() -> dict[str, Any]:
-    """Name a place of its own for processes that torchrun has started again to meet at.
+    """Name a separate rendezvous store for processes that torchrun has restarted.
 
     torchrun keeps its store, in which the addresses of the processes that are gone still stand.
 

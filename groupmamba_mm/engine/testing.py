@@ -1,4 +1,4 @@
-"""The command line of testing, put into a config: one class for each library's habits."""
+"""Apply the command line of testing to a config, by one class for each library."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ def apply_test_options(
     tta: bool = False,
     amp: str | None = None,
 ) -> None:
-    """Set what testing alone has.
+    """Apply the options that only testing has.
 
     Args:
         cfg (Config): The config, changed in place; its default_scope names the library.

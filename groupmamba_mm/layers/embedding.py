@@ -116,7 +116,7 @@ class Downsample(_ConvEmbedding):
 
 
 class NormedDownsample(Downsample):
-    """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) stands before the convolution."""
+    """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) precedes the convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels)

@@ -43,7 +43,7 @@ class Residual(NamedTuple):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody sees or changes what goes in and out of a module, by a hook or a patch."""
+    """Whether a module has hooks, or a forward that was patched."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -56,7 +56,7 @@ def is_watched(module: nn.Module) -> bool:
 def find_parts(
     block: nn.Module, kinds: dict[str, tuple[type[nn.Module], ...]]
 ) -> dict[str, nn.Module] | None:
-    """The submodules of a block whose place the kernels can take.
+    """The submodules of a block that the kernels can replace.
 
     Args:
         block: The block.
@@ -111,7 +111,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def report_plain(problem: str) -> None:
-    """Say once why a block runs module by module; returns None."""
+    """Warn once that a block runs module by module, and why; returns None."""
     if problem not in _reported:
         _reported.add(problem)
         logger.warning(

@@ -126,7 +126,7 @@ class OfficialBlock(nn.Module):
     def _run_fused(
         self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
     ) -> fused.Residual | None:
-        """By kernels; None if a submodule is not what they stand for."""
+        """Run the fused kernels; None if they do not implement one of the submodules."""
         from groupmamba_mm.ops.blocks.official import AFFINITY_PARAMETERS, PARAMETERS, OfficialSpec
 
         kinds, names = _FUSED_PARTS, PARAMETERS
@@ -155,7 +155,7 @@ class OfficialBlock(nn.Module):
         return fused.run('official', spec, grid, x, drops, parameters)
 
 
-#: The submodules of a block that the kernels stand for.
+#: The submodules of a block that the kernels implement.
 _FUSED_PARTS = {
     'mixer': (OfficialMixer,),
     'mixer.norm': (nn.LayerNorm,),

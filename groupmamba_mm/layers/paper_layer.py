@@ -136,7 +136,7 @@ class ModulatedGroupMambaLayer(nn.Module):
     def _run_fused(
         self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
     ) -> fused.Residual | None:
-        """By kernels; None if a submodule is not what they stand for."""
+        """Run the fused kernels; None if they do not implement one of the submodules."""
         from groupmamba_mm.ops.blocks.paper import AFFINITY_PARAMETERS, PARAMETERS, PaperSpec
 
         kinds, names = _FUSED_PARTS, PARAMETERS
@@ -168,7 +168,7 @@ class ModulatedGroupMambaLayer(nn.Module):
         return fused.run('paper', spec, grid, x, (None, drop), parameters)
 
 
-#: The submodules of a layer that the kernels stand for.
+#: The submodules of a layer that the kernels implement.
 _FUSED_PARTS = {
     'affinity': (ChannelAffinity, NoChannelAffinity),
     'vsss': (GroupedVSSS,),
