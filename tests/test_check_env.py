@@ -91,6 +91,20 @@ def test_operators_that_do_not_load_are_named(monkeypatch):
     assert 'tools/install.sh' in found[0].remedy
 
 
+def test_mmcv_without_operators_is_enough_for_classification(monkeypatch):
+    find_spec = check_env.importlib.util.find_spec
+    monkeypatch.setattr(
+        check_env.importlib.util,
+        'find_spec',
+        lambda name: None if name == 'mmcv._ext' else find_spec(name),
+    )
+    monkeypatch.setattr(check_env, '_LIBRARIES', ())
+    installed = {'onedl-mmcv': '2.3.6', 'onedl-mmpretrain': '1.3.6'}
+    found = list(check_env.check_operators(installed))
+    assert not any(finding.remedy for finding in found)
+    assert 'segmentation: bash tools/install.sh' in found[-1].text
+
+
 def test_a_driver_that_torch_does_not_see_is_named(monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)

@@ -30,7 +30,7 @@ _SAME_SIGNAL_SECONDS = 2.0
 
 
 class RunStopped(BaseException):
-    """A training that a signal ended after a step: no error, and nothing for what handles errors."""
+    """A signal ended the training after a step; not an error."""
 
 
 class SignalListener:
