@@ -11,7 +11,7 @@ with explain_missing('groupmamba_mm.datasets.listing'):
 
 @register_backend('local', force=True, prefixes='')
 class QuickLocalBackend(LocalBackend):
-    """mmengine's backend of local files, which works out each file's relative path anew.
+    """mmengine's backend of local files, which works out each file's relative path again.
 
     For ImageNet's 1.28 million files that takes longer than all else that its data set does.
     """

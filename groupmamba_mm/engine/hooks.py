@@ -1,4 +1,4 @@
-"""Hooks: the host ahead of the GPU in training, and painted predictions in testing."""
+"""Hooks: the host ahead of the GPU in training, and drawn predictions in testing."""
 
 import os
 from collections import deque
@@ -81,7 +81,7 @@ class RunAheadHook(Hook):
 
 @HOOKS.register_module()
 class DrawPredictionsHook(Hook):
-    """Write a painted copy of every tested image into one folder.
+    """Write an annotated copy of every tested image into one folder.
 
     The libraries' own hooks write below the work directory (mmdet), behind folders of the
     visualizer (mmseg), or over each other where two classes have files of the same name
@@ -89,7 +89,7 @@ class DrawPredictionsHook(Hook):
 
     Args:
         out_dir (str): The folder.
-        score_thr (float): Boxes below this score are not painted (mmdet). Defaults to 0.3.
+        score_thr (float): Boxes below this score are not drawn (mmdet). Defaults to 0.3.
     """
 
     priority = 'NORMAL'
@@ -113,7 +113,7 @@ class DrawPredictionsHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
     ) -> None:
-        """Paint the predictions of one batch.
+        """Draw the predictions of one batch.
 
         Args:
             runner (Runner): The runner.

@@ -1,4 +1,4 @@
-"""Logs for people: what a run is in a few lines, the rest in files beside the log."""
+"""Short logs: a summary of the run, and the details in files beside the log."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ _NOT_ACTIONABLE_WARNINGS = (
 
 
 class ActionableFilter(logging.Filter):
-    """Lets pass what somebody can act upon."""
+    """Passes only what a user can act upon."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about one record.
@@ -97,7 +97,7 @@ def import_formatter() -> None:
 
 @master_only
 def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
-    """Say what a run is, and write its whole environment and config beside the log.
+    """Log a summary of a run, and write its environment and config to files beside the log.
 
     Args:
         runner (Runner): The runner.
@@ -124,11 +124,11 @@ def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
 
 
 def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
-    """Say what is optimized how, in a line for each set of options.
+    """Log the parameter groups, in a line for each set of options.
 
     Args:
         optim_wrapper (OptimWrapper): The optimizer with its wrapper.
-        logger (logging.Logger): Where it is said.
+        logger (logging.Logger): Where it is logged.
     """
     sets: dict[str, int] = {}
     for group in optim_wrapper.optimizer.param_groups:
@@ -153,7 +153,7 @@ def names_of_hooks(hooks: Any) -> str:
 
 
 def keep_init_info_out(model: nn.Module, folder: str) -> None:
-    """Let a model write how each of its weights was initialised into a file of its own.
+    """Write how each weight was initialised into a separate file.
 
     mmengine writes several lines for each into the log.
 

@@ -70,7 +70,7 @@ def terminated(folder, index, **options):
     codes = launch.wait()
     assert codes == [EXIT_STOPPED] * 2 or codes == [0, 0]
     if codes[0]:
-        assert 'stopped by SIGTERM behind iteration' in launch.log(0)
+        assert 'stopped by SIGTERM after iteration' in launch.log(0)
     assert Launch(folder, **options).wait() == [0, 0]
     return codes[0] == EXIT_STOPPED
 

@@ -320,7 +320,7 @@ def test_a_damaged_checkpoint_is_named_and_an_older_whole_one_is_taken(tmp_path)
     for damaged in (whole[: len(whole) // 2], whole[:100], b'', bytes(flipped)):
         newest.write_bytes(damaged)
         epoch, log = resumed_from()
-        assert epoch == 2 and 'epoch_3.pth is' in log and 'passed over' in log
+        assert epoch == 2 and 'epoch_3.pth is' in log and 'skipped' in log
     newest.with_name('epoch_2.pth').write_bytes(whole[:-20])
     newest.with_name('epoch_1.pth').write_bytes(b'')
     with pytest.raises(CheckpointError, match='no checkpoint in .* is whole .*epoch_1.*epoch_2'):
@@ -392,7 +392,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path, monkeypatch):
     with pytest.raises(
         CheckpointError,
         match='epoch_2.pth was not written: No space left on '
-        r'device \(it needs .* MB.* make room and go on with --resume',
+        r'device \(it needs .* MB.* make room and continue with --resume',
     ):
         build(tmp_path, **options).train()
     assert [file.name for file in tmp_path.glob('*.pth*')] == ['epoch_1.pth']
