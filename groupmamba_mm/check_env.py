@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 
     Args:
         text: What it is.
-        remedy: The command that mends it, None if it is as it should be.
+        remedy: The command that fixes it, None if it is as it should be.
     """
 
     text: str
@@ -167,7 +167,12 @@ def check_operators(installed: dict[str, str]) -> Iterator[Finding]:
         f'{sys.executable} -m pip install --force-reinstall torch=={torch.__version__} '
         'torchvision   # both from one index',
     )
-    if 'onedl-mmcv' in installed:
+    if _is_for_classification(installed):
+        yield Finding(
+            'mmcv has no operators, which classification does without; for detection and '
+            'segmentation: bash tools/install.sh'
+        )
+    elif 'onedl-mmcv' in installed:
         yield _try(
             'operators of mmcv',
             mmcv_nms,
@@ -181,6 +186,12 @@ def check_operators(installed: dict[str, str]) -> Iterator[Finding]:
                 lambda name=name: importlib.import_module(name) and [0, 2],
                 'bash tools/install.sh   # the tested versions, see requirements/tested.txt',
             )
+
+
+def _is_for_classification(installed: dict[str, str]) -> bool:
+    """Whether mmcv was installed without operators, and nothing is there that needs them."""
+    dense = {'onedl-mmdetection', 'onedl-mmsegmentation'} & set(installed)
+    return 'onedl-mmcv' in installed and not dense and importlib.util.find_spec('mmcv._ext') is None
 
 
 def _try(what: str, call: Callable[[], list[int]], remedy: str) -> Finding:
@@ -216,6 +227,7 @@ def check_gpu(installed: dict[str, str]) -> Iterator[Finding]:
             )
         if (
             'onedl-mmcv' in installed
+            and importlib.util.find_spec('mmcv._ext') is not None
             and importlib.import_module('mmcv.ops').get_compiling_cuda_version() == 'not available'
         ):
             yield Finding(
@@ -343,7 +355,7 @@ def main() -> int:
             print(f'  {"PROBLEM: " if finding.remedy else ""}{finding.text}')
             if finding.remedy:
                 problems += 1
-                print(f'    mend with: {finding.remedy}')
+                print(f'    fix with: {finding.remedy}')
     print(f'{problems} problem(s) found.' if problems else 'All is well.')
     return problems
 

@@ -8,7 +8,7 @@ main process as text only.
 
 
 class UserError(Exception):
-    """Base of the errors that the user can mend without reading code."""
+    """Base of the errors that the user can fix without reading code."""
 
 
 class BackendError(UserError, RuntimeError):

@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 
 
 def digest(network):
-    """A hash of all tensors of a network, bit for bit."""
+    """A hash of all tensors of a network, bit by bit."""
     found = hashlib.sha256()
     for key, value in network.state_dict().items():
         found.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())

@@ -56,7 +56,7 @@ class Interrupted(Exception):
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """End a training behind an iteration and what is saved at it."""
+    """End a training after an iteration and what is saved at it."""
 
     priority = 'LOWEST'
 

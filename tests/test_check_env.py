@@ -91,6 +91,20 @@ def test_operators_that_do_not_load_are_named(monkeypatch):
     assert 'tools/install.sh' in found[0].remedy
 
 
+def test_mmcv_without_operators_is_enough_for_classification(monkeypatch):
+    find_spec = check_env.importlib.util.find_spec
+    monkeypatch.setattr(
+        check_env.importlib.util,
+        'find_spec',
+        lambda name: None if name == 'mmcv._ext' else find_spec(name),
+    )
+    monkeypatch.setattr(check_env, '_LIBRARIES', ())
+    installed = {'onedl-mmcv': '2.3.6', 'onedl-mmpretrain': '1.3.6'}
+    found = list(check_env.check_operators(installed))
+    assert not any(finding.remedy for finding in found)
+    assert 'segmentation: bash tools/install.sh' in found[-1].text
+
+
 def test_a_driver_that_torch_does_not_see_is_named(monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -122,7 +136,7 @@ def test_the_command_counts_problems(monkeypatch, capsys):
         'CHECKS',
         {
             'One': lambda installed: iter([check_env.Finding('fine')]),
-            'Two': lambda installed: iter([check_env.Finding('broken', 'mend it')]),
+            'Two': lambda installed: iter([check_env.Finding('broken', 'fix it')]),
         },
     )
     assert check_env.main() == 1
@@ -131,6 +145,6 @@ def test_the_command_counts_problems(monkeypatch, capsys):
         '  fine',
         'Two:',
         '  PROBLEM: broken',
-        '    mend with: mend it',
+        '    fix with: fix it',
         '1 problem(s) found.',
     ]

@@ -70,7 +70,7 @@ def test_frozen_stages_stay_as_they_are(path, size, one_thread):
 
 
 def test_an_image_does_not_see_the_others_of_its_batch(one_thread):
-    """Images of different sizes are filled up to the largest; what they are filled up with is 0."""
+    """Images of different sizes are padded to the largest, with zeros."""
     cfg, model = build(COCO_1X['tiny'], 'tiny')
     model.eval()
 

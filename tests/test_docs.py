@@ -216,16 +216,18 @@ def test_models_in_one_line(tmp_path, monkeypatch):
     exec(EXAMPLES['create_model'], names)
     assert names['model'](torch.zeros(1, 4, 32, 32)).shape == (1, 10)
     assert len(names['maps'](torch.zeros(1, 3, 32, 32))) == 3
-    exec(EXAMPLES['timm'], names)
-    assert [m.shape[1] for m in names['model'](torch.zeros(1, 3, 32, 32))] == [128, 448]
+    for name in ('timm_features', 'hub', 'features_by_name'):
+        exec(EXAMPLES[name], {})
 
 
 def test_prediction_of_one_image(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = build_model(groupmamba_mm.get_config('groupmamba-official-pico_demo-cls'))
-    torch.save(dict(state_dict=model.state_dict()), 'CHECKPOINT.pth')
+    meta = dict(dataset_meta=dict(classes=tuple('0123456789')))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), 'CHECKPOINT.pth')
     write_png(torch.zeros(3, 64, 64, dtype=torch.uint8), 'IMAGE.png')
-    exec(EXAMPLES['predict'], {})
+    for name in ('predictor', 'inferencers'):
+        exec(EXAMPLES[name], {})
     assert "'label': " in capsys.readouterr().out
 
 
@@ -305,6 +307,8 @@ def test_every_block_is_run_or_says_why_not(document):
     for block in blocks_of(document):
         if block.kind == 'not run':
             assert block.what, block.code
+        elif block.kind == 'example':
+            assert f"'{block.what}'" in Path(__file__).read_text(encoding='utf-8'), block.what
         elif block.language == 'bash':
             assert document in GUIDES, block.code
         elif block.language == 'python':
@@ -435,7 +439,7 @@ class Guide(NamedTuple):
 
     Attributes:
         prepare: What is there before the first one; each is called with the folder.
-        options: What is put behind a script's arguments, so that minutes become seconds.
+        options: What is put after a script's arguments, so that minutes become seconds.
     """
 
     prepare: tuple = ()
@@ -523,7 +527,7 @@ def run_shell(code, options, place, number):
 
 @pytest.fixture
 def families_and_directions(monkeypatch):
-    """What a guide registers is gone behind it; official-tiny is shallow, which is enough to run."""
+    """What a guide registers is gone after it; official-tiny is shallow, which is enough to run."""
     shallow = dataclasses.replace(ARCHS['official-tiny'], depths=(1, 1, 1, 1))
     monkeypatch.setitem(ARCHS, 'official-tiny', shallow)
     monkeypatch.setattr(directions, '_registry', dict(directions._registry))

@@ -12,7 +12,7 @@ from torch.distributed.run import main
 from groupmamba_mm.engine.run_control import EXIT_STOPPED
 
 if __name__ == '__main__':
-    # it repeats, behind a process's own last line, that the process failed
+    # it repeats, after a process's own last line, that the process failed
     logging.getLogger('torch.distributed.elastic.multiprocessing.api').setLevel(logging.CRITICAL)
     try:
         main()

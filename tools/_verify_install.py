@@ -91,19 +91,19 @@ def check_wheel(path, operators):
 
 
 def check_versions(wanted):
-    """Hold what is installed against the tested pins, and refuse if something wanted is missing."""
-    problems, mend = [], []
+    """Compare what is installed with the tested pins, and refuse if a requirement is missing."""
+    problems, remedies = [], []
     for requirement in (r for name in wanted for r in read_requirements(name)):
         if installed_version(requirement.name) is None:
             problems.append(f'{requirement.name} is not installed')
-            mend.append(str(requirement))
+            remedies.append(str(requirement))
     for pin in read_requirements('tested'):
         found = installed_version(pin.name)
         if found and not pin.specifier.contains(found, prereleases=True):
             problems.append(f'{pin.name} is {found}, tested is {pin.specifier}')
-            mend.append(str(pin))
+            remedies.append(str(pin))
     if problems:
-        quoted = ' '.join(f"'{name}'" for name in mend)
+        quoted = ' '.join(f"'{name}'" for name in remedies)
         sys.exit(f'{"; ".join(problems)}. Remedy: {sys.executable} -m pip install {quoted}')
 
 
@@ -140,7 +140,7 @@ def check_mmcv_operators():
         sys.exit(
             f'the operators of mmcv {version("onedl-mmcv")} do not load ({error}). Remedy: '
             'remove the mmcv-* folders from the cache of tools/install.sh and run it again, '
-            'which compiles them anew'
+            'which compiles them again'
         )
     kept = nms(*some_boxes(), iou_threshold=0.5)[1]
     assert kept.tolist() == [0, 2], f'mmcv.ops.nms kept {kept.tolist()} instead of [0, 2]'

@@ -29,7 +29,7 @@ def timed(what):
 
 
 def expect_extra(extra, call):
-    """Call what needs an extra, and hold the error against its name."""
+    """Call what needs an extra, and check that the error names it."""
     try:
         call()
     except MissingExtraError as error:

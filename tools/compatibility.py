@@ -142,7 +142,7 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
         log: The log.
 
     Returns:
-        Cells behind Python and set, up to the date.
+        Cells after Python and set, up to the date.
     """
     folder = Path(tempfile.mkdtemp(prefix='compatibility-'))
     python = folder / 'venv' / 'bin' / 'python'
@@ -191,7 +191,7 @@ def write_row(version: str, kind: str, cells: Sequence[str]) -> None:
     Args:
         version: Of Python.
         kind: The set.
-        cells: The cells behind these.
+        cells: The cells after these.
     """
     text = TABLE.read_text(encoding='utf-8')
     before, head, rest = text.partition(HEAD)

@@ -2,7 +2,7 @@
 
 INPUT is an image, a folder, a pattern in quotes, a video, or - for an image on standard input.
 Each image gives a line of JSON on standard output, which is also in predictions.jsonl of --out,
-and a painted copy there. Files that are broken are named on standard error and left out.
+and an annotated copy there. Files that are broken are named on standard error and left out.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class Writer:
 
     Args:
         predictor: The model.
-        folder: Where painted copies go; None: nowhere.
+        folder: Where annotated copies go; None: nowhere.
         lines: The file of results.
         batch_size: Images at once.
     """
@@ -105,7 +105,7 @@ class Writer:
             sources: The images.
 
         Yields:
-            The painted copies, with the names of the images; the images themselves if nothing is
+            The annotated copies, with the names of the images; the images themselves if nothing is
             painted.
         """
         sources = iter(sources)
@@ -143,12 +143,12 @@ def readable(predictor: Predictor, files: list[Path]) -> Iterator[Source]:
 
 
 def paint_video(writer: Writer, path: Path, target: Path) -> None:
-    """Predict on a video, and write a painted one.
+    """Predict on a video, and write an annotated one.
 
     Args:
         writer: Predicts.
         path: The video.
-        target: The painted one.
+        target: The annotated one.
     """
     video = None
     for painted in writer.run(read_frames(path)):
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
                 cv2.imwrite(str(target), painted.image)
     if writer.count == 0:
         raise DataError(f'{args.input}: none of its {len(files)} files could be read')
-    where = '' if folder is None else f', painted copies in {folder}'
+    where = '' if folder is None else f', annotated copies in {folder}'
     print(f'{writer.count} images: {args.out / "predictions.jsonl"}{where}', file=sys.stderr)
 
 

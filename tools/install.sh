@@ -219,7 +219,7 @@ leave_if_done() {
         echo "Installed before in $env_dir, nothing to do ($SECONDS s)"
         exit 0
     fi
-    echo "The environment has changed since the last install: mending it"
+    echo "The environment has changed since the last install: repairing it"
 }
 
 require_programs

@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='continue from a checkpoint, without a value from the newest whole '
+        help='continue from a checkpoint, without a value from the newest intact '
         'one in the work directory',
     )
     parser.add_argument(

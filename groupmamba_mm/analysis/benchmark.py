@@ -104,7 +104,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long and where is measured.
+    """Device and duration of a measurement.
 
     Attributes:
         device: The device.
@@ -142,7 +142,7 @@ def measure(
         model: Takes images (B, 3, H, W) and returns logits (B, K), or a sequence of maps. It stays
             as it is: copies of it are run.
         setting: How it is run.
-        effort: How long and where is measured.
+        effort: Device and duration of a measurement.
         measures: Names of :data:`MEASURES`.
 
     Returns:
@@ -172,7 +172,7 @@ def measure(
             if name != 'latency':
                 row.update({f'{name}_img_s': 1000 * batch / timing.median, f'{name}_peak_gb': peak})
         finally:
-            # behind the except clause, which keeps the failed step's tensors alive
+            # after the except clause, which keeps the failed step's tensors alive
             _clean_up(setting)
     return dict(row, note='; '.join(notes))
 
@@ -193,7 +193,7 @@ def check_runs(model: nn.Module, setting: Setting, device: torch.device) -> None
 
 @contextlib.contextmanager
 def numerics(precision: str) -> Iterator[None]:
-    """Set TF32 as a precision means it, and let cuDNN choose its algorithms by trying them."""
+    """Set TF32 for a precision, and turn cuDNN's autotuner on."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
     cudnn.allow_tf32 = matmul.allow_tf32 = precision == 'tf32'
@@ -254,7 +254,7 @@ def _make_images(sets: int, setting: Setting, batch: int, device: torch.device) 
 def _forward(network: nn.Module, setting: Setting) -> Step:
     """The forward pass under the setting's precision.
 
-    Autocast is entered anew for each step, as in a training loop: parameters are cast each time.
+    Autocast is entered again for each step, as in a training loop: parameters are cast each time.
     """
     if setting.compile_mode is not None:
         network = torch.compile(network, mode=setting.compile_mode, dynamic=False)
@@ -353,7 +353,7 @@ def _time_each(step: Step, images: list[Tensor], effort: Effort) -> list[float]:
 
 
 def _clean_up(setting: Setting) -> None:
-    """Give back what a measurement held, so that the next one starts with an empty device."""
+    """Free the memory of a measurement, so that the next one starts with an empty device."""
     if setting.compile_mode is not None:
         torch.compiler.reset()
     gc.collect()

@@ -111,7 +111,7 @@ def conditions_list(conditions: dict[str, str]) -> str:
 
 
 def make_table(rows: list[Row]) -> str:
-    """Make a Markdown table of rows, quartiles in brackets behind their medians."""
+    """Make a Markdown table of rows, quartiles in brackets after their medians."""
     lines = [f'| {" | ".join(_HEADINGS)} |', '|---' + '|---:' * 2 + '|---' + '|---:' * 7 + '|---|']
     for row in rows:
         cells = [

@@ -1,4 +1,4 @@
-"""What figures were measured on and with, for the tools to print above them."""
+"""Hardware and software of a measurement, printed above its results."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ VARIABLES = ('GROUPMAMBA_', 'TRITON_', 'TORCH', 'PYTORCH_', 'OMP_NUM_THREADS')
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
-    """Say what a measurement runs on.
+    """Describe the hardware and software of a measurement.
 
     Args:
         device: The device that is measured, which must be there.
@@ -78,7 +78,7 @@ def package_version(name: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux tells it, elsewhere as Python knows it."""
+    """The processor's name, by Linux's /proc/cpuinfo, elsewhere by Python."""
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -107,7 +107,7 @@ def commit() -> str | None:
 
 
 def _ask(*command: str) -> str | None:
-    """What a program prints, None if it is not there or fails."""
+    """The output of a program, None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     answer = subprocess.run(command, capture_output=True, text=True, check=False)

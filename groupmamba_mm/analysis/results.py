@@ -1,4 +1,4 @@
-"""What tools/test.py wrote, and the data it is about."""
+"""Read the results of tools/test.py, and build their test data."""
 
 import codecs
 import io

@@ -151,7 +151,7 @@ def find_subjects(
 
 
 def check_backends(backends: Sequence[str]) -> None:
-    """Refuse names that are no scan backend.
+    """Refuse unknown scan backends.
 
     Args:
         backends: What was asked for.

@@ -1,4 +1,4 @@
-"""End to end: a config's training as a user starts it, in parts and together, beside peers."""
+"""End-to-end benchmark of a config's training, part by part and as a whole, beside peers."""
 
 import contextlib
 import json
@@ -201,7 +201,7 @@ def prepare(cfg: Config, name: str, plan: Plan, data_root: str | None, images: i
         _innermost(loader.dataset).data_root = data_root
     else:
         make_data(cfg, plan.out / 'data', images)
-        # as in a long epoch, workers are not started anew while it is measured
+        # as in a long epoch, workers are not restarted while it is measured
         needed = (plan.warmup + plan.iterations + 1) * loader.batch_size * max(plan.gpus)
         loader.dataset = ConfigDict(
             type='RepeatDataset', dataset=loader.dataset, times=1 + needed // images
@@ -438,7 +438,7 @@ def _train(
     row = dict(startup_s=clock['started'] - start, host_gb=host_gb, phases_ms=clock['phases'])
     lines = read_log(Path(cfg.work_dir), warmup)
     if lines:
-        # as the log has them, the median of its lines behind the warm-up
+        # as the log has them, the median of its lines after the warm-up
         row['run_ms'] = 1000 * statistics.median(line['time'] for line in lines)
         row['run_img_s'] = 1000 * gpus * cfg.train_dataloader.batch_size / row['run_ms']
     if 'peak_gb' in clock:
@@ -519,7 +519,7 @@ def _run(arguments: list[str], processes: int, plan: Plan, environment: dict[str
 
 
 def _end(process: subprocess.Popen) -> None:
-    """End a process and what it has started, on Linux also what has a session of its own."""
+    """End a process and its descendants, on Linux also those in other sessions."""
     started = _family(process.pid)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -530,11 +530,11 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and all that descend from it, as far as Linux's /proc tells."""
+    """A process and its descendants, by Linux's /proc."""
     parents = {}
     for entry in Path('/proc').glob('[0-9]*'):
         with contextlib.suppress(OSError):
-            # behind the command's name, which may have spaces
+            # after the command's name, which may have spaces
             state, parent = (entry / 'stat').read_text().rpartition(')')[2].split()[:2]
             if state != 'Z':
                 parents[int(entry.name)] = int(parent)
@@ -545,7 +545,7 @@ def _family(pid: int) -> list[int]:
 
 
 class _MemoryWatch:
-    """Look at the memory of a process and all that it has started, twice a second, on Linux.
+    """Sample the memory of a process and its descendants twice a second, on Linux.
 
     Pages that processes share count once: each has its part of them.
     """

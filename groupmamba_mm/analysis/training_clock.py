@@ -1,4 +1,4 @@
-"""The times of a training, taken inside of it."""
+"""Timing of a training, from inside."""
 
 import json
 import statistics
@@ -20,13 +20,13 @@ STARTED = 20
 
 
 class Clock:
-    """Moments on the GPU's time line, or on the host's where there is no GPU."""
+    """Timestamps of the GPU, or of the host where there is no GPU."""
 
     def __init__(self) -> None:
         self.on_gpu = torch.cuda.is_available()
 
     def mark(self) -> Any:
-        """Take down this moment, on a GPU the one when all work so far is done."""
+        """Record a timestamp; on a GPU, of when all work queued so far is done."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -45,7 +45,7 @@ class Clock:
 
 @HOOKS.register_module()
 class TrainingClockHook(Hook):
-    """Take the times of a training that is stopped after some iterations, and write them down.
+    """Time a training, stop it after some iterations, and write the times to a file.
 
     On a GPU the phases are measured on its time line by events, without waiting for it; 'data' is
     the time from the end of one iteration's work to the beginning of the next one's, in which the
@@ -54,7 +54,7 @@ class TrainingClockHook(Hook):
     Args:
         out (str): The JSON file, written by the first process.
         warmup (int): Iterations that are not measured, at least :data:`STARTED`.
-        iterations (int): Iterations behind them that are.
+        iterations (int): Iterations after them that are.
     """
 
     priority = 'LOWEST'

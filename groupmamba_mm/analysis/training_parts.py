@@ -44,7 +44,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 class _PreparedBatch(nn.Module):
-    """Stands in for a preprocessor: a batch that it prepared once."""
+    """A fake preprocessor that returns one batch, prepared once."""
 
     def __init__(self, data: dict) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ class GroupMamba(nn.Module):
             kernels on a GPU where they pass their self-test, else ``'torch'``. See
             :func:`groupmamba_mm.ops.explain_backend`.
         compile_mode: None, or a mode of ``torch.compile`` for training passes on a GPU, for images
-            of one size, as each size is compiled by itself: ``'default'``, ``'reduce-overhead'``
+            of one size, as each size is compiled separately: ``'default'``, ``'reduce-overhead'``
             (CUDA graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs
             too). Other passes run as without it.
         cuda_graphs: What is replayed from a CUDA graph once its shape has come a few times in a
@@ -146,7 +146,7 @@ class GroupMamba(nn.Module):
         )
         self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
         self.downsamples = nn.ModuleList(
-            family.downsample(before, behind) for before, behind in itertools.pairwise(dims)
+            family.downsample(width, next_width) for width, next_width in itertools.pairwise(dims)
         )
         self.stages = nn.ModuleList()
         for stage, width in enumerate(dims):
@@ -258,9 +258,9 @@ class GroupMamba(nn.Module):
             x, grid = self.downsamples[i - 1](x, grid)
         x = _to_stream(x, self.residual_in_fp32)
         stage = self.stages[i]
-        for block, behind in zip(stage, [*stage[1:], None]):
+        for block, following in zip(stage, [*stage[1:], None]):
             # what a hook sees is whole
-            is_last = behind is None or is_watched(block) or is_watched(behind)
+            is_last = following is None or is_watched(block) or is_watched(following)
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, grid, is_last, use_reentrant=False)
             else:
@@ -308,7 +308,7 @@ class GroupMamba(nn.Module):
         keys = [ExpectedKeys(r'^summary\.', "the classifier's summary of the last stage")]
         last = len(self.stages)
         for i in range(last, len(self.arch.embed_dims)):
-            reason = f'behind stage {last}, the last one in out_indices'
+            reason = f'after stage {last}, the last one in out_indices'
             keys += [
                 ExpectedKeys(rf'^stages\.{i}\.', reason),
                 ExpectedKeys(rf'^downsamples\.{i - 1}\.', reason),
@@ -324,7 +324,7 @@ class GroupMamba(nn.Module):
 
         Returns:
             (depth, number of depths): 0 for the stem, 1.. for the layers one by one (a
-            down-sampling counts with the layer behind it), the last for all that follows.
+            down-sampling counts with the layer after it), the last for all that follows.
         """
         num_depths = sum(self.arch.depths) + 2
         if not param_name.startswith(prefix):

@@ -108,7 +108,7 @@ def with_validation(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
 
 
 class Pass(NamedTuple):
-    """A kind of forward pass, perhaps with the backward pass behind it.
+    """A kind of forward pass, perhaps with the backward pass after it.
 
     Attributes:
         batch: Number of images.

@@ -41,7 +41,7 @@ def read_tensors(path: str | Path) -> dict:
             return load_checkpoint_file(file)
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
-                f'checkpoint {path} was not loaded: it asks for one of {names}, which no plain '
+                f'checkpoint {path} was not loaded: it needs one of {names}, which no plain '
                 'dict can stand for and which could run code; save its tensors alone, where the '
                 'file can be trusted, else do not use it'
             ) from error

@@ -169,7 +169,7 @@ def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
         if refused is None:
             raise CheckpointError(_damaged(file, size)) from error
         raise CheckpointError(
-            f'checkpoint {file} was not loaded: it asks for {refused}, which could run code; '
+            f'checkpoint {file} was not loaded: it needs {refused}, which could run code; '
             'if you made the file yourself, save its tensors again with '
             "torch.save({'state_dict': model.state_dict()}, new_file), else do not use it"
         ) from error
@@ -235,7 +235,7 @@ _OTHER_FILES = (
     (
         b'<',
         'an HTML or XML page, perhaps one of an error or a login',
-        'download the file itself, with the address behind the download button',
+        'download the file itself, with the address of the download button',
     ),
     (b'{', 'a text in JSON', 'give the weights, not their description'),
     (b'\x1f\x8b', 'compressed with gzip', 'unpack it with gunzip or tar -xzf'),

@@ -22,7 +22,7 @@ class ExpectedKeys:
     """Keys that are known not to match, and why.
 
     Args:
-        pattern (str): A regular expression, searched for in the key behind ``prefix``.
+        pattern (str): A regular expression, searched for in the key after ``prefix``.
         reason (str): Why such keys need not match; it stands in the report.
         prefix (str): What a key must begin with. Defaults to ''.
     """
@@ -49,7 +49,7 @@ class ExpectedKeys:
             key (str): A key of a state dict.
 
         Returns:
-            bool: True if it begins with the prefix and the pattern is found behind that.
+            bool: True if it begins with the prefix and the pattern is found after that.
         """
         if not key.startswith(self.prefix):
             return False
@@ -237,7 +237,7 @@ def require_share(report: LoadReport, min_matched_share: float, source: str) -> 
     details = '; '.join(str(report).splitlines())
     raise CheckpointError(
         f'checkpoint {source} does not fit the model, {_percent(min_matched_share)} must match '
-        f'and nothing was loaded: {details}. Give the checkpoint of this config, or mend the '
+        f'and nothing was loaded: {details}. Give the checkpoint of this config, or correct the '
         "config; for weights of a backbone alone use the backbone's init_cfg"
     )
 

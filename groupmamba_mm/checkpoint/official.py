@@ -67,7 +67,7 @@ def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: A name that the released model does not have, or a unit without its three
-            sisters; the message lists them.
+            siblings; the message lists them.
     """
     converted, units, unknown = {}, {}, []
     joins = {theirs: (ours, how) for theirs, ours, how in _GROUPED}
@@ -119,7 +119,7 @@ def revert_to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
             theirs, how = splits[tensor_name]
             parts = tensor.unbind(0) if how == 'stack' else tensor.chunk(_NUM_UNITS)
             for number, part in enumerate(parts, 1):
-                # a copy: a view would be saved with the whole tensor behind it
+                # a copy: a view would be saved with its whole storage
                 reverted[f'{prefix[:-1]}{_UNIT_MARK}{number}.{theirs}'] = part.clone()
             continue
         theirs = None if mark else _rename(name, 1)

@@ -1,4 +1,4 @@
-"""Write a checkpoint whole or not at all, and find the newest whole one."""
+"""Write a checkpoint whole or not at all, and find the newest intact one."""
 
 import errno
 import io
@@ -58,11 +58,11 @@ def _sync_folder(folder: Path) -> None:
 def _not_written(target: Path, size: int, error: OSError) -> str:
     reason = f'{target} was not written: {error.strerror}'
     if error.errno not in _FULL:
-        return f'{reason}; give another folder with --work-dir, or mend this one'
+        return f'{reason}; give another folder with --work-dir, or make room in this one'
     free = shutil.disk_usage(target.parent).free
     return (
         f'{reason} (it needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free in '
-        f'{target.parent}); the files before it are whole: make room and go on with --resume'
+        f'{target.parent}); the files before it are whole: make room and continue with --resume'
     )
 
 
@@ -84,7 +84,7 @@ def save_new_file(checkpoint: Any, target: str) -> None:
 
 
 def newest_whole_checkpoint(folder: str | Path, warn: Callable[[str], None]) -> Path | None:
-    """Find the checkpoint in a folder from which a training goes on.
+    """Find the checkpoint in a folder from which a training continues.
 
     It is the one that was saved at the last iteration, among the files that hold a training's
     state. The files themselves are asked: a folder may have been moved or copied, which changes
@@ -93,7 +93,7 @@ def newest_whole_checkpoint(folder: str | Path, warn: Callable[[str], None]) -> 
 
     Args:
         folder (str or Path): The folder.
-        warn (Callable): Told each file that is passed over because it is damaged.
+        warn (Callable): Told each file that is skipped because it is damaged.
 
     Returns:
         Path: The file, None if there is none.
@@ -108,7 +108,7 @@ def newest_whole_checkpoint(folder: str | Path, warn: Callable[[str], None]) -> 
             meta = read_checkpoint_meta(file)
         except CheckpointError as error:
             damaged.append(file.name)
-            warn(f'{error}; it is passed over')
+            warn(f'{error}; it is skipped')
             continue
         if meta is not None:
             found.append((meta['iter'], file))
@@ -117,13 +117,13 @@ def newest_whole_checkpoint(folder: str | Path, warn: Callable[[str], None]) -> 
             load_checkpoint_file(file)
         except CheckpointError as error:
             damaged.append(file.name)
-            warn(f'{error}; it is passed over')
+            warn(f'{error}; it is skipped')
         else:
             return file
     if damaged:
         raise CheckpointError(
             f'no checkpoint in {folder} is whole ({", ".join(damaged)} damaged), so the training '
-            'cannot go on; bring back a copy of one, or start anew in another folder (--work-dir)'
+            'cannot continue; bring back a copy of one, or start again in another folder (--work-dir)'
         )
     return None
 

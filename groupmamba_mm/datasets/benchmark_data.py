@@ -38,7 +38,7 @@ def make_classification(root: Path, images: int, classes: int, threads: int) -> 
         root: The folder.
         images: Number of images; each class has one at least.
         classes: Number of classes.
-        threads: Number of threads that paint.
+        threads: Number of threads that draw.
     """
     each = max(1, round(images / classes))
     jobs = [(root / 'train' / f'n{index:08d}', each, index) for index in range(classes)]
@@ -61,7 +61,7 @@ def make_detection(
         image_folder: Where in it the images are.
         names: Names of the classes.
         images: Number of images.
-        threads: Number of threads that paint.
+        threads: Number of threads that draw.
     """
     rng = np.random.default_rng(0)
     jobs, records, objects = [], [], []
@@ -104,7 +104,7 @@ def make_segmentation(
         suffixes: Of the images' and the maps' files.
         classes: Number of labels, 0 among them.
         images: Number of images.
-        threads: Number of threads that paint.
+        threads: Number of threads that draw.
     """
     rng = np.random.default_rng(0)
     jobs = []

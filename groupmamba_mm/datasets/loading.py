@@ -24,7 +24,7 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
     """Load an image, or say which file is missing, empty, cut off or no image.
 
     It takes the place of ``LoadImageFromFile`` in the pipelines of all three libraries. A file that
-    was cut off is refused too: OpenCV fills the rest with grey and goes on.
+    was cut off is refused too: OpenCV fills the rest with grey and continues.
 
     Args:
         to_float32 (bool): Whether to convert to float32, as images are that stay in 16 bits
@@ -97,7 +97,7 @@ class CheckedLoadImageFromFile(LoadImageFromFile):
 
 
 def _is_cut_off(content: bytes) -> bool:
-    """Say whether a JPEG or PNG lacks its end; what lies behind the end does not matter."""
+    """Say whether a JPEG or PNG lacks its end; what follows the end does not matter."""
     if content.startswith(_JPEG_START):
         # an end mark at the end is the rule, and quicker than the walk
         return not content.endswith(b'\xff\xd9') and not _jpeg_ends(content)
@@ -107,7 +107,7 @@ def _is_cut_off(content: bytes) -> bool:
 def _jpeg_ends(content: bytes) -> bool:
     """Walk through a JPEG's segments to its end mark.
 
-    Phones put films behind it and thumbnails with an end mark of their own before it, so that
+    Phones put films after it and thumbnails with an end mark of their own before it, so that
     neither the first nor the last such mark of the file tells.
     """
     position = len(_JPEG_START)

@@ -69,7 +69,7 @@ class DistilledHead(ABC):
 
 @MODELS.register_module()
 class DistilledLinearClsHead(DistilledHead, LinearClsHead):
-    """One linear layer that learns from both, as Eq. 10 says.
+    """One linear layer that learns from both (Eq. 10).
 
     Args:
         *args: See mmpretrain's ``LinearClsHead``.

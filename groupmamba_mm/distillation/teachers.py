@@ -1,4 +1,4 @@
-"""Trained networks that a student learns from, kept out of all that happens to the student."""
+"""Teachers, kept out of the student's optimizer, averages and checkpoints."""
 
 import difflib
 from abc import ABC, abstractmethod
@@ -141,7 +141,7 @@ class FrozenTeacher(ABC):
     @property
     @abstractmethod
     def normalization(self) -> Normalization:
-        """How the network wants its images."""
+        """The normalisation that the network expects."""
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -157,7 +157,7 @@ class FrozenTeacher(ABC):
 
     @abstractmethod
     def count_classes(self, network: nn.Module) -> int:
-        """Tell how many classes a network has that :meth:`build` made."""
+        """Number of classes of a network that :meth:`build` made."""
 
     def load(self, num_classes: int) -> None:
         """Make the network and read its weights, once.
@@ -191,7 +191,7 @@ class FrozenTeacher(ABC):
         self.use(network)
 
     def _read_weights(self, network: nn.Module) -> None:
-        """Fill a network from :attr:`checkpoint`, all of it and with all of it."""
+        """Load :attr:`checkpoint` into a network; no key may be missing or left over."""
         weights = state_dict_of(read_tensors(self.checkpoint))
         report = match_state_dict(network.state_dict(), weights, expected_missing=[BATCH_COUNTERS])
         log_report(report, f'{self.checkpoint} (teacher)', MMLogger.get_current_instance())
@@ -203,7 +203,7 @@ class FrozenTeacher(ABC):
         load_matched(network, weights, report)
 
     def use(self, network: nn.Module) -> None:
-        """Freeze a network and take it as the teacher's.
+        """Freeze a network and use it as the teacher.
 
         Args:
             network: What :meth:`build` makes.

@@ -15,7 +15,7 @@ Slot = tuple[dict[str, Tensor], str]
 
 @MODELS.register_module()
 class ForeachExponentialMovingAverage(ExponentialMovingAverage):
-    """mmengine's ``ExponentialMovingAverage``, updated for all tensors at a time.
+    """mmengine's ``ExponentialMovingAverage``, which updates all tensors at once.
 
     The original makes a state dict in every step and launches a kernel for each tensor. Numbers,
     options and checkpoints are the same. Only weights that two modules share, which the original

@@ -1,4 +1,4 @@
-"""Checkpoints that an interruption, a full disk or a broken model cannot take away."""
+"""Checkpoints that survive interruptions, full disks and diverged models."""
 
 import math
 import os
@@ -37,7 +37,7 @@ register_backend('whole_file', WholeFileBackend, force=True)
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """Save checkpoints so that there is always a whole one to go on from.
+    """Save checkpoints so that there is always a whole one to continue from.
 
     It takes the arguments of :class:`mmengine.hooks.CheckpointHook` and differs from it in this:
 
@@ -53,7 +53,7 @@ class SafeCheckpointHook(CheckpointHook):
         minutes (float, optional): Save whenever so many minutes have passed since the last
             checkpoint. Defaults to None, by interval alone.
         on_write_error (str): What follows when a checkpoint cannot be written: 'stop' ends the
-            training, 'continue' warns and goes on until the next one. Defaults to 'stop'.
+            training, 'continue' warns and continues until the next one. Defaults to 'stop'.
         **kwargs: See the parent.
 
     Raises:
@@ -76,7 +76,7 @@ class SafeCheckpointHook(CheckpointHook):
         self.saved_iter, self.saved_time = -1, time.monotonic()
 
     def folder(self, runner: Runner) -> str:
-        """Say where the run's checkpoints are.
+        """Return the folder of the run's checkpoints.
 
         Args:
             runner (Runner): The runner.
@@ -172,7 +172,9 @@ class SafeCheckpointHook(CheckpointHook):
     def _write_failed(self, runner: Runner, error: CheckpointError) -> None:
         if self.on_write_error == 'stop':
             raise error
-        runner.logger.warning(f'{error}. The training goes on, as on_write_error="continue" says.')
+        runner.logger.warning(
+            f'{error}. The training continues, as on_write_error="continue" says.'
+        )
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, int]) -> None:
         """See the parent; old files are removed after the new one is there."""

@@ -134,7 +134,7 @@ def _read(path: Path) -> Config:
         return Config.fromfile(str(path))
     except SyntaxError as error:
         raise ConfigError(
-            f'config {_file_being_read(error, path)} has a syntax error: {error}; mend that line'
+            f'config {_file_being_read(error, path)} has a syntax error: {error}; correct that line'
         ) from error
     except FileNotFoundError as error:
         missing = error.filename or error
@@ -149,7 +149,7 @@ def _read(path: Path) -> Config:
             'tools/install.sh for mmdet and mmseg) or correct custom_imports'
         ) from error
     except Exception as error:
-        # A config is code: whatever it raises is the config's mistake, told with its place.
+        # A config is code: whatever it raises is the config's mistake, reported with its place.
         raise ConfigError(
             f'config {_file_being_read(error, path)} fails with {type(error).__name__}: {error}'
         ) from error

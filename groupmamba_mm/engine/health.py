@@ -39,7 +39,7 @@ class NonFiniteError(UserError, ArithmeticError):
 
 
 class RolledBack(Exception):
-    """The runner went back to a checkpoint; its loop goes on from there."""
+    """The runner went back to a checkpoint; its loop continues from there."""
 
 
 @HOOKS.register_module()
@@ -52,9 +52,9 @@ class HealthHook(Hook):
     - 'stop': the step is repeated to name the first module and tensor that were not finite; the
       weights before it, its batch and its random numbers are saved for ``replay_step.py``; the
       training ends. Checkpoints are whole and from before.
-    - 'skip': the step is named in the log and the training goes on. BatchNorm's statistics are set
+    - 'skip': the step is named in the log and the training continues. BatchNorm's statistics are set
       back too.
-    - 'roll_back': the training goes on from its newest checkpoint and leaves that update out.
+    - 'roll_back': the training continues from its newest checkpoint and leaves that update out.
 
     With fp16 and a loss scale, gradients overflow now and then, and the scaler leaves these steps
     out: then the loss counts here, and a scale so small that it cannot be the reason.
@@ -257,7 +257,7 @@ class HealthHook(Hook):
 
         Raises:
             NonFiniteError: If the training stops.
-            RolledBack: If it goes on from a checkpoint.
+            RolledBack: If it continues from a checkpoint.
         """
         iteration = _LAST_ITERATION - failure
         self.events += 1

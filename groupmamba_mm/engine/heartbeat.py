@@ -35,7 +35,7 @@ class Heartbeat:
 
     Those of its own machine it asks the system for. Of each machine, the first process watches the
     first ones of the others, through the store by which the processes have found each other.
-    A process that waits in vain for another one cannot notice by itself, and may wait for long.
+    A process that waits without end for another one cannot notice by itself, and may wait for long.
 
     Args:
         group (ProcessGroup): All processes, through a backend for the CPU.

@@ -24,7 +24,7 @@ MIN_SHARE = 0.8
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
 class CheckedPretrainedInit(PretrainedInit):
-    """mmengine's ``Pretrained``, which loads whatever fits, be it nothing, and goes on.
+    """mmengine's ``Pretrained``, which loads whatever fits, be it nothing, and continues.
 
     Args:
         checkpoint (str): A file or an address.

@@ -61,7 +61,7 @@ class DeferredMessageHub(MessageHub):
         """Bring values that wait to the host.
 
         Args:
-            *keys (str): Their names; those of which nothing waits are passed over.
+            *keys (str): Their names; those of which nothing waits are skipped.
         """
         waiting = {key: self._pending.pop(key) for key in keys if key in self._pending}
         groups = defaultdict(list)

@@ -1,4 +1,4 @@
-"""What a resumed training takes from its checkpoint, and what it says about the rest."""
+"""What a resumed training takes from its checkpoint, and warnings about the rest."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -65,10 +65,10 @@ def _unwrapped(runner: Runner) -> nn.Module:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
-def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
+def resume_at(runner: Runner, meta: dict[str, Any]) -> None:
     """Set a runner's loop to where a checkpoint was saved.
 
-    With another total batch size, the epoch goes on behind the images that were seen. A training
+    With another total batch size, the epoch continues after the images that were seen. A training
     that counts epochs then counts its iterations, also those of its schedules, anew from that.
 
     Args:
@@ -84,7 +84,7 @@ def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
     if saved not in (None, now):
         runner.logger.warning(
             f'the checkpoint was saved with {saved} images a step, this run has {now}: the epoch '
-            'goes on behind the images that were seen, and the learning rate is what it was, which '
+            'goes on after the images that were seen, and the learning rate is what it was, which '
             'may not suit'
         )
         done = done * saved // now
@@ -104,7 +104,7 @@ def go_on_at(runner: Runner, meta: dict[str, Any]) -> None:
                     ):
                         if key in vars(schedule):
                             setattr(schedule, key, round(getattr(schedule, key) * ratio))
-    loop.go_on_at(epoch, iteration, done, meta.get('validated_iter', iteration))
+    loop.resume_at(epoch, iteration, done, meta.get('validated_iter', iteration))
     gradients = meta.get('gradients', {})
     for name, parameter in _unwrapped(runner).named_parameters():
         if name in gradients:
@@ -137,7 +137,7 @@ def _schedules(runner: Runner) -> Iterator[Any]:
 
 
 def warn_of_kept_schedule(runner: Runner, of_config: list[dict[str, Any]]) -> None:
-    """Say so when the schedule in a checkpoint is another one than the config's.
+    """Warn if the schedule in a checkpoint differs from the config's.
 
     Args:
         runner (Runner): The runner, resumed.
@@ -182,7 +182,7 @@ def _short(value: Any) -> str:
 
 
 def warn_if_finished(runner: Runner) -> None:
-    """Say so when a resumed training has nothing left to do.
+    """Warn if a resumed training has nothing left to do.
 
     Args:
         runner (Runner): The runner, resumed.

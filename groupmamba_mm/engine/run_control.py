@@ -30,7 +30,7 @@ _SAME_SIGNAL_SECONDS = 2.0
 
 
 class RunStopped(BaseException):
-    """A training that a signal ended behind a step: no error, and nothing for what handles errors."""
+    """A signal ended the training after a step; not an error."""
 
 
 class SignalListener:
@@ -47,7 +47,7 @@ class SignalListener:
             self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def stop(self) -> None:
-        """Leave the signals to who had them before."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -56,7 +56,7 @@ class SignalListener:
         name = signal.Signals(number).name
         if self.received is None:
             self.received, self._time = signal.Signals(number), time.monotonic()
-            _say(f'{name}: saving behind the next step and ending; a second signal ends at once')
+            _say(f'{name}: saving after the next step and ending; a second signal ends at once')
         elif time.monotonic() - self._time > _SAME_SIGNAL_SECONDS:
             _say(f'error: {name}, the second signal: ending at once, without saving')
             os._exit(128 + number)
@@ -69,7 +69,7 @@ def _say(text: str) -> None:
 
 
 class _IgnoreSignals:
-    """Let a worker that loads data live on until the state is saved, whoever gets the signal.
+    """Keep data workers alive until the state is saved, whichever process gets the signal.
 
     Launchers and terminals send it to all processes of a training.
 
@@ -103,7 +103,7 @@ class Agreement:
         self._values = torch.zeros(size, dtype=torch.int64)
 
     def exchange(self, numbers: Sequence[int]) -> list[int]:
-        """Hand in numbers and read what came of those before. All processes call it alike.
+        """Contribute numbers and read the result of the call before. All processes must call it.
 
         Args:
             numbers (Sequence[int]): This process's.
@@ -118,8 +118,8 @@ class Agreement:
         self._work = dist.all_reduce(self._values, dist.ReduceOp.MAX, self.group, async_op=True)
         return agreed
 
-    def settle(self, numbers: Sequence[int]) -> list[int]:
-        """Hand in numbers and wait for what comes of them. All processes call it alike.
+    def finish(self, numbers: Sequence[int]) -> list[int]:
+        """Contribute numbers and wait for their result. All processes must call it.
 
         Args:
             numbers (Sequence[int]): This process's.
@@ -147,7 +147,7 @@ class RunControlHook(Hook):
     The runner registers it in every training.
     """
 
-    priority = 'LOWEST'  # behind the checkpoints of the config's interval
+    priority = 'LOWEST'  # after the checkpoints of the config's interval
 
     def __init__(self) -> None:
         self.signals = SignalListener()
@@ -196,7 +196,7 @@ class RunControlHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        """Agree on what follows behind this step, and do it.
+        """Agree on what follows after this step, and do it.
 
         Args:
             runner (Runner): The runner.
@@ -229,15 +229,15 @@ class RunControlHook(Hook):
             and time.monotonic() - max(self._time, self.checkpoint.saved_time) > minutes * 60
         )
 
-    def settle(self, runner: Runner) -> None:
-        """Look at all that was computed so far, before it is saved. All processes call it alike.
+    def finish(self, runner: Runner) -> None:
+        """Check all that was computed so far, before it is saved. All processes must call it.
 
         Args:
             runner (Runner): The runner.
         """
         if self.agreement is None:  # not in training
             return
-        *_, failure = self.agreement.settle([0, 0, self.health.failure_code(wait=True)])
+        *_, failure = self.agreement.finish([0, 0, self.health.failure_code(wait=True)])
         if failure:
             self.health.act(runner, failure, self.agreement.group)
 
@@ -279,9 +279,9 @@ class RunControlHook(Hook):
         name = signal.Signals(number).name
         saved = self.checkpoint is not None and self.checkpoint.saved_iter == done
         raise RunStopped(
-            f'stopped by {name} behind iteration {done}; '
+            f'stopped by {name} after iteration {done}; '
             + (
-                f'{self.checkpoint.last_ckpt} is saved, go on with --resume'
+                f'{self.checkpoint.last_ckpt} is saved, continue with --resume'
                 if saved
                 else 'the config saves no checkpoint, or it could not be written'
             )

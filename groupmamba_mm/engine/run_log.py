@@ -1,7 +1,8 @@
-"""Logs for people: what a run is in a few lines, the rest in files beside the log."""
+"""Short logs: a summary of the run, and the details in files beside the log."""
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,18 @@ _NOT_ACTIONABLE = (
 )
 
 
+# The same, of Python's warnings: how they begin.
+_NOT_ACTIONABLE_WARNINGS = (
+    'Default ``avg_non_ignore`` is False',  # of each loss, whatever its config says
+    'The draw is False',
+    'The shape of value will convert',
+    'Setting (OMP|MKL)_NUM_THREADS',
+    'faster_coco_eval is not installed',
+)
+
+
 class ActionableFilter(logging.Filter):
-    """Lets pass what somebody can act upon."""
+    """Passes only what a user can act upon."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about one record.
@@ -63,6 +74,12 @@ def quiet_debug_prints() -> None:
     mmengine.logging.print_log = print_log
 
 
+def quiet_warnings() -> None:
+    """Leave out warnings of libraries that nobody can act upon."""
+    for text in _NOT_ACTIONABLE_WARNINGS:
+        warnings.filterwarnings('ignore', message=text)
+
+
 def import_formatter() -> None:
     """Import what mmengine formats configs with, one process of this user at a time.
 
@@ -80,7 +97,7 @@ def import_formatter() -> None:
 
 @master_only
 def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
-    """Say what a run is, and write its whole environment and config beside the log.
+    """Log a summary of a run, and write its environment and config to files beside the log.
 
     Args:
         runner (Runner): The runner.
@@ -107,11 +124,11 @@ def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
 
 
 def log_optimizer(optim_wrapper: OptimWrapper, logger: logging.Logger) -> None:
-    """Say what is optimized how, in a line for each set of options.
+    """Log the parameter groups, in a line for each set of options.
 
     Args:
         optim_wrapper (OptimWrapper): The optimizer with its wrapper.
-        logger (logging.Logger): Where it is said.
+        logger (logging.Logger): Where it is logged.
     """
     sets: dict[str, int] = {}
     for group in optim_wrapper.optimizer.param_groups:
@@ -136,7 +153,7 @@ def names_of_hooks(hooks: Any) -> str:
 
 
 def keep_init_info_out(model: nn.Module, folder: str) -> None:
-    """Let a model write how each of its weights was initialised into a file of its own.
+    """Write how each weight was initialised into a separate file.
 
     mmengine writes several lines for each into the log.
 

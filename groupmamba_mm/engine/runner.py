@@ -1,4 +1,4 @@
-"""mmengine's runner with checkpoints that are checked, and with processes on CPUs."""
+"""mmengine's runner with checked checkpoints, and with several processes on CPUs."""
 
 import importlib
 import logging
@@ -42,7 +42,13 @@ from .loops import AMP_ARGUMENTS
 from .message_hub import DeferredMessageHub
 from .optim import PLAIN_WRAPPERS, ZeroRedundancyOptimizer
 from .provenance import describe_version
-from .resuming import go_on_at, position_meta, schedules_of, warn_if_finished, warn_of_kept_schedule
+from .resuming import (
+    position_meta,
+    resume_at,
+    schedules_of,
+    warn_if_finished,
+    warn_of_kept_schedule,
+)
 from .run_control import RunControlHook
 from .run_log import ActionableFilter, keep_init_info_out, log_optimizer, log_run, names_of_hooks
 from .train_loops import RESUMABLE_LOOPS
@@ -115,7 +121,7 @@ class CheckedRunner(Runner):
         return super().test()
 
     def load_or_resume(self) -> None:
-        """Load, or resume from the newest whole checkpoint of the work directory.
+        """Load, or resume from the newest intact checkpoint of the work directory.
 
         A job that is requeued with ``--resume`` has no checkpoint yet when it starts first: this
         is said, and so is it when the training is finished.
@@ -161,7 +167,7 @@ class CheckedRunner(Runner):
         super().resume(filename, resume_optimizer, resume_param_scheduler, map_location)
         self._resuming = False
         warn_of_kept_schedule(self, of_config)
-        go_on_at(self, self._resumed_meta)
+        resume_at(self, self._resumed_meta)
 
     def load_checkpoint(
         self,
@@ -213,7 +219,7 @@ class CheckedRunner(Runner):
         require_share(report, 1.0 if strict else self._min_matched_share, filename)
 
         if not self._resuming and self._min_matched_share < 1:
-            # Training starts anew from these weights, which are the averaged ones already, and a
+            # Training starts afresh from these weights, which are the averaged ones already, and a
             # hook would take the old average, old head included.
             checkpoint.pop('ema_state_dict', None)
             for key in set(checkpoint['state_dict']) - set(report.matched):
@@ -246,7 +252,7 @@ class CheckedRunner(Runner):
         """
         for hook in self.hooks:
             if isinstance(hook, RunControlHook):
-                hook.settle(self)
+                hook.finish(self)
         meta = dict(meta or dict(epoch=self.epoch, iter=self.iter))
         meta.update(position_meta(self, meta), groupmamba_mm_version=describe_version())
         optimizer = getattr(self.optim_wrapper, 'optimizer', None)
@@ -386,7 +392,8 @@ class CheckedRunner(Runner):
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
-        if any(type(module).__name__ == 'SyncBatchNorm' for module in model.modules()):
+        kinds = {type(module).__name__ for module in model.modules()}
+        if self.cfg.get('sync_bn') or 'SyncBatchNorm' in kinds:
             self.logger.warning(
                 'SyncBatchNorm needs GPUs: every process uses the statistics of '
                 'its own images (BatchNorm) on these CPUs.'
@@ -600,7 +607,7 @@ def init_cpu_processes(launcher: str, timeout: int | None = None) -> None:
 
 
 def store_of_restart() -> dict[str, Any]:
-    """Name a place of its own for processes that torchrun has started again to meet at.
+    """Name a separate rendezvous store for processes that torchrun has restarted.
 
     torchrun keeps its store, in which the addresses of the processes that are gone still stand.
 
@@ -625,7 +632,7 @@ def end_workers(loader: DataLoader) -> None:
     """End the workers that a loader keeps between epochs.
 
     Left to the garbage collector, the queue that tells a worker to end may be gone before it is
-    used, and each loader is then waited for in vain for five seconds.
+    used, and each loader is then waited for without end for five seconds.
 
     Args:
         loader (DataLoader): The loader; it can be iterated over again.

@@ -1,4 +1,4 @@
-"""The command line of testing, put into a config: one class for each library's habits."""
+"""Apply the command line of testing to a config, by one class for each library."""
 
 import importlib
 import os
@@ -25,14 +25,14 @@ def apply_test_options(
     tta: bool = False,
     amp: str | None = None,
 ) -> None:
-    """Set what testing alone has.
+    """Apply the options that only testing has.
 
     Args:
         cfg (Config): The config, changed in place; its default_scope names the library.
         checkpoint (str): The checkpoint to test.
         out (str, optional): Where predictions go: a pickle (mmpretrain, mmdet) or a folder of
             label images (mmseg).
-        show_dir (str, optional): Folder for painted images.
+        show_dir (str, optional): Folder for annotated images.
         tta (bool): Whether to average over the mirrored image too, or over what the config's
             tta_model and tta_pipeline say. Defaults to False.
         amp (str, optional): 'bf16' or 'fp16'. Defaults to None, fp32, as is 'off'.
@@ -80,7 +80,7 @@ def trained_classes(checkpoint: str) -> tuple[str, ...] | None:
 
 
 class TaskTest(ABC):
-    """How one library writes, paints and averages predictions.
+    """How one library writes, draws and averages predictions.
 
     Args:
         cfg (Config): The config, changed in place.
@@ -116,7 +116,7 @@ class TaskTest(ABC):
         """
 
     def set_show_dir(self, show_dir: str) -> None:
-        """Paint the predictions into a folder.
+        """Draw the predictions into a folder.
 
         Args:
             show_dir (str): The folder.
@@ -130,7 +130,7 @@ class TaskTest(ABC):
             'Visualizer',
             'SegLocalVisualizer',
         ):
-            # mmengine's own cannot paint predictions, and mmseg's writes Latin letters only
+            # mmengine's own cannot draw predictions, and mmseg's writes Latin letters only
             self.cfg.visualizer = dict(type=self.visualizer)
         hooks = list(self.cfg.get('custom_hooks') or [])
         self.cfg.custom_hooks = hooks + [dict(type='DrawPredictionsHook', out_dir=show_dir)]

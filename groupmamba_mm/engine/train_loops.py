@@ -1,4 +1,4 @@
-"""mmengine's loops of training, which can begin at any iteration."""
+"""mmengine's training loops, which can start at any iteration."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,7 +30,7 @@ class _ResumableLoop:
         # made with the loader, before a checkpoint told the run's seed
         self._seed_of_config = self.runner.seed
 
-    def go_on_at(self, epoch: int, iteration: int, batches_done: int, validated_iter: int) -> None:
+    def resume_at(self, epoch: int, iteration: int, batches_done: int, validated_iter: int) -> None:
         """Continue where a checkpoint was saved.
 
         Args:

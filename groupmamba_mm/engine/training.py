@@ -1,4 +1,4 @@
-"""The command line of training, put into a config."""
+"""Apply the command line of training to a config."""
 
 import os
 import os.path as osp
@@ -53,7 +53,7 @@ def _skip_bad_images(cfg: Config) -> None:
 
 
 def _set_loader_defaults(loader: ConfigDict, scope: str) -> None:
-    """Fill in what a loader's config leaves open; what it says stands."""
+    """Set defaults of a data loader; the config's own values win."""
     # without it, the host waits for each copy to the GPU
     loader.setdefault('pin_memory', torch.cuda.is_available())
     if scope == 'mmpretrain':
@@ -74,7 +74,7 @@ def apply_train_options(
     checkpoint_minutes: float | None = None,
     track: Sequence[str] = (),
 ) -> None:
-    """Set what training alone has.
+    """Apply the options that only training has.
 
     Args:
         cfg (Config): The config, changed in place.

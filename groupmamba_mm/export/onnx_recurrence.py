@@ -45,7 +45,7 @@ def onnx_recurrence(log_a: FLOAT[...], b: FLOAT[...]) -> FLOAT[...]:
     size = op.Cast(op.Ceil(op.Sqrt(op.Cast(length, to=1))), to=7)
     chunks = op.Div(op.Sub(op.Add(length, size), one), size)
     padded = op.Mul(chunks, size)
-    # a decay of one and an input of zero behind the last token
+    # a decay of one and an input of zero after the last token
     pads = op.Concat(zero, zero, zero, zero, op.Sub(padded, length), zero, axis=0)
     by_chunk = op.Concat(batch, chunks, size, width, axis=0)
     log_a4 = op.Reshape(op.Pad(log_a3, pads), by_chunk)

@@ -1,4 +1,4 @@
-"""What differs between the tasks: how a prediction is said and drawn."""
+"""What differs between the tasks: how a prediction is reported and drawn."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ class ImageConv(nn.Conv2d):
 
     Args:
         in_channels: Channels of the image.
-        out_channels: Channels behind.
+        out_channels: Output channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -104,7 +104,7 @@ class Downsample(_ConvEmbedding):
 
     Args:
         in_channels: Channels of the stage before.
-        out_channels: Channels of the stage behind.
+        out_channels: Channels of the next stage.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -116,7 +116,7 @@ class Downsample(_ConvEmbedding):
 
 
 class NormedDownsample(Downsample):
-    """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) stands before the convolution."""
+    """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) precedes the convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels)

@@ -43,7 +43,7 @@ class Residual(NamedTuple):
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether somebody sees or changes what goes in and out of a module, by a hook or a patch."""
+    """Whether a module has hooks, or a forward that was patched."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -56,15 +56,15 @@ def is_watched(module: nn.Module) -> bool:
 def find_parts(
     block: nn.Module, kinds: dict[str, tuple[type[nn.Module], ...]]
 ) -> dict[str, nn.Module] | None:
-    """The submodules of a block whose place the kernels can take.
+    """The submodules of a block that the kernels can replace.
 
     Args:
         block: The block.
         kinds: The types that the submodule of each name may have, parents before children.
 
     Returns:
-        The submodules by name; None if one is hooked, patched or of another type, which is said in
-        a warning.
+        The submodules by name; None if one is hooked, patched or of another type; a warning
+        names it.
     """
     if torch_module._has_any_global_hook():
         return report_plain('there are hooks on all modules')
@@ -111,7 +111,7 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def report_plain(problem: str) -> None:
-    """Say once why a block runs module by module; returns None."""
+    """Warn once that a block runs module by module, and why; returns None."""
     if problem not in _reported:
         _reported.add(problem)
         logger.warning(
@@ -146,7 +146,7 @@ def run(
     drops: tuple[Tensor | None, Tensor | None],
     parameters: list[Tensor],
 ) -> Residual:
-    """:func:`groupmamba_mm.ops.blocks.run_block` between what blocks hand on to each other."""
+    """:func:`groupmamba_mm.ops.blocks.run_block` with what one block passes to the next."""
     tokens, branch, branch_drop = x if isinstance(x, Residual) else (x, None, None)
     stream, branch = run_block(
         family, spec, grid, compute_dtype(tokens), tokens, branch, branch_drop, drops[0], parameters

@@ -17,7 +17,7 @@ _GRID = (9, 7)
 
 
 def _case(block: Callable[..., nn.Module], channels: int, ffn_ratio: float) -> Callable:
-    """Two blocks one behind the other: outputs and all gradients."""
+    """Two blocks one after the other: outputs and all gradients."""
 
     def build(backend: str) -> nn.Module:
         generator = torch.Generator().manual_seed(0)

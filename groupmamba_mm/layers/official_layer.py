@@ -103,14 +103,14 @@ class OfficialBlock(nn.Module):
         self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(
-        self, x: Tensor | fused.Residual, grid: tuple[int, int], settle: bool = True
+        self, x: Tensor | fused.Residual, grid: tuple[int, int], is_last: bool = True
     ) -> Tensor | fused.Residual:
         """(B, L, C) tokens of an H x W grid to (B, L, C).
 
         Args:
             x: Tokens, or what the block before left to be added.
             grid: (H, W).
-            settle: False where another block follows: fused kernels then leave the last addition
+            is_last: False where another block follows: fused kernels then leave the last addition
                 to its first norm.
         """
         tokens = x.tokens if isinstance(x, fused.Residual) else x
@@ -118,7 +118,7 @@ class OfficialBlock(nn.Module):
         if ss2d.ssm.fuses(tokens, ss2d.plan):
             result = self._run_fused(x, tokens, grid)
             if result is not None:
-                return result.materialize() if settle else result
+                return result.materialize() if is_last else result
         x = x.materialize() if isinstance(x, fused.Residual) else x
         x = x + self.drop_path(self.mixer(x, grid))
         return x + self.drop_path(self.ffn(self.norm2(x), grid))
@@ -126,7 +126,7 @@ class OfficialBlock(nn.Module):
     def _run_fused(
         self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
     ) -> fused.Residual | None:
-        """By kernels; None if a submodule is not what they stand for."""
+        """Run the fused kernels; None if they do not implement one of the submodules."""
         from groupmamba_mm.ops.blocks.official import AFFINITY_PARAMETERS, PARAMETERS, OfficialSpec
 
         kinds, names = _FUSED_PARTS, PARAMETERS
@@ -155,7 +155,7 @@ class OfficialBlock(nn.Module):
         return fused.run('official', spec, grid, x, drops, parameters)
 
 
-#: The submodules of a block that the kernels stand for.
+#: The submodules of a block that the kernels implement.
 _FUSED_PARTS = {
     'mixer': (OfficialMixer,),
     'mixer.norm': (nn.LayerNorm,),

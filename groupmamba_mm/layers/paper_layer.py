@@ -65,7 +65,7 @@ class GroupedMamba1d(nn.Module):
 
 
 class GroupedVSSS(nn.Module):
-    """The VSSS block of every group (Eq. 4 and 6): Mamba, then FFN, each behind a LayerNorm.
+    """The VSSS block of every group (Eq. 4 and 6): Mamba, then FFN, each after a LayerNorm.
 
     Args:
         channels: Number of channels C of all groups together.
@@ -120,7 +120,7 @@ class ModulatedGroupMambaLayer(nn.Module):
         self.drop_path = StochasticDepth(drop_path, 'row')
 
     def forward(
-        self, x: Tensor | fused.Residual, grid: tuple[int, int], settle: bool = True
+        self, x: Tensor | fused.Residual, grid: tuple[int, int], is_last: bool = True
     ) -> Tensor | fused.Residual:
         """(B, L, C) tokens of an H x W grid to (B, L, C); see :meth:`OfficialBlock.forward`."""
         tokens = x.tokens if isinstance(x, fused.Residual) else x
@@ -128,7 +128,7 @@ class ModulatedGroupMambaLayer(nn.Module):
         if mamba.ssm.fuses(tokens, mamba.plan):
             result = self._run_fused(x, tokens, grid)
             if result is not None:
-                return result.materialize() if settle else result
+                return result.materialize() if is_last else result
         x = x.materialize() if isinstance(x, fused.Residual) else x
         modulated = self.vsss(x, grid) * self.affinity(x)  # Eq. 9
         return x + self.drop_path(self.ffn(self.norm(modulated)))
@@ -136,7 +136,7 @@ class ModulatedGroupMambaLayer(nn.Module):
     def _run_fused(
         self, x: Tensor | fused.Residual, tokens: Tensor, grid: tuple[int, int]
     ) -> fused.Residual | None:
-        """By kernels; None if a submodule is not what they stand for."""
+        """Run the fused kernels; None if they do not implement one of the submodules."""
         from groupmamba_mm.ops.blocks.paper import AFFINITY_PARAMETERS, PARAMETERS, PaperSpec
 
         kinds, names = _FUSED_PARTS, PARAMETERS
@@ -168,7 +168,7 @@ class ModulatedGroupMambaLayer(nn.Module):
         return fused.run('paper', spec, grid, x, (None, drop), parameters)
 
 
-#: The submodules of a layer that the kernels stand for.
+#: The submodules of a layer that the kernels implement.
 _FUSED_PARTS = {
     'affinity': (ChannelAffinity, NoChannelAffinity),
     'vsss': (GroupedVSSS,),

@@ -1,7 +1,7 @@
 """What OpenMMLab's own loaders do with models on our backbone: report, and refuse what does not fit.
 
 mmengine's loader, which the libraries' ``get_model``, ``init_detector``, ``init_model`` and
-inferencers go through, loads whatever fits, be it nothing, and goes on. The modules of this package
+inferencers go through, loads whatever fits, be it nothing, and continues. The modules of this package
 are imported right behind the library's that they amend; models on other backbones load as before.
 """
 

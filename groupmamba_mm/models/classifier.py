@@ -79,7 +79,7 @@ class GroupMambaClassifier(nn.Module, HubModel):
         ]
 
     def __call__(self, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """:meth:`forward`, the first time behind :func:`prepare_kernels`, as the backbone's own."""
+        """:meth:`forward`, the first time after :func:`prepare_kernels`, as the backbone's own."""
         if image.is_cuda and not torch.compiler.is_compiling():
             prepare_kernels(self.backbone, image)
         return super().__call__(image, *args, **kwargs)
@@ -122,7 +122,7 @@ class GroupMambaClassifier(nn.Module, HubModel):
             x: Images (B, in_chans, H, W).
             indices: Stages from 0, negative ones from the end; an int n: the last n; None: all.
             norm: Without effect: there is no norm between the last stage and its pooling.
-            stop_early: Leave the stages behind the last one of ``indices`` out.
+            stop_early: Leave the stages after the last one of ``indices`` out.
             output_fmt: ``'NCHW'`` or ``'NHWC'``.
             intermediates_only: Return the maps alone.
 

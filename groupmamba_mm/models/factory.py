@@ -33,7 +33,7 @@ def create_model(
         num_classes: Classes K of a classifier; 0: features (B, C4).
         in_chans: Channels of the image.
         features_only: Return a :class:`groupmamba_mm.GroupMamba` that gives a tuple of maps
-            (B, C_i, H_i, W_i), each behind a LayerNorm.
+            (B, C_i, H_i, W_i), each after a LayerNorm.
         out_indices: The stages (0 to 3) of those maps; None: all of them.
         drop_path_rate: Stochastic depth of the last layer.
         **options: Of :class:`groupmamba_mm.GroupMamba`, and of :class:`GroupMambaClassifier`

@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope='session')
 def whole(tmp_path_factory):
-    """The checkpoint of two processes that were left alone."""
+    """The checkpoint of two uninterrupted processes."""
     from .launching import Launch, last_checkpoint
 
     folder = tmp_path_factory.mktemp('whole')

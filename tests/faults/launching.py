@@ -107,7 +107,7 @@ def last_checkpoint(folder):
 
 
 def differing(one, other):
-    """The tensors and histories of two checkpoints that are not bit for bit the same."""
+    """The tensors and histories of two checkpoints that are not bit by bit the same."""
     found = [
         f'{part}.{key}'
         for part in ('state_dict', 'ema_state_dict')

@@ -8,7 +8,7 @@ from .launching import Launch, differing, last_checkpoint
 
 
 def test_a_file_that_cannot_be_written_ends_with_one_line(tmp_path, whole):
-    """A limit of the process stands for the disk: the system refuses the bytes behind it."""
+    """A limit of the process stands for the disk: the system refuses the bytes after it."""
     launch = Launch(tmp_path, file_limit=20_000)
     assert launch.wait() == [1, 1]
     last = launch.log(0).strip().splitlines()[-1]

@@ -148,7 +148,7 @@ def test_torchrun_ends_as_its_processes_do(tmp_path, number, code):
             output.strip().splitlines()[-1] == f'error: process 1 (pid {pid}) was ended by SIGKILL'
         )
     else:
-        assert 'stopped by SIGTERM behind iteration' in output.strip().splitlines()[-1]
+        assert 'stopped by SIGTERM after iteration' in output.strip().splitlines()[-1]
 
 
 @pytest.mark.faults

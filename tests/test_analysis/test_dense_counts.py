@@ -24,12 +24,12 @@ def count_large(model, size):
     return {kind: small[kind] + (large[kind] - small[kind]) // 3 * (cells - 1) for kind in small}
 
 
-def conv(cells, before, behind, kernel):
-    return cells * before * behind * kernel**2
+def conv(cells, in_channels, out_channels, kernel):
+    return cells * in_channels * out_channels * kernel**2
 
 
 def mask_rcnn_parts(dims, grids, classes=80, width=256, hidden=1024, mask_convs=4, shared=False):
-    """Multiply-adds behind the backbone, of maps on ``grids`` and 1000 and 100 boxes."""
+    """Multiply-adds after the backbone, of maps on ``grids`` and 1000 and 100 boxes."""
     cells = [height * length for height, length in grids]
     neck = sum(conv(n, dim, width, 1) + conv(n, width, width, 3) for n, dim in zip(cells, dims))
     rpn = sum(conv(n, width, width, 3) + conv(n, width, 3 * 5, 1) for n in cells)

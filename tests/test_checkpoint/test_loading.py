@@ -93,7 +93,7 @@ def test_code_is_refused_and_not_run(tmp_path, form):
     else:
         with open(file, 'wb') as stream:
             pickle.dump(content['extra'], stream, protocol=2)
-    with pytest.raises(CheckpointError, match=r'asks for \w+\.system') as refusal:
+    with pytest.raises(CheckpointError, match=r'needs \w+\.system') as refusal:
         load_checkpoint_file(file)
     assert str(file) in str(refusal.value) and not marker.exists()
 

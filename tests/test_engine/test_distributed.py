@@ -91,7 +91,7 @@ def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
     found = json.loads(done.stdout.strip().splitlines()[-1])
     ours, theirs = found['BucketViewDDP'], found['MMDistributedDataParallel']
     assert not ours['warnings'] and all(ours['strides'])
-    # what is mended is there without it
+    # what is patched is there without it
     assert any('do not match bucket view strides' in text for text in theirs['warnings'])
     for name, gradient in theirs['gradients'].items():
         torch.testing.assert_close(

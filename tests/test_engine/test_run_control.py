@@ -50,12 +50,12 @@ def test_a_signal_saves_behind_the_step_and_ends(tmp_path, capfd, number, iterat
     handlers = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(
         RunStopped,
-        match=f'stopped by {number.name} behind iteration {iteration}; '
-        f'.*{name} is saved, go on with --resume',
+        match=f'stopped by {number.name} after iteration {iteration}; '
+        f'.*{name} is saved, continue with --resume',
     ):
         runner.train()
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
-    assert f'{number.name}: saving behind the next step' in capfd.readouterr().err
+    assert f'{number.name}: saving after the next step' in capfd.readouterr().err
     meta = load_checkpoint_file(tmp_path / name)['meta']
     assert meta['iter'] == iteration
     resumed = build(tmp_path, epochs=3, ema='EMAHook', resume=True)
@@ -71,7 +71,7 @@ def test_a_signal_saves_behind_the_step_and_ends(tmp_path, capfd, number, iterat
 
 def test_a_signal_in_a_validation_ends_it(tmp_path):
     runner = signalled(tmp_path, SignalHook(signal.SIGTERM, val_iter=4), val=True)
-    with pytest.raises(RunStopped, match='behind iteration 4; .*epoch_2.pth is saved'):
+    with pytest.raises(RunStopped, match='after iteration 4; .*epoch_2.pth is saved'):
         runner.train()
     resumed = build(tmp_path, epochs=3, val=True, resume=True)
     resumed.train()
@@ -115,12 +115,12 @@ def test_a_listener_gives_the_signals_back():
 
 def test_a_command_that_is_stopped_has_a_code_of_its_own(capsys):
     def stopped():
-        raise RunStopped('stopped by SIGTERM behind iteration 3')
+        raise RunStopped('stopped by SIGTERM after iteration 3')
 
     with pytest.raises(SystemExit) as end:
         run_command(stopped)
     assert end.value.code == EXIT_STOPPED == 75
-    assert capsys.readouterr().err == 'stopped by SIGTERM behind iteration 3\n'
+    assert capsys.readouterr().err == 'stopped by SIGTERM after iteration 3\n'
 
 
 def test_minutes_save_between_the_intervals(tmp_path):

@@ -66,7 +66,7 @@ def compare(model, image, tolerance, precision=None, without=()):
     largest = max(t.norm().item() for t in truth.values())
     for name, expected in truth.items():
         error = (results[name].double() - expected.double()).norm().item()
-        # a norm behind it makes skip_scale's gradient nearly vanish: measured by the others' size
+        # a norm after it makes skip_scale's gradient nearly vanish: measured by the others' size
         allowed = tolerance * max(expected.norm().item(), 1e-3 * largest)
         assert error <= allowed, f'{name}: {error:.1e} of {expected.norm().item():.1e}'
 

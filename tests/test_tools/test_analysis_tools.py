@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from groupmamba_mm.analysis.benchmark import COLUMNS
 from groupmamba_mm.analysis.detection import run_two_stage
 from groupmamba_mm.analysis.subjects import find_subjects
 from groupmamba_mm.distillation import ConfigTeacher
-from groupmamba_mm.errors import ConfigError, DataError
+from groupmamba_mm.errors import ConfigError, DataError, UserError
 from tests.conftest import RunsCode, load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -607,3 +608,21 @@ class TestBenchmarkTeacher:
         for options in ([], ['--agreement', '4']):
             with pytest.raises(ConfigError, match='has no teacher; give a .*-distill_'):
                 load_tool(TEACHER).main([TINY, *options])
+
+
+def test_architecture_is_drawn_from_the_modules(tmp_path, monkeypatch):
+    draw = load_tool('analysis_tools/draw_architecture.py')
+    backbone = groupmamba_mm.GroupMamba('official-tiny')
+    assert draw.directions_of(backbone)[:2] == ('left-right', 'top-bottom')
+    stages = draw.stages_of(backbone)
+    assert stages[1] == ('stem', 'OfficialStem\n64 x 56 x 56')
+    assert stages[5] == ('stage 4', '3 layers\n448 x 7 x 7')
+    picture = str(tmp_path / 'a.png')
+    monkeypatch.setattr(sys, 'argv', ['draw', 'official-tiny', '--out', picture])
+    draw.main()
+    more = ['--predictions', f'classification={picture}', 'detection=missing.png']
+    monkeypatch.setattr(sys, 'argv', ['draw', 'official-tiny', '--out', picture, *more])
+    with pytest.raises(UserError, match='detection=missing.png: give TITLE=FILE'):
+        draw.main()
+    monkeypatch.setattr(sys, 'argv', ['draw', 'tiny', '--out', picture, *more[:2]])
+    draw.main()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import REPO
+from tests.conftest import REPO, load_tool
 
 PROGRAMS = [
     'bash',
@@ -154,8 +154,7 @@ def test_help_of_the_tests_installs_nothing(checkout):
     sorted(
         str(path.relative_to(REPO / 'tools'))
         for path in (REPO / 'tools').rglob('*.py')
-        if not path.name.startswith('_')  # not to be called
-        and path.name != 'compatibility.py'  # needs nothing
+        if '\nfrom groupmamba_mm' in path.read_text() and path.name[0] != '_'
     ),
 )
 def test_commands_without_the_environment_say_so(tool):
@@ -168,3 +167,22 @@ def test_commands_without_the_environment_say_so(tool):
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and last.startswith('error: ') and 'tools/install.sh' in last
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='needs gcc')
+def test_headers_are_precompiled_with_the_options_of_the_later_compilation(tmp_path):
+    """gcc takes what was precompiled: with -Winvalid-pch -Werror it fails if it does not fit."""
+    folder = tmp_path / 'mmcv/ops/csrc/common'
+    folder.mkdir(parents=True)
+    (folder / 'pytorch_cpp_helper.hpp').write_text('#pragma once\n#include <vector>\n')
+    load_tool('_precompile_headers.py').main(str(tmp_path), 'g++', '-O2 -DNDEBUG -g0')
+    # so that only the precompiled one is left
+    (folder / 'pytorch_cpp_helper.hpp').write_text('#error not precompiled\n')
+    (tmp_path / 'a.cpp').write_text('std::vector<int> a;\n')
+    command = 'g++ -O2 -DNDEBUG -g0 -include pytorch_cpp_helper.hpp -Winvalid-pch -Werror -fPIC'
+    defines = ['-DTORCH_API_INCLUDE_EXTENSION_H', '-DTORCH_EXTENSION_NAME=_ext']
+    subprocess.run(
+        [*command.split(), f'-I{folder}', '-c', 'a.cpp', '-o', 'a.o', '-std=c++17', *defines],
+        cwd=tmp_path,
+        check=True,
+    )

@@ -209,7 +209,7 @@ def complete(args: argparse.Namespace) -> None:
 
 
 def settings_of(subject: Subject, args: argparse.Namespace) -> Iterator[Setting]:
-    """Go through the ways in which a model is to be run.
+    """Iterate over the settings in which a model is run.
 
     Args:
         subject: The model.
@@ -295,7 +295,7 @@ def prepare(subjects: list[Subject], args: argparse.Namespace) -> list[tuple[Job
 
 
 def describe(args: argparse.Namespace, dense: bool) -> dict[str, str]:
-    """Say what the figures hold for.
+    """Describe the conditions of the measurement.
 
     Args:
         args: The completed command line.

@@ -111,7 +111,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Time some work until the device has done it.
+    """Time some work, the wait for the device included.
 
     Args:
         work: What to do.
@@ -132,7 +132,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def given_answers(logits: Tensor) -> Callable[..., Tensor]:
-    """Stand in for a teacher that costs nothing: it gives these logits, whatever the images."""
+    """A fake teacher that costs nothing: it returns these logits for any image."""
 
     def teacher(*args) -> Tensor:
         return logits
@@ -229,7 +229,7 @@ def measure(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
 
 
 def count_other_decisions(args: argparse.Namespace) -> tuple[int, dict[str, int]]:
-    """Count how often a variant's decision is another one than fp32's.
+    """Count how often a variant's decision differs from fp32's.
 
     Args:
         args: The command line.

@@ -128,7 +128,7 @@ def contestants_of(args: argparse.Namespace) -> list[Contestant]:
         args: The command line.
 
     Returns:
-        The configs, each behind the peers that are not there yet.
+        The configs, each after the peers that are not there yet.
 
     Raises:
         ConfigError: A config cannot be read, or one folder is given for several libraries' data.

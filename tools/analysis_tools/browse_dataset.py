@@ -1,4 +1,4 @@
-"""Look at a config's images as a model gets them: behind the pipeline, with their ground truth.
+"""Look at a config's images as a model gets them: after the pipeline, with their ground truth.
 
 mmpretrain, mmdet and mmseg have commands of this name with other options each, and mmpretrain's
 ends in an error with matplotlib 3.11. This one is the same for the three tasks. What a model's
@@ -66,7 +66,7 @@ def paint(visualizer: Any, item: dict, classes: Any) -> np.ndarray:
 
     Args:
         visualizer: The library's.
-        item: An entry of the data set, behind its pipeline.
+        item: An entry of the data set, after its pipeline.
         classes: Names of the classes.
 
     Returns:

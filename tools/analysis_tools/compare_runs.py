@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name, *work_dirs in args.groups:
         if not work_dirs:
-            parser.error(f'--group {name}: give the work directories behind the name')
+            parser.error(f'--group {name}: give the work directories after the name')
     return args
 
 

@@ -195,7 +195,7 @@ def main() -> None:
     predictions = read_predictions(args.predictions)
     backbone = GroupMamba(args.arch)
     plt.rcParams.update({'font.size': 7.5, 'font.family': 'DejaVu Sans'})
-    rows = [0.75, 2.9] + ([2.6] if predictions else [])
+    rows = [0.75, 2.9] + ([3.1] if predictions else [])
     figure = plt.figure(figsize=(8.4, 1.15 * sum(rows)), layout='constrained')
     grid = figure.add_gridspec(len(rows), max(1, len(predictions)), height_ratios=rows)
     draw_stages(figure.add_subplot(grid[0, :]), stages_of(backbone))

@@ -1,4 +1,4 @@
-"""Find a learning rate: train some steps with a rate that rises, and see where the loss falls.
+"""Find a learning rate: train some steps with a rising rate, and see where the loss falls.
 
 Writes a picture and a table (.csv) of loss over rate. The rate where the loss falls fastest, and a
 tenth of the one where it is least, bound what is worth trying. A rate found so is for a short

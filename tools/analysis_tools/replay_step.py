@@ -1,4 +1,4 @@
-"""Run a training step again whose loss or gradient was not finite, and name what was so first."""
+"""Repeat a training step whose loss or gradient was not finite, and name the first such tensor."""
 
 import argparse
 import sys

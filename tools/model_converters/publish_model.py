@@ -1,4 +1,4 @@
-"""Make a training's checkpoint fit to be published: the weights and what they were trained as.
+"""Prepare a checkpoint for publishing: its weights, and what they were trained as.
 
 The optimizer's state, schedules, logs and raw weights (where averaged ones are the model) are left
 out; the config, names of classes, epoch and versions stay. The file's name ends with the beginning of its

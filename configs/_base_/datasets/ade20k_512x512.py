@@ -22,7 +22,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # behind Resize: predictions are compared at the size of the file
+    # after Resize: predictions are compared at the size of the file
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

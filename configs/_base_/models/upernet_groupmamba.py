@@ -14,7 +14,7 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        # training images are filled up to this
+        # training images are padded to this
         size=(512, 512),
         pad_val=0,
         seg_pad_val=255,
