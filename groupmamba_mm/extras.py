@@ -8,7 +8,7 @@ from groupmamba_mm.errors import MissingExtraError
 #: Each extra with the top-level modules that it brings; its requirements are in ``requirements/``.
 EXTRAS = {
     'mm': ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'),
-    'demo': ('cv2', 'gradio', 'matplotlib', 'sklearn'),
+    'demo': ('cv2', 'matplotlib', 'sklearn'),
     'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'hub': ('huggingface_hub', 'safetensors', 'timm', 'yaml'),
     'analysis': ('pytorch_grad_cam',),

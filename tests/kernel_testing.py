@@ -3,7 +3,6 @@
 Without a GPU the kernels run in Triton's interpreter; see conftest.py.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from groupmamba_mm.ops.backend import import_problem
+
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec('triton') is None, reason='Triton is not installed'
+    import_problem('triton') is not None, reason=str(import_problem('triton'))
 )
 INTERPRETED = not torch.cuda.is_available() or os.environ.get('TRITON_INTERPRET') == '1'
 gpu = [pytest.mark.gpu, pytest.mark.skipif(INTERPRETED, reason='needs a CUDA GPU')]

@@ -41,6 +41,7 @@ LIBRARY_TESTS = (
     'tests/test_dense_models.py',
     'tests/test_inference',
     'tests/test_inferencer.py',
+    'tests/test_library_loading.py',
     'tests/test_model_zoo.py',
 )
 #: What builds mmcv, as in tools/install.sh.

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 from typing import Any
 
+import _environment  # noqa: F401, before what may be missing
 import cv2
 import numpy as np
 

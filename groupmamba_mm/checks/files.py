@@ -270,7 +270,7 @@ def shared_files(parts: list[Part], full: bool) -> Iterator[Finding]:
             yield Finding(
                 str(part),
                 f'have {len(twice)} images several times, {apart} of them with different labels: '
-                f'{shown([" = ".join(path for path, _ in several) for several in twice], 3)}',
+                f'{shown([" = ".join(path for path, _ in several[:2]) for several in twice], 3)}',
                 'keep one of each, or the loss counts them more often',
                 len(twice),
                 'warning',
@@ -295,9 +295,14 @@ def _real_folder(folder: str) -> str:
 
 def _real(path: str) -> str:
     """Follow links, those of a folder once for all of its files."""
-    if os.path.islink(path):
-        return os.path.realpath(path)
-    return os.path.join(_real_folder(os.path.dirname(path)), os.path.basename(path))
+    folder, name = os.path.split(path)
+    whole = os.path.join(_real_folder(folder), name)
+    if not os.path.islink(whole):
+        return whole
+    target = os.path.join(_real_folder(folder), os.readlink(whole))
+    if os.path.islink(target):
+        return os.path.realpath(target)
+    return os.path.join(_real_folder(os.path.dirname(target)), os.path.basename(target))
 
 
 def _same_content(paths: Iterable[str]) -> dict[str, str]:

@@ -42,7 +42,8 @@ class Report:
     def add(self, findings: Iterable[Finding]) -> bool:
         """Take findings in, and say whether there was no error among them."""
         new = list(findings)
-        self.findings += [finding for finding in new if finding not in self.findings]
+        known = set(self.findings)  # there may be a finding for each of many images
+        self.findings += [finding for finding in dict.fromkeys(new) if finding not in known]
         return not any(finding.severity == 'error' for finding in new)
 
     def of(self, severity: str) -> list[Finding]:

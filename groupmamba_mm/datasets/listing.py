@@ -16,6 +16,22 @@ class QuickLocalBackend(LocalBackend):
     For ImageNet's 1.28 million files that takes longer than all else that its data set does.
     """
 
+    def join_path(self, filepath: str | os.PathLike, *filepaths: str | os.PathLike) -> str:
+        """Join paths, as :func:`os.path.join` does.
+
+        Args:
+            filepath (str or os.PathLike): The first part.
+            *filepaths (str or os.PathLike): The others.
+
+        Returns:
+            str: The path.
+        """
+        if len(filepaths) == 1 and filepath and isinstance(filepath, str):
+            (last,) = filepaths
+            if isinstance(last, str) and filepath[-1] != os.sep and last[:1] != os.sep:
+                return f'{filepath}{os.sep}{last}'  # of most of the millions
+        return os.path.join(filepath, *filepaths)
+
     def list_dir_or_file(
         self,
         dir_path: str | os.PathLike,
@@ -47,8 +63,9 @@ class QuickLocalBackend(LocalBackend):
         while folders:
             below = folders.pop()
             for entry in os.scandir(os.path.join(dir_path, below)):
-                path = below + entry.name
-                if not entry.name.startswith('.') and entry.is_file():
+                name = entry.name
+                path = below + name
+                if name[0] != '.' and entry.is_file():
                     if list_file and (suffix is None or path.endswith(suffix)):
                         yield path
                 elif entry.is_dir():

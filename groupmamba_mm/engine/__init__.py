@@ -15,12 +15,17 @@ with explain_missing('groupmamba_mm.engine'):
     from .checkpointing import SafeCheckpointHook
     from .distributed import BucketViewDDP
     from .health import HealthHook
-    from .hooks import DrawPredictionsHook, RunAheadHook, WriteLabelsHook
+    from .hooks import DrawPredictionsHook, ExamplePredictionsHook, RunAheadHook, WriteLabelsHook
     from .initializer import CheckedPretrainedInit
     from .layer_decay import LayerDecayOptimWrapperConstructor
     from .loops import AmpTestLoop
     from .message_hub import DeferredMessageHub
-    from .optim import MergedOptimWrapperConstructor, SyncFreeAmpOptimWrapper, SyncFreeOptimWrapper
+    from .optim import (
+        MergedOptimWrapperConstructor,
+        SyncFreeAmpOptimWrapper,
+        SyncFreeOptimWrapper,
+        ZeroRedundancyOptimizer,
+    )
     from .run_control import RunControlHook
     from .runner import CheckedRunner
     from .train_loops import ResumableEpochLoop, ResumableIterLoop
@@ -33,6 +38,7 @@ __all__ = [
     'CheckedRunner',
     'DeferredMessageHub',
     'DrawPredictionsHook',
+    'ExamplePredictionsHook',
     'ForeachExponentialMovingAverage',
     'HealthHook',
     'LayerDecayOptimWrapperConstructor',
@@ -47,4 +53,5 @@ __all__ = [
     'SyncFreeAmpOptimWrapper',
     'SyncFreeOptimWrapper',
     'WriteLabelsHook',
+    'ZeroRedundancyOptimizer',
 ]

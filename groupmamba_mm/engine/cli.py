@@ -22,7 +22,7 @@ from groupmamba_mm.errors import UserError
 
 from .config_checks import close_to
 from .run_control import EXIT_STOPPED, RunStopped
-from .run_log import import_formatter, quiet_debug_prints
+from .run_log import import_formatter, quiet_debug_prints, quiet_warnings
 
 # A worker's error reaches the main process as text that ends with 'package.Class: message'.
 _WORKER_MARK = 'Original Traceback (most recent call last)'
@@ -98,6 +98,7 @@ def run_command(main: Callable[[], None]) -> None:
             exception with it.
     """
     quiet_debug_prints()
+    quiet_warnings()
     import_formatter()
     try:
         main()

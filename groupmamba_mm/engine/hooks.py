@@ -122,16 +122,70 @@ class DrawPredictionsHook(Hook):
             outputs (Sequence): Data samples with predictions.
         """
         for sample in outputs:
-            image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
             out_file = self.out_dir / relative_name(sample.img_path, self.image_roots)
             out_file.parent.mkdir(parents=True, exist_ok=True)
-            if hasattr(runner.visualizer, 'visualize_cls'):
-                runner.visualizer.visualize_cls(image, sample, out_file=str(out_file))
-            else:
-                threshold = {'pred_score_thr': self.score_thr} if 'pred_instances' in sample else {}
-                runner.visualizer.add_datasample(
-                    out_file.stem, image, sample, out_file=str(out_file), **threshold
-                )
+            paint(runner, out_file.stem, sample, self.score_thr, out_file=str(out_file))
+
+
+@HOOKS.register_module()
+class ExamplePredictionsHook(Hook):
+    """Give painted predictions of each validation's first images to the run's trackers.
+
+    The libraries' own hooks paint every so many batches, which is none of a small data set.
+
+    Args:
+        number (int): How many. Defaults to 8.
+        score_thr (float): Boxes below this score are not painted (mmdet). Defaults to 0.3.
+    """
+
+    priority = 'NORMAL'
+
+    def __init__(self, number: int = 8, score_thr: float = 0.3) -> None:
+        self.number = number
+        self.score_thr = score_thr
+        self._done = 0
+
+    def before_val(self, runner: Runner) -> None:
+        """Begin with the first image.
+
+        Args:
+            runner (Runner): The runner.
+        """
+        self._done = 0
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
+    ) -> None:
+        """Paint the predictions of one batch, while some are left to be painted.
+
+        Args:
+            runner (Runner): The runner.
+            batch_idx (int): Number of the batch, unused.
+            data_batch (Any): The batch, unused.
+            outputs (Sequence): Data samples with predictions.
+        """
+        for sample in outputs[: self.number - self._done]:
+            # MLflow takes the kind of the image from the name
+            paint(runner, f'example_{self._done}.png', sample, self.score_thr, step=runner.iter)
+            self._done += 1
+
+
+def paint(runner: Runner, name: str, sample: Any, score_thr: float, **where: Any) -> None:
+    """Paint the prediction of an image with the visualizer of a task.
+
+    Args:
+        runner (Runner): The runner.
+        name (str): What the picture is called.
+        sample (Any): A data sample with a prediction.
+        score_thr (float): Boxes below this score are not painted.
+        **where: ``out_file`` or ``step``, see the visualizers of the libraries.
+    """
+    image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
+    if hasattr(runner.visualizer, 'visualize_cls'):
+        runner.visualizer.visualize_cls(image, sample, name=name, **where)
+    else:
+        threshold = {'pred_score_thr': score_thr} if 'pred_instances' in sample else {}
+        runner.visualizer.add_datasample(name, image, sample, **threshold, **where)
 
 
 @HOOKS.register_module()

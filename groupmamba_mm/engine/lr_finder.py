@@ -62,15 +62,20 @@ class LrCurve:
 
     @property
     def steepest(self) -> float:
-        """The rate at which the loss falls fastest over the logarithm of the rate."""
+        """The rate at which the loss falls fastest over the logarithm of the rate, up to its least."""
         slope = np.gradient(self.smooth, np.log(self.lrs))
-        # the first steps' mean is of few losses
-        return self.lrs[SMOOTHING + int(np.argmin(slope[SMOOTHING:]))]
+        first, last = SMOOTHING, self._least
+        return self.lrs[first + int(np.argmin(slope[first : last + 1]))]
 
     @property
     def highest(self) -> float:
         """A tenth of the rate at which the loss is least, above which it rises again."""
-        return self.lrs[SMOOTHING + int(np.argmin(self.smooth[SMOOTHING:]))] / MARGIN
+        return self.lrs[self._least] / MARGIN
+
+    @property
+    def _least(self) -> int:
+        # the first steps' mean is of few losses
+        return SMOOTHING + int(np.argmin(self.smooth[SMOOTHING:]))
 
 
 @HOOKS.register_module()

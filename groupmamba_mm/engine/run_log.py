@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ _NOT_ACTIONABLE = (
     # said in short by log_optimizer
     'paramwise_options -- ',
     'all SyncBatchNorm (SyncBN) layers in the model will be',
+)
+
+
+# The same, of Python's warnings: how they begin.
+_NOT_ACTIONABLE_WARNINGS = (
+    'Default ``avg_non_ignore`` is False',  # of each loss, whatever its config says
+    'The draw is False',
+    'The shape of value will convert',
+    'Setting (OMP|MKL)_NUM_THREADS',
+    'faster_coco_eval is not installed',
 )
 
 
@@ -61,6 +72,12 @@ def quiet_debug_prints() -> None:
             original(msg, logger, level)
 
     mmengine.logging.print_log = print_log
+
+
+def quiet_warnings() -> None:
+    """Leave out warnings of libraries that nobody can act upon."""
+    for text in _NOT_ACTIONABLE_WARNINGS:
+        warnings.filterwarnings('ignore', message=text)
 
 
 def import_formatter() -> None:

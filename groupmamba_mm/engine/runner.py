@@ -392,7 +392,8 @@ class CheckedRunner(Runner):
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.
-        if any(type(module).__name__ == 'SyncBatchNorm' for module in model.modules()):
+        kinds = {type(module).__name__ for module in model.modules()}
+        if self.cfg.get('sync_bn') or 'SyncBatchNorm' in kinds:
             self.logger.warning(
                 'SyncBatchNorm needs GPUs: every process uses the statistics of '
                 'its own images (BatchNorm) on these CPUs.'

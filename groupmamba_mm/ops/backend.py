@@ -265,7 +265,7 @@ def _mamba_problem(device: torch.device, dtype: torch.dtype | None, d_state: int
 def import_problem(module: str) -> str | None:
     """Why a package cannot be imported, in a few words, or None. Remembered."""
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name == module:
             return f'{module} is not installed'
@@ -273,6 +273,8 @@ def import_problem(module: str) -> str | None:
     # an extension built for another torch or GPU can raise anything
     except Exception as error:
         return f'{module} cannot be imported ({type(error).__name__}: {_first_line(error)})'
+    if module == 'triton' and not hasattr(found, 'knobs'):
+        return f'triton {found.__version__} is older than 3.4, which torch 2.8 brings'
     return None
 
 

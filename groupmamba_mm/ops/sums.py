@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .integers import cdiv
 from .launch import is_abstract, launch, rows_of
+from .tracing import noted
 
 #: Rows and columns of a tile of partial sums: few columns, so that a narrow sum is not left to one
 #: program, and more, with as many values in all, where enough programs remain.
@@ -59,7 +60,8 @@ def sum_parts(
     batch, width = shape[:dim].numel(), shape[dim + 1 :].numel()
     if batch * width:
         grid, constants = _plan_parts(batch, shape[dim], width)
-        launch(_sum_parts, grid, parts, out, shape[dim], width, **constants)
+        for one in _ALL_PLANS if noted() is not None else (constants,):
+            launch(_sum_parts, grid, parts, out, shape[dim], width, **one)
     return out
 
 
@@ -68,11 +70,21 @@ def _plan_parts(batch: int, count: int, width: int) -> tuple[tuple[int, int], di
     columns = _COLUMNS
     while columns < _MOST_COLUMNS and batch * width >= 2 * columns * _PROGRAMS:
         columns *= 2
+    return (batch, cdiv(width, columns)), _plan_tile(columns, count <= _FEW_ROWS)
+
+
+def _plan_tile(columns: int, is_short: bool) -> dict:
     # all rows that there can be, or few: more sizes would compile anew as image sizes change
-    rows = _FEW_ROWS if count <= _FEW_ROWS else _ROWS * _COLUMNS // columns
-    return (batch, cdiv(width, columns)), dict(
-        ROWS=rows, COLUMNS=columns, num_warps=1 if rows == _FEW_ROWS else 8
-    )
+    rows = _FEW_ROWS if is_short else _ROWS * _COLUMNS // columns
+    return dict(ROWS=rows, COLUMNS=columns, num_warps=1 if rows == _FEW_ROWS else 8)
+
+
+#: For images and batches of any size: what is compiled ahead.
+_ALL_PLANS = tuple(
+    _plan_tile(columns, is_short)
+    for columns in (16, 32, 64, _MOST_COLUMNS)
+    for is_short in (True, False)
+)
 
 
 @triton.jit(do_not_specialize=['tokens', 'tiles'])

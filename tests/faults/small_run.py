@@ -124,6 +124,7 @@ def train(work_dir, *options):
         health=dict(policy=options.get('policy', 'stop')),
         resume=options.get('resume') == '1' or restarted,
         launcher=launcher,
+        cfg=dict(sync_bn='torch') if 'sync' in options else None,
     )
     runner.train()
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from groupmamba_mm.engine.run_control import EXIT_STOPPED
 
@@ -81,6 +82,17 @@ def test_terminated_and_resumed(tmp_path, whole):
     assert (
         last_checkpoint(tmp_path)['optimizer']['state'].keys() == whole['optimizer']['state'].keys()
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='torch has no SyncBatchNorm on CPUs')
+@pytest.mark.faults
+def test_terminated_with_sync_batch_norm(tmp_path):
+    assert Launch(tmp_path / 'whole', sync=1).wait() == [0, 0]
+    assert terminated(tmp_path / 'stopped', 1, sync=1)
+    whole, stopped = (last_checkpoint(tmp_path / name) for name in ('whole', 'stopped'))
+    for key, value in whole['state_dict'].items():
+        torch.testing.assert_close(stopped['state_dict'][key], value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.faults

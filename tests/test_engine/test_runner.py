@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shutil
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
 from groupmamba_mm.engine import runner as runner_module
-from groupmamba_mm.engine.run_log import quiet_debug_prints
+from groupmamba_mm.engine.run_log import quiet_debug_prints, quiet_warnings
 from groupmamba_mm.engine.runner import (
     init_cpu_processes,
     processes_on_this_machine,
@@ -539,6 +540,15 @@ def test_a_log_is_for_people(tmp_path):
     assert 'PyTorch: ' in files['environment.txt']
 
 
+def test_warnings_that_nobody_can_act_upon_are_not_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter('always')
+        quiet_warnings()
+        warnings.warn('Default ``avg_non_ignore`` is False, if you would like to', stacklevel=1)
+        warnings.warn('the learning rate is odd', stacklevel=1)
+    assert [str(one.message) for one in shown] == ['the learning rate is odd']
+
+
 def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
     monkeypatch.setattr(mmengine.logging, 'print_log', mmengine.logging.print_log)
     quiet_debug_prints()
@@ -547,15 +557,14 @@ def test_debug_messages_of_libraries_are_not_printed(monkeypatch, capsys):
     assert capsys.readouterr().out == 'a word\n'
 
 
-@pytest.mark.parametrize(
-    'scope, switch', [('mmpretrain', 'enable'), ('mmdet', 'draw'), ('mmseg', 'draw')]
-)
-def test_trackers_are_one_option(monkeypatch, scope, switch):
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_trackers_are_one_option(monkeypatch, scope):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None if name == 'wandb' else name)
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     cfg = Config(
         dict(
             default_scope=scope,
-            visualizer=dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+            visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
         )
     )
     track_with(cfg, ['tensorboard', 'mlflow'])
@@ -565,12 +574,16 @@ def test_trackers_are_one_option(monkeypatch, scope, switch):
         'TensorboardVisBackend',
         'MLflowVisBackend',
     ]
-    assert cfg.default_hooks.visualization[switch] is True
+    # MLflow 3 refuses a folder of files, which is mmengine's default
+    assert cfg.visualizer.vis_backends[2].tracking_uri == 'sqlite:///mlflow.db'
+    assert cfg.custom_hooks[0].type == 'ExamplePredictionsHook'
     assert all(backend in VISBACKENDS for backend in TRACKERS.values())
     with pytest.raises(ConfigError, match='--track wandb: .* pip install wandb'):
         track_with(cfg, ['wandb'])
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://server')
     bare = Config(dict(default_scope=scope))
     track_with(bare, ['mlflow'])
+    assert bare.visualizer.vis_backends[1].tracking_uri == 'http://server'
     assert bare.visualizer.type in VISUALIZERS.module_dict or VISUALIZERS.get(
         f'{scope}.{bare.visualizer.type}'
     )

@@ -1,11 +1,11 @@
 """Fixtures of the kernels' tests."""
 
 import importlib
-import importlib.util
 
 import pytest
 import torch
 
+from groupmamba_mm.ops.backend import import_problem
 from tests.kernel_testing import INTERPRETED
 
 #: Modules that remember how they cut up work.
@@ -21,7 +21,7 @@ PLANNERS = (
 
 def forget_plans():
     """Empty every cache of these modules."""
-    if importlib.util.find_spec('triton') is None:
+    if import_problem('triton') is not None:
         return
     for name in PLANNERS:
         for value in vars(importlib.import_module(f'groupmamba_mm.ops.{name}')).values():

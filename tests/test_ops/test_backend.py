@@ -214,6 +214,16 @@ def test_a_broken_package_is_told_from_a_missing_one(monkeypatch, tmp_path):
     assert problem('broken_gm_build').endswith('(OSError: undefined symbol: _ZN3)')
 
 
+def test_a_triton_without_what_the_kernels_use_is_told(monkeypatch):
+    triton = pytest.importorskip('triton')
+    monkeypatch.setattr(triton, '__version__', '3.3.1')
+    monkeypatch.delattr(triton, 'knobs')
+    backend_module.import_problem.cache_clear()
+    problem = backend_module.import_problem('triton')
+    backend_module.import_problem.cache_clear()
+    assert problem == 'triton 3.3.1 is older than 3.4, which torch 2.8 brings'
+
+
 def test_variable_replaces_auto_only(monkeypatch):
     monkeypatch.setenv(backend_module.VARIABLE, 'reference')
     assert choose_backend('auto', CPU) == Choice(

@@ -35,6 +35,24 @@ def data(tmp_path_factory):
     return folder
 
 
+#: Less to compute in what is trained for some steps.
+SMALLER = {
+    'cls': [],
+    'det': [
+        'model.backbone.arch.embed_dims=[8,12,16,20]',
+        'model.neck.in_channels=[8,12,16,20]',
+        'model.train_cfg.rpn_proposal.max_per_img=100',
+        'model.train_cfg.rcnn.sampler.num=32',
+    ],
+    'seg': [
+        'model.backbone.arch.embed_dims=[8,12,16,20]',
+        'model.decode_head.in_channels=[8,12,16,20]',
+        'model.decode_head.channels=16',
+        'model.auxiliary_head.in_channels=16',
+    ],
+}
+
+
 def options(task, data):
     return [f'train_dataloader.dataset.data_root={data}/{task}/', 'train_dataloader.num_workers=0']
 
@@ -74,6 +92,7 @@ def test_a_learning_rate_is_found(task, data, tmp_path, monkeypatch, capsys, one
     monkeypatch.chdir(tmp_path)
     tool = load_tool('analysis_tools/find_lr.py')
     chosen = [*options(task, data), 'train_dataloader.batch_size=2', f'experiment_name=lr-{task}']
+    chosen += SMALLER[task]
     tool.main(
         [CONFIGS[task], '--steps', '20', '--high', '1e-3', '--out', 'lr.png']
         + ['--cfg-options', *chosen]
@@ -96,6 +115,9 @@ def test_the_curve_knows_where_the_loss_falls_and_where_it_rises():
     assert 0.3 < last < 5
     assert 0.003 < curve.steepest < 0.03
     assert 0.003 < curve.highest < 0.03
+    for lr, loss in ((11, 40), (12, 1), (13, 40)):  # noise where it has diverged
+        curve.add(lr, loss)
+    assert curve.steepest < 0.03
     steps = len(curve.lrs)
     assert curve.add(1.0, math.nan) and len(curve.lrs) == steps
 

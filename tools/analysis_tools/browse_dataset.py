@@ -6,9 +6,12 @@ preprocessor adds on its device (the augmentations of the ImageNet configs) come
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import cv2
 import numpy as np
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope

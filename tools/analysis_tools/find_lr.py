@@ -7,7 +7,11 @@ training from the config's start, with its batch size.
 
 import argparse
 import csv
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.analysis.arguments import png_path, positive_int
 from groupmamba_mm.engine.cli import CfgOptions, run_command

@@ -7,9 +7,12 @@ look_inside.py scans  IMAGE
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import matplotlib
 import numpy as np
 import torch

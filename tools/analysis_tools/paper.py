@@ -5,9 +5,12 @@ file, what is counted here comes from the metafiles of the configs.
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 import matplotlib
 import yaml
 

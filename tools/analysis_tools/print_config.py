@@ -1,6 +1,11 @@
 """Print a config with all it inherits, checked as the other commands check it."""
 
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.engine.cli import CfgOptions, run_command
 from groupmamba_mm.inference import find_config

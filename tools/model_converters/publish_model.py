@@ -7,7 +7,11 @@ SHA-256, which download tools compare. No code in the checkpoint is run, and non
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.checkpoint import load_checkpoint_file, state_dict_of
 from groupmamba_mm.checkpoint.saving import save_new_file

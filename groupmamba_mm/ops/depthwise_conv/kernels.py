@@ -38,6 +38,7 @@ from torch import Tensor
 from ..integers import cdiv, round_up
 from ..kernel_functions import activate, direction_of, scan_position
 from ..launch import is_abstract, launch, rows_of
+from ..tracing import noted
 
 #: Programs wanted at least: fewer are split by rows, many more are merged over images. 32 for each
 #: of an H100's 132 multiprocessors; a constant, so that sums do not depend on the GPU. On the grid
@@ -711,6 +712,10 @@ def _plan_causal(batch: int, length: int, channels: int, groups: int, count: int
     return walks, (walks.programs * groups * cdiv(lanes, walks.channels), ), constants
 
 
+#: Shares of a tile, for few and for many: many come with few channels, hence with few programs.
+_SHARES = (dict(P=64, num_warps=4), dict(P=512, num_warps=8))
+
+
 def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Tensor | None,
             *sums: Tensor | None) -> tuple[Tensor, ...]:
     """The gradient of the weight, and the sums behind it, from all programs' shares.
@@ -722,11 +727,11 @@ def _add_up(partial: Tensor, taps: int, groups: int, count: int, dweight: Tensor
     new = functools.partial(torch.empty, dtype=torch.float32, device=partial.device)
     dweight = new(count, taps) if dweight is None else dweight
     sums = tuple(new(count) if total is None else total for total in sums)
-    launch(_add_shares, (cdiv(channels, _SUM_CHANNELS), rows), partial, dweight, sums[0], sums[-1],
-           programs, TAPS=taps, SUMS=rows, GROUPS=groups, LANES=channels // groups,
-           TRUE=count // groups, BC=_SUM_CHANNELS,
-           # many shares come with few channels, hence with few programs
-           **(dict(P=64, num_warps=4) if programs <= 512 else dict(P=512, num_warps=8)))
+    plan = _SHARES[programs > 512]
+    for one in _SHARES if noted() is not None else (plan, ):
+        launch(_add_shares, (cdiv(channels, _SUM_CHANNELS), rows), partial, dweight, sums[0],
+               sums[-1], programs, TAPS=taps, SUMS=rows, GROUPS=groups, LANES=channels // groups,
+               TRUE=count // groups, BC=_SUM_CHANNELS, **one)
     return (dweight, *sums)
 
 

@@ -18,6 +18,7 @@ from ..kernel_functions import activate
 from ..launch import INTERPRETED, is_abstract, launch
 from ..linear import linear
 from ..sums import sum_parts
+from ..tracing import noted
 
 #: Rows of tokens are held as a whole where they are not longer.
 MAX_CHANNELS = 256
@@ -269,8 +270,11 @@ def ffn_forward(x: Tensor, in_weight: Tensor, in_bias: Tensor, weight: Tensor,
         (B, L, O).
     """
     # programs that walk over all channels: with few of them the second product is faster apart
-    if is_abstract(x) or (max(x.shape[2], weight.shape[0]) <= WHOLE_CHANNELS
-                          and x.shape[0] * x.shape[1] >= _TOKENS * _PROGRAMS // 2):
+    fits = max(x.shape[2], weight.shape[0]) <= WHOLE_CHANNELS
+    if fits and noted() is not None:  # images of another size take the other way
+        _run(x, in_weight, in_bias)
+    if is_abstract(x) or (fits and (x.shape[0] * x.shape[1] >= _TOKENS * _PROGRAMS // 2
+                                    or noted() is not None)):
         return _run(x, in_weight, in_bias, None, weight, bias)[0]
     return linear(_run(x, in_weight, in_bias)[0], weight, bias)
 
