@@ -26,6 +26,7 @@ EXTRA_FILES = dict(
     export=('export',),
     hub=('hub',),
     dev=('tests',),
+    analysis=('analysis',),
     docs=('docs',),
     mamba=('optional',),
 )
