@@ -122,7 +122,7 @@ choose_requirements() {
     [[ $level != dense || $installed != *tests* ]] || level=tests
     case $level in
         dense) wanted+=(dense) ;;
-        tests) wanted+=(dense tests export docs) ;;
+        tests) wanted+=(dense tests export docs analysis) ;;
     esac
 }
 

@@ -213,7 +213,7 @@ class GroupMamba(nn.Module):
 
     def _runs_compiled(self, image: Tensor) -> bool:
         """Whether ``compile_mode`` counts: a validation's last batch is smaller, and would compile
-        anew; on a CPU it would be minutes.
+        again; on a CPU it would be minutes.
         """
         return self.training and image.is_cuda
 

@@ -129,13 +129,13 @@ class DrawPredictionsHook(Hook):
 
 @HOOKS.register_module()
 class ExamplePredictionsHook(Hook):
-    """Give painted predictions of each validation's first images to the run's trackers.
+    """Give drawn predictions of each validation's first images to the run's trackers.
 
     The libraries' own hooks paint every so many batches, which is none of a small data set.
 
     Args:
         number (int): How many. Defaults to 8.
-        score_thr (float): Boxes below this score are not painted (mmdet). Defaults to 0.3.
+        score_thr (float): Boxes below this score are not drawn (mmdet). Defaults to 0.3.
     """
 
     priority = 'NORMAL'
@@ -156,7 +156,7 @@ class ExamplePredictionsHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] = ()
     ) -> None:
-        """Paint the predictions of one batch, while some are left to be painted.
+        """Draw the predictions of one batch, while some are left to be painted.
 
         Args:
             runner (Runner): The runner.
@@ -177,7 +177,7 @@ def paint(runner: Runner, name: str, sample: Any, score_thr: float, **where: Any
         runner (Runner): The runner.
         name (str): What the picture is called.
         sample (Any): A data sample with a prediction.
-        score_thr (float): Boxes below this score are not painted.
+        score_thr (float): Boxes below this score are not drawn.
         **where: ``out_file`` or ``step``, see the visualizers of the libraries.
     """
     image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')

@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_is_told(checkout):
         (' dense', [], True),
         (' dense', ['--classification'], True),
         (' dense', ['--tests'], False),
-        (' dense tests export docs', [], True),
+        (' dense tests export docs analysis', [], True),
     ],
 )
 def test_nothing_is_written_where_nothing_is_to_be_done(checkout, installed, wanted, done):

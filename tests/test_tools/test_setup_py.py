@@ -27,6 +27,7 @@ EXTRA_FILES = dict(
     hub=('hub',),
     analysis=('analysis',),
     dev=('tests',),
+    analysis=('analysis',),
     docs=('docs',),
     mamba=('optional',),
 )
