@@ -25,7 +25,6 @@ EXTRA_FILES = dict(
     demo=('demo',),
     export=('export',),
     hub=('hub',),
-    analysis=('analysis',),
     dev=('tests',),
     analysis=('analysis',),
     docs=('docs',),
