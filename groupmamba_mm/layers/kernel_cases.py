@@ -11,8 +11,7 @@ from groupmamba_mm.ops.self_test import register_case
 from .official_layer import OfficialBlock
 from .paper_layer import ModulatedGroupMambaLayer
 
-# two of Eq. 6 and two of the other corners
-_DIRECTIONS = ('left-right-mirrored', 'top-bottom', 'right-left', 'bottom-top-mirrored')
+_DIRECTIONS = ('left-right', 'top-bottom', 'right-left', 'bottom-top')
 _GRID = (9, 7)
 
 

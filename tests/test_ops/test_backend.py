@@ -87,7 +87,7 @@ def test_auto_is_triton_on_a_good_gpu(gpu, dtype, d_state):
 
 
 @pytest.mark.parametrize(
-    'call', [dict(width=506, dt_rank=16), dict(width=380, dt_rank=12, d_state=16), dict(groups=31)]
+    'call', [dict(width=506, dt_rank=16), dict(width=380, dt_rank=12, d_state=16), dict(groups=17)]
 )
 def test_sizes_that_an_h100_can_do(gpu, call):
     assert resolve_backend('auto', GPU, **call) == 'triton'
@@ -113,7 +113,7 @@ def test_a_layer_tells_its_size(gpu, groups, has_norm, name):
         ),
         ({}, dict(d_state=17), 'd_state up to 16, got 17'),
         ({}, dict(dtype=torch.float64), 'no fp64'),
-        ({}, dict(groups=32), 'up to 31 groups, got 32'),
+        ({}, dict(groups=18), 'up to 17 groups, got 18'),
         (
             {},
             dict(width=1520, dt_rank=48),
