@@ -537,6 +537,7 @@ def families_and_directions(monkeypatch):
     FAMILIES.update(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('document', sorted(GUIDES))
 def test_guide_runs(document, tmp_path, monkeypatch, one_thread, families_and_directions):
     guide = GUIDES[document]

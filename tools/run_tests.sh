@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Set up the environment (tools/install.sh --tests) and run the tests. Arguments go to pytest:
+# Set up the environment (tools/install.sh --tests) and run the tests but the slow ones. Arguments go to pytest:
 #   bash tools/run_tests.sh tests/test_ops -k scan
+#   bash tools/run_tests.sh -m slow     the slow ones; .ci/run runs both
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_env.sh"
 cd "$root"
@@ -20,4 +21,4 @@ activate
 python -c "import yapf"
 # Two processes at once; -n in the arguments comes later and counts.
 # Without paths: all of tests/ (pytest.ini).
-python -m pytest -n 2 --durations=10 "$@"
+python -m pytest -n 2 --durations=10 -m "not slow" "$@"

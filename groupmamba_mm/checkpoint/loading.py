@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import struct
 import sys
 import tarfile
 import urllib.error
@@ -153,6 +154,19 @@ def _require_checksums(file: Path) -> None:
         )
 
 
+#: What a byte that is wrong in a pickle can end in, beside ``UnpicklingError``.
+_OF_DAMAGED_PICKLES = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
 def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
     """:func:`torch.load` of what runs no code, with errors that name the file."""
     size = file.stat().st_size
@@ -173,7 +187,7 @@ def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
             'if you made the file yourself, save its tensors again with '
             "torch.save({'state_dict': model.state_dict()}, new_file), else do not use it"
         ) from error
-    except (EOFError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except _OF_DAMAGED_PICKLES as error:
         raise CheckpointError(_damaged(file, size)) from error
     except RuntimeError as error:
         # torch reports a damaged archive as a plain RuntimeError, and a missing device too.

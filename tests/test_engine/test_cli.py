@@ -192,7 +192,7 @@ def test_the_formatter_is_imported_by_many_processes_at_once(tmp_path):
         subprocess.Popen(
             [sys.executable, '-c', command], env=environment, stderr=subprocess.PIPE, text=True
         )
-        for _ in range(4)
+        for _ in range(2)
     ]
     ends = [(process.communicate()[1], process.returncode) for process in processes]
     assert all(code == 0 for _, code in ends), ends

@@ -322,7 +322,7 @@ def test_operator_passes_opcheck():
         t['conv_weight'],
         t['conv_bias'],
     )
-    torch.library.opcheck(grouped_ssm_op, (*args, 0, 0, 2, 2, True, 1e-5, True))
+    torch.library.opcheck(grouped_ssm_op, (*args, 0, 2, 2, True, 1e-5, True))
 
 
 def test_operator_of_split_groups_passes_opcheck(split_groups):
@@ -344,7 +344,7 @@ def test_operator_of_split_groups_passes_opcheck(split_groups):
         None,
         None,
     )
-    torch.library.opcheck(grouped_ssm_op, (*args, 0, 0, 2, 2, True, 1e-5, True))
+    torch.library.opcheck(grouped_ssm_op, (*args, 0, 2, 2, True, 1e-5, True))
 
 
 @pytest.mark.parametrize(

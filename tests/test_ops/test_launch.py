@@ -59,8 +59,11 @@ def test_launches_are_noted_and_do_not_run():
         sum_parts(parts, dtype=torch.bfloat16)
     assert noted() is None and not out.any()
     constants = (('ROWS', 16), ('COLUMNS', 16), ('num_warps', 1))
-    assert inner == [Launch(_sum_parts, (torch.float32, torch.float32, 'i32', 'i32'), constants)]
-    assert [launch.kinds[1] for launch in outer] == [torch.bfloat16]
+    kinds = (torch.float32, torch.float32, 'i32', 'i32')
+    assert inner[0] == Launch(_sum_parts, kinds, constants)
+    # and the plans of sums of other sizes
+    assert len(set(inner)) == len(inner) == 8 and {launch.kinds for launch in inner} == {kinds}
+    assert {launch.kinds[1] for launch in outer} == {torch.bfloat16}
 
 
 def test_tensors_without_data_are_not_launched_for():

@@ -67,11 +67,11 @@ def results(tmp_path_factory):
 
 
 def test_each_kernel_is_compiled_once(results):
-    # _sum_parts twice, in tiles of few rows and of many, and _column_sums
-    assert results['first'] == 3
-    assert results['kernels'] == ['_column_sums.cubin', '_sum_parts.cubin', '_sum_parts.cubin']
-    assert 'compiling 3 kernels for capability 9.0 in 2 processes, once' in results['log']
-    assert 'compiled 3 kernels in ' in results['log']
+    # _sum_parts in all its tiles, and _column_sums
+    assert results['first'] == 9
+    assert results['kernels'] == ['_column_sums.cubin'] + 8 * ['_sum_parts.cubin']
+    assert 'compiling 9 kernels for capability 9.0 in 2 processes, once' in results['log']
+    assert 'compiled 9 kernels in ' in results['log']
 
 
 def test_what_was_done_before_takes_nothing(results):
@@ -80,7 +80,7 @@ def test_what_was_done_before_takes_nothing(results):
 
 
 def test_other_models_and_gpus_are_no_matter_of_the_first(results):
-    assert results['another model'] == 3 and results['another GPU'] == 0
+    assert results['another model'] == 9 and results['another GPU'] == 0
     assert results['markers in the end'] == 3  # none of what failed
 
 

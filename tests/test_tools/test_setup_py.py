@@ -196,7 +196,12 @@ def test_shell_script_parses_and_stops_on_errors(script):
 
 def test_ci_runs_linter_formatter_and_tests_and_the_forge_does_the_same():
     lines = (ROOT / '.ci' / 'run').read_text().splitlines()
-    assert lines[-3:] == ['ruff check .', 'ruff format --check .', 'bash tools/run_tests.sh']
+    assert lines[-4:] == [
+        'ruff check .',
+        'ruff format --check .',
+        'bash tools/run_tests.sh -m slow',
+        'bash tools/run_tests.sh',
+    ]
     workflow = yaml.safe_load((ROOT / '.github/workflows/tests.yml').read_text())
     job = workflow['jobs']['tests']
     assert job['steps'][-1] == dict(run='.ci/run')

@@ -282,7 +282,7 @@ def test_what_is_broken_ends_with_one_line(trained, case, monkeypatch, capsys):
     assert not (place / 'ran').exists()
 
 
-@pytest.mark.parametrize('launcher', ['dist', 'slurm'])
+@pytest.mark.parametrize('launcher', ['dist', pytest.param('slurm', marks=pytest.mark.slow)])
 def test_two_processes_train_on_cpus(place, tmp_path, launcher):
     """With SyncBN in the config, as mmseg's bases have it, and fewer batches for each process."""
     options = ['--cfg-options', 'model.backbone.norm_cfg.type=SyncBN']
@@ -310,6 +310,7 @@ def test_two_processes_train_on_cpus(place, tmp_path, launcher):
         assert '--gres' not in (tmp_path / 'srun_arguments').read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_a_teacher(trained, monkeypatch):
     place, _ = trained
     monkeypatch.chdir(place)
