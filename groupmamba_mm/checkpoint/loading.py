@@ -155,16 +155,7 @@ def _require_checksums(file: Path) -> None:
 
 
 #: What a byte that is wrong in a pickle can end in, beside ``UnpicklingError``.
-_OF_DAMAGED_PICKLES = (
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
+_OF_DAMAGED_PICKLES = (EOFError, LookupError, OverflowError, UnicodeError, struct.error)
 
 
 def _load_safely(file: Path, also_safe: Sequence[type], **options: Any) -> Any:
