@@ -158,34 +158,30 @@ class TrainingReplay(_Replay):
         forward = _forward_of(backbone, autocast)
         buffers = list(backbone.buffers())
         kept = [buffer.clone() for buffer in buffers]
-        random_state = (
-            torch.get_rng_state()
-            if image.device.type == 'cpu'
-            else torch.cuda.get_rng_state(image.device)
-        )
+        devices = [image.device] if image.is_cuda else []
 
-        def begin_again() -> None:
+        def restore_buffers() -> None:
             for buffer, value in zip(buffers, kept):
                 buffer.data.copy_(value)  # a pass before may have kept the buffer
-            if image.device.type == 'cpu':
-                torch.set_rng_state(random_state)
-            else:
-                torch.cuda.set_rng_state(random_state, image.device)
 
-        expected = forward(image)
-        wanted = [torch.randn_like(output) for output in expected]
-        grads = torch.autograd.grad(expected, self._parameters, wanted, allow_unused=True)
-        expected = [output.detach() for output in expected]
-        replay = CapturedTraining(forward, image, self._parameters)
-        begin_again()
-        outputs = replay.forward(image)
-        got = replay.backward(wanted)
+        # each of the three begins with the same random numbers, as does what follows
+        with torch.random.fork_rng(devices):
+            expected = forward(image)
+            wanted = [torch.randn_like(output) for output in expected]
+            grads = torch.autograd.grad(expected, self._parameters, wanted, allow_unused=True)
+            expected = [output.detach() for output in expected]
+        with torch.random.fork_rng(devices):
+            replay = CapturedTraining(forward, image, self._parameters)
+        restore_buffers()
+        with torch.random.fork_rng(devices):
+            outputs = replay.forward(image)
+            got = replay.backward(wanted)
         is_right = (
             _are_near(outputs, expected)
             and [g is None for g in got] == [g is None for g in grads]
             and _are_near([g for g in got if g is not None], [g for g in grads if g is not None])
         )
-        begin_again()
+        restore_buffers()
         return (replay, None) if is_right else (None, 'its results differ from those of launches')
 
     def _run(self, image: Tensor) -> tuple[Tensor, ...] | None:
