@@ -95,9 +95,13 @@ def options_of(script):
     text = script.read_text(encoding='utf-8')
     if script.suffix == '.py':
         found = set(re.findall(r"'(--[a-z][\w-]*)'", text)) | {'--help'}
-        if 'add_shared_arguments(parser)' in text:
-            cli = (ROOT / 'groupmamba_mm' / 'engine' / 'cli.py').read_text(encoding='utf-8')
-            found |= set(re.findall(r"'(--[a-z][\w-]*)'", cli))
+        for call, module in (
+            ('add_shared_arguments(parser)', 'engine/cli.py'),
+            ('add_predictor_arguments(parser)', 'inference/arguments.py'),
+        ):
+            if call in text:
+                shared = (ROOT / 'groupmamba_mm' / module).read_text(encoding='utf-8')
+                found |= set(re.findall(r"'(--[a-z][\w-]*)'", shared))
         return found
     if 'launch_torchrun' in text:  # its own options are read there
         text += (ROOT / 'tools' / '_launch.sh').read_text(encoding='utf-8')

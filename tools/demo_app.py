@@ -17,10 +17,10 @@ import _environment  # noqa: F401, before what may be missing
 import cv2
 import numpy as np
 
-from groupmamba_mm.analysis.arguments import positive_int
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import run_command
 from groupmamba_mm.errors import DataError, LaunchError
 from groupmamba_mm.inference import Predictor, find_config
+from groupmamba_mm.inference.arguments import add_predictor_arguments
 from groupmamba_mm.inference.sources import decode_image
 
 #: Larger files are refused before they are read.
@@ -116,21 +116,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         The arguments.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', required=True, help='config file, or the name of one of ours')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint file or address')
-    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        help='detections below this score are left out (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--top',
-        type=positive_int,
-        default=5,
-        help='classes that a classifier names (default: %(default)s)',
-    )
+    add_predictor_arguments(parser)
     parser.add_argument(
         '--host',
         default='127.0.0.1',
@@ -138,14 +124,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--port', type=int, default=7860, help='0: any free one (default: %(default)s)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
     )
     return parser.parse_args(argv)
 

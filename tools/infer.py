@@ -19,9 +19,10 @@ import cv2
 from mmengine.utils import ProgressBar
 
 from groupmamba_mm.analysis.arguments import positive_int
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import run_command
 from groupmamba_mm.errors import DataError
 from groupmamba_mm.inference import Predictor, find_config
+from groupmamba_mm.inference.arguments import add_predictor_arguments
 from groupmamba_mm.inference.sources import (
     Source,
     find_files,
@@ -43,8 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('input', metavar='INPUT', help='image, folder, "pattern", video, or -')
-    parser.add_argument('--config', required=True, help='config file, or the name of one of ours')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint file or address')
+    add_predictor_arguments(parser)
     parser.add_argument(
         '--out',
         type=Path,
@@ -54,27 +54,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--no-paint', action='store_true', help='write no pictures')
     parser.add_argument(
         '--batch-size', type=positive_int, default=1, help='images at once (default: %(default)s)'
-    )
-    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
-    parser.add_argument(
-        '--score-thr',
-        type=float,
-        default=0.3,
-        help='detections below this score are left out (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--top',
-        type=positive_int,
-        default=5,
-        help='classes that a classifier names (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
     )
     return parser.parse_args(argv)
 
