@@ -1,6 +1,7 @@
 """Recording GPU work once and replaying it with one launch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,6 +102,14 @@ def _warm_up(run: Callable[[], Any], device: torch.device) -> None:
     torch.cuda.current_stream(device).wait_stream(stream)
 
 
-def _capture(graph: torch.cuda.CUDAGraph, pool: tuple | None = None) -> torch.cuda.graph:
-    # the threads that pin batches and watch NCCL go on meanwhile
-    return torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local')
+@contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, pool: tuple | None = None) -> Iterator[None]:
+    try:
+        # the threads that pin batches and watch NCCL go on meanwhile
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
+            yield
+    except BaseException:
+        # torch leaves the random numbers of the device as in a recording, which draws none outside
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise

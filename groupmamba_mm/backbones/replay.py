@@ -8,6 +8,7 @@ tensors in other memory, hooks, replaced submodules, other modes.
 
 import logging
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class _Replay:
             try:
                 self._replay, problem = self._record(backbone, image, autocast)
             except RuntimeError as error:
-                problem = str(error).strip().splitlines()[0]
+                problem = _first_line_of_first(error)
             if self._replay is None:
                 self._recordings = MOST_RECORDINGS
                 logger.warning(
@@ -139,12 +140,15 @@ class TrainingReplay(_Replay):
         self._pending = None
 
     def _can_record(self, image: Tensor) -> bool:
-        self._parameters = [
-            p
-            for m in self._modules
-            for p in m._parameters.values()
-            if p is not None and p.requires_grad
-        ]
+        # by identity: modules may share one
+        self._parameters = list(
+            {
+                id(p): p
+                for m in self._modules
+                for p in m._parameters.values()
+                if p is not None and p.requires_grad
+            }.values()
+        )
         return (
             super()._can_record(image)
             and not image.requires_grad
@@ -155,7 +159,13 @@ class TrainingReplay(_Replay):
         )
 
     def _record(self, backbone: nn.Module, image: Tensor, autocast: torch.dtype | None) -> tuple:
-        forward = _forward_of(backbone, autocast)
+        # a graph of autograd that is kept, or a DistributedDataParallel, holds on to the nodes that
+        # accumulate the gradients of parameters, and with them to the stream that these were made
+        # in, which a recording must not wait for
+        leaves = [nn.Parameter(p.detach()) for p in self._parameters]
+        forward = _with_parameters(
+            self._modules, self._parameters, leaves, _forward_of(backbone, autocast)
+        )
         buffers = list(backbone.buffers())
         kept = [buffer.clone() for buffer in buffers]
         devices = [image.device] if image.is_cuda else []
@@ -168,10 +178,10 @@ class TrainingReplay(_Replay):
         with torch.random.fork_rng(devices):
             expected = forward(image)
             wanted = [torch.randn_like(output) for output in expected]
-            grads = torch.autograd.grad(expected, self._parameters, wanted, allow_unused=True)
+            grads = torch.autograd.grad(expected, leaves, wanted, allow_unused=True)
             expected = [output.detach() for output in expected]
         with torch.random.fork_rng(devices):
-            replay = CapturedTraining(forward, image, self._parameters)
+            replay = CapturedTraining(forward, image, leaves)
         restore_buffers()
         with torch.random.fork_rng(devices):
             outputs = replay.forward(image)
@@ -223,6 +233,40 @@ def _forward_of(backbone: nn.Module, autocast: torch.dtype | None):
             return type(backbone).forward(backbone, image)
 
     return forward
+
+
+def _with_parameters(
+    modules: tuple[nn.Module, ...],
+    parameters: list[nn.Parameter],
+    others: list[nn.Parameter],
+    function: Callable[[Tensor], tuple[Tensor, ...]],
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A function of modules with other parameters in the place of theirs."""
+    other_of = {id(p): other for p, other in zip(parameters, others)}
+    places = [
+        (module._parameters, name, p)
+        for module in modules
+        for name, p in module._parameters.items()
+        if id(p) in other_of
+    ]
+
+    def run(image: Tensor) -> tuple[Tensor, ...]:
+        try:
+            for owned, name, p in places:
+                owned[name] = other_of[id(p)]
+            return function(image)
+        finally:
+            for owned, name, p in places:
+                owned[name] = p
+
+    return run
+
+
+def _first_line_of_first(error: BaseException) -> str:
+    """What went wrong first: ending a recording that failed raises again."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).strip().splitlines()[0]
 
 
 def _are_near(got, expected) -> bool:
