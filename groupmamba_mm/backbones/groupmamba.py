@@ -15,7 +15,7 @@ from groupmamba_mm.checkpoint import (
     without_prefix,
 )
 from groupmamba_mm.extras import explain_missing
-from groupmamba_mm.layers import init_parameters, is_watched, make_scan_plan
+from groupmamba_mm.layers import TokenNorm, init_parameters, is_watched, make_scan_plan
 
 from .archs import FAMILIES, resolve_arch
 from .kernels import prepare_kernels
@@ -144,9 +144,10 @@ class GroupMamba(nn.Module):
         options = dict(
             d_state=d_state, channel_affinity=channel_affinity, scan_backend=scan_backend
         )
-        self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0])
+        self.stem = family.stem(in_channels, self.arch.stem_channels, dims[0], scan_backend)
         self.downsamples = nn.ModuleList(
-            family.downsample(width, next_width) for width, next_width in itertools.pairwise(dims)
+            family.downsample(width, next_width, scan_backend)
+            for width, next_width in itertools.pairwise(dims)
         )
         self.stages = nn.ModuleList()
         for stage, width in enumerate(dims):
@@ -167,7 +168,7 @@ class GroupMamba(nn.Module):
             self.summary = family.summary(dims[-1], plan, self.arch.ffn_ratios[-1], **options)
         else:
             self.out_norms = nn.ModuleDict(
-                {str(i): nn.LayerNorm(dims[i], eps=1e-6) for i in self.out_indices}
+                {str(i): TokenNorm(dims[i], 1e-6, scan_backend) for i in self.out_indices}
             )
         self._freeze()
         self._replay, self._training_replay = InferenceReplay(), TrainingReplay()

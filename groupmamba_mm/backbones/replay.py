@@ -96,7 +96,7 @@ class _Replay:
             children,
             modes,
             backbone.residual_in_fp32,
-            [m.scan_backend for m in self._modules if isinstance(m, GroupedSSM)],
+            [getattr(module, 'scan_backend', None) for module in self._modules],
         )
 
     def _can_record(self, image: Tensor) -> bool:

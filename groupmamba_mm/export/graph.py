@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from groupmamba_mm.backbones import GroupMamba
 from groupmamba_mm.errors import ConfigError
-from groupmamba_mm.layers import GroupedSSM
 from groupmamba_mm.models import GroupMambaClassifier
 
 
@@ -45,7 +44,7 @@ def exported_module(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             f'the backbone is {type(backbone).__name__}, and only models on GroupMamba are exported'
         )
     for module in backbone.modules():
-        if isinstance(module, GroupedSSM):
+        if hasattr(module, 'scan_backend'):
             module.scan_backend = 'torch'
     if backbone.out_indices is not None:
         return backbone.eval(), tuple(f'stage{i + 1}' for i in backbone.out_indices)

@@ -8,6 +8,7 @@ from .ffn import FFN, ConvFFN, GroupedFFN
 from .fused import is_watched
 from .grouped import GroupedLayerNorm, GroupedLinear, grouped_linear
 from .initialization import init_parameters
+from .norms import TokenNorm
 from .official_layer import GroupedSS2D, OfficialBlock, OfficialMixer
 from .paper_layer import GroupedMamba1d, GroupedVSSS, ModulatedGroupMambaLayer
 from .scan_plan import ScanPlan, make_scan_plan
@@ -38,6 +39,7 @@ __all__ = [
     'PaperStem',
     'PoolNorm',
     'ScanPlan',
+    'TokenNorm',
     'grouped_linear',
     'init_parameters',
     'is_watched',

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .norms import ConvNormReLU, TokenNorm
+
 
 class ImageConv(nn.Conv2d):
     """The first convolution, 7x7 of stride 2 without bias, in a form that suits GPUs.
@@ -39,10 +41,10 @@ class ImageConv(nn.Conv2d):
 class _ConvEmbedding(nn.Module):
     """Convolutions, then LayerNorm over the channels; tokens out."""
 
-    def __init__(self, convs: nn.Module, out_channels: int) -> None:
+    def __init__(self, convs: nn.Module, out_channels: int, scan_backend: str) -> None:
         super().__init__()
         self.convs = convs
-        self.norm = nn.LayerNorm(out_channels, eps=1e-5)
+        self.norm = TokenNorm(out_channels, 1e-5, scan_backend)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C_in, H, W) to tokens (B, L, C_out) and their grid (H', W')."""
@@ -58,17 +60,23 @@ class PaperStem(_ConvEmbedding):
         in_channels: Channels of the image.
         stem_channels: Channels after the first convolution.
         out_channels: Channels C1 of the first stage.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`; the norms run where the
+            scans do.
     """
 
-    def __init__(self, in_channels: int, stem_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, stem_channels: int, out_channels: int, scan_backend: str
+    ) -> None:
         super().__init__(
-            nn.Sequential(
+            ConvNormReLU(
                 nn.Conv2d(in_channels, stem_channels, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(stem_channels),
                 nn.ReLU(),
                 nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
+                scan_backend=scan_backend,
             ),
             out_channels,
+            scan_backend,
         )
 
 
@@ -79,11 +87,15 @@ class OfficialStem(_ConvEmbedding):
         in_channels: Channels of the image.
         stem_channels: Channels of the first three convolutions.
         out_channels: Channels C1 of the first stage.
+        scan_backend: See :func:`groupmamba_mm.ops.backend.choose_backend`; the norms run where the
+            scans do.
     """
 
-    def __init__(self, in_channels: int, stem_channels: int, out_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, stem_channels: int, out_channels: int, scan_backend: str
+    ) -> None:
         super().__init__(
-            nn.Sequential(
+            ConvNormReLU(
                 ImageConv(in_channels, stem_channels),
                 nn.BatchNorm2d(stem_channels),
                 nn.ReLU(),
@@ -94,8 +106,10 @@ class OfficialStem(_ConvEmbedding):
                 nn.BatchNorm2d(stem_channels),
                 nn.ReLU(),
                 nn.Conv2d(stem_channels, out_channels, 3, stride=2, padding=1),
+                scan_backend=scan_backend,
             ),
             out_channels,
+            scan_backend,
         )
 
 
@@ -105,10 +119,12 @@ class Downsample(_ConvEmbedding):
     Args:
         in_channels: Channels of the stage before.
         out_channels: Channels of the next stage.
+        scan_backend: See :class:`PaperStem`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1), out_channels)
+    def __init__(self, in_channels: int, out_channels: int, scan_backend: str) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        super().__init__(conv, out_channels, scan_backend)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, L, C_in) of ``grid`` to (B, L', C_out) and their grid, rounded up."""
@@ -118,9 +134,9 @@ class Downsample(_ConvEmbedding):
 class NormedDownsample(Downsample):
     """The released order: a LayerNorm (norm1 to norm3, eps 1e-6) precedes the convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels)
-        self.pre_norm = nn.LayerNorm(in_channels, eps=1e-6)
+    def __init__(self, in_channels: int, out_channels: int, scan_backend: str) -> None:
+        super().__init__(in_channels, out_channels, scan_backend)
+        self.pre_norm = TokenNorm(in_channels, 1e-6, scan_backend, before_product=True)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
         """As :meth:`Downsample.forward`."""

@@ -14,6 +14,7 @@ PLANNERS = (
     'blocks.paper',
     'depthwise_conv.kernels',
     'grouped_ssm.launch',
+    'norm.batch_norm',
     'norm.kernels',
     'sums',
 )

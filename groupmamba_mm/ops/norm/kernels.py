@@ -327,7 +327,7 @@ def add_norm_forward(x: Tensor, branch: Tensor | None, branch_scale: Tensor | No
     launch(_add_norm_forward, (batch * plan.chunks * groups, ), x, branch, branch_scale, weight,
            bias, stream, rounded, normed, parts, length, plan.chunks, plan.tiles, eps, X_ROW=x_row,
            BRANCH_ROW=branch_row, NORMED_ROW=normed_width, CHANNELS=channels, GROUPS=groups,
-           MEAN_OF=mean_of, VECTOR=_vector(channels, x, branch, normed), **plan.constants)
+           MEAN_OF=mean_of, VECTOR=vector_of(channels, x, branch, normed), **plan.constants)
     if parts is not mean:
         sum_parts(parts, 1, out=mean)
     return stream, normed, mean, rounded
@@ -366,7 +366,7 @@ def add_norm_backward(stream: Tensor, branch_scale: Tensor | None, weight: Tenso
            plan.chunks, plan.tiles, eps, STREAM_ROW=stream_row, GRAD_STREAM_ROW=grad_stream_row,
            GRAD_ROUNDED_ROW=grad_rounded_row, GRAD_NORMED_ROW=grad_normed_row, X_ROW=x_width,
            BRANCH_ROW=branch_width, CHANNELS=channels, GROUPS=groups, MEAN_OF=mean_of,
-           SUM=wants_sum, VECTOR=_vector(channels, stream, grad_normed, grad_branch),
+           SUM=wants_sum, VECTOR=vector_of(channels, stream, grad_normed, grad_branch),
            **plan.constants)
     return grad_x, grad_branch, sum_parts(partial, out=sums)
 
@@ -482,7 +482,7 @@ def scaled_norm_forward(y: Tensor, residual: Tensor | None, multiplier: Tensor |
     launch(_scaled_norm_forward, (batch * plan.chunks, ), y, residual, multiplier, scale, weight,
            bias, normed, length, plan.chunks, plan.tiles, eps, Y_ROW=y_row,
            RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row, NORMED_ROW=normed_width,
-           CHANNELS=channels, VECTOR=_vector(channels, y, residual, multiplier, normed),
+           CHANNELS=channels, VECTOR=vector_of(channels, y, residual, multiplier, normed),
            **plan.constants)
     return normed
 
@@ -513,7 +513,7 @@ def scaled_norm_backward(y: Tensor, residual: Tensor | None, multiplier: Tensor 
            Y_ROW=y_row, RESIDUAL_ROW=residual_row, MULTIPLIER_ROW=multiplier_row,
            GRAD_NORMED_ROW=grad_normed_row, GRAD_Y_ROW=grad_rows[0],
            GRAD_RESIDUAL_ROW=grad_rows[1], GRAD_MULTIPLIER_ROW=grad_rows[2], CHANNELS=channels,
-           VECTOR=_vector(channels, y, residual, multiplier, grad_normed), **plan.constants)
+           VECTOR=vector_of(channels, y, residual, multiplier, grad_normed), **plan.constants)
     grad_scale = partial_scale[:, 0] if plan.chunks == 1 else sum_parts(partial_scale, 1)
     return (*grads, grad_scale, sum_parts(partial, out=sums))
 
@@ -701,7 +701,7 @@ def _affinity_tile(hidden: int, channels: int) -> dict:
 # --- layouts --------------------------------------------------------------------------------------
 
 
-def _vector(channels: int, *tensors: Tensor | None) -> int:
+def vector_of(channels: int, *tensors: Tensor | None) -> int:
     """Neighbouring channels of a thread in all tensors: 16 bytes of the widest precision, or 8.
 
     Left to itself, Triton gives a thread eight channels of a 16-bit tensor and four of an fp32
