@@ -109,9 +109,8 @@ class OnnxFormat(Format):
         """See :class:`Format`."""
         with explain_missing('export to ONNX'):
             import onnxruntime  # noqa: F401, before minutes are spent
-        from .onnx_recurrence import onnx_recurrence
+        from .onnx_functions import TRANSLATIONS
 
-        node = torch.ops.groupmamba_mm.recurrence.default
         shapes = self._sizes(fixed)
         with as_one_node():
             program = torch.onnx.export(
@@ -123,7 +122,7 @@ class OnnxFormat(Format):
                 input_names=['image'],
                 output_names=self.names,
                 dynamic_shapes=shapes,
-                custom_translation_table={node: onnx_recurrence},
+                custom_translation_table=TRANSLATIONS,
             )
         program.model.metadata_props.update(self.metadata)
         program.save(str(path), external_data=False)

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+#: Of tokens (B, L, G, I) and weights (G, O, I).
+GROUPED_LINEAR = 'blgi,goi->blgo'
+
 
 class GroupedLinear(nn.Module):
     """One linear layer for each group, all groups in one batched product.
@@ -48,7 +51,7 @@ class GroupedLinear(nn.Module):
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor = None) -> Tensor:
     """Apply ``weight[g]`` to group g: (B, L, G, I), (G, O, I) and (G, O) to (B, L, G, O)."""
-    y = torch.einsum('blgi,goi->blgo', x, weight)
+    y = torch.einsum(GROUPED_LINEAR, x, weight)
     return y if bias is None else y + bias
 
 

@@ -10,6 +10,7 @@ from groupmamba_mm.checkpoint import CheckpointError
 from groupmamba_mm.errors import ConfigError, ExportError
 from groupmamba_mm.export import export_model, exported_module
 from groupmamba_mm.export.formats import TorchExportFormat
+from groupmamba_mm.layers.grouped import grouped_linear
 from groupmamba_mm.models.pretrained import load_pretrained
 from groupmamba_mm.ops.selective_scan.recurrence import recorded_recurrence, recurrence
 from tests.conftest import REPO, SMALL, load_tool, randomize
@@ -43,16 +44,42 @@ def test_onnx_recurrence_is_the_recurrence(length):
     onnxruntime = pytest.importorskip('onnxruntime')
     from onnxscript import FLOAT
 
-    from groupmamba_mm.export.onnx_recurrence import onnx_recurrence
+    from groupmamba_mm.export import onnx_functions
 
     kind = FLOAT['B', 'L', 'D', 'N']
-    model = onnx_recurrence.to_model_proto(input_types=[kind, kind], output_types=[kind])
+    model = onnx_functions.recurrence.to_model_proto(input_types=[kind, kind], output_types=[kind])
     session = onnxruntime.InferenceSession(model.SerializeToString())
     gen = torch.Generator().manual_seed(length)
     log_a = -torch.rand(2, length, 3, 2, generator=gen)
     b = torch.randn(2, length, 3, 2, generator=gen)
     (out,) = session.run(None, dict(log_a=log_a.numpy(), b=b.numpy()))
     torch.testing.assert_close(torch.from_numpy(out), recurrence(log_a.exp(), b))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_onnx_functions_are_pytorchs_operators(tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    from groupmamba_mm.export.onnx_functions import TRANSLATIONS
+
+    class Operators(torch.nn.Module):
+        def forward(self, x, weight):
+            y = torch.nn.functional.softplus(grouped_linear(x, weight))
+            return y, torch.einsum('blgo,goi->bi', y, weight)
+
+    gen = torch.Generator().manual_seed(0)
+    x, weight = 30 * torch.randn(2, 7, 3, 5, generator=gen), torch.randn(3, 4, 5, generator=gen)
+    program = torch.onnx.export(
+        Operators(), (x, weight), dynamo=True, verbose=False, custom_translation_table=TRANSLATIONS
+    )
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    found = session.run(
+        None, {i.name: t.numpy() for i, t in zip(session.get_inputs(), (x, weight))}
+    )
+    kinds = [node.op_type for node in program.model.graph]
+    assert kinds.count('Einsum') == 1 and 'Softplus' not in kinds
+    for output, wanted in zip(found, Operators()(x, weight)):
+        assert wanted.max() > 100  # where exp(x) alone would overflow
+        torch.testing.assert_close(torch.from_numpy(output), wanted)
 
 
 @pytest.mark.parametrize('family', sorted(TWO))
