@@ -100,7 +100,7 @@ class GroupMamba(nn.Module):
         residual_in_fp32: bool = True,
         scan_backend: str = 'auto',
         compile_mode: str | None = None,
-        cuda_graphs: str = 'inference',
+        cuda_graphs: str = 'all',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__()
