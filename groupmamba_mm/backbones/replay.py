@@ -266,7 +266,7 @@ def _first_line_of_first(error: BaseException) -> str:
     """What went wrong first: ending a recording that failed raises again."""
     while error.__context__ is not None:
         error = error.__context__
-    return str(error).strip().splitlines()[0]
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _are_near(got, expected) -> bool:

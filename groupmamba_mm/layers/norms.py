@@ -33,8 +33,8 @@ class TokenNorm(nn.LayerNorm):
         from groupmamba_mm.ops.norm.layer_norm import layer_norm
 
         dtype = compute_dtype(x)
-        if dtype != x.dtype and not self.before_product:
-            dtype = torch.float32  # autocast's of a norm
+        if not self.before_product and torch.is_autocast_enabled(x.device.type):
+            dtype = torch.float32  # autocast's of a norm on a GPU
         return layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
