@@ -153,7 +153,6 @@ class TrainingReplay(_Replay):
             super()._can_record(image)
             and not image.requires_grad
             and len({p.dtype for p in self._parameters}) == 1
-            and not any(p._backward_hooks for p in self._parameters)
             # its statistics go between GPUs
             and not any(isinstance(m, nn.SyncBatchNorm) for m in self._modules)
         )

@@ -1,7 +1,8 @@
 """The moving average of the weights (EMA) in a few launches."""
 
+import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.model import ExponentialMovingAverage
@@ -31,7 +32,7 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
         buffers = {key for key, _ in self.module.named_buffers()}
         self._averaged = [key for key in self.avg_parameters if key in parameters | buffers]
         self._kept_equal = [] if self.update_buffers else sorted(buffers)
-        self._source: tuple[nn.Module, dict[str, Slot]] | None = None
+        self._source: tuple[nn.Module, _Pairs, _Pairs] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
@@ -42,32 +43,58 @@ class ForeachExponentialMovingAverage(ExponentialMovingAverage):
         """
         # in a tuple: as an attribute of its own the model would become a part of this module
         if self._source is None or self._source[0] is not model:
-            self._source = model, _slots(model)
+            slots = _slots(model)
+            self._source = (
+                model,
+                *(
+                    _Pairs([(self._slots[key], slots[key]) for key in keys])
+                    for keys in (self._averaged, self._kept_equal)
+                ),
+            )
+        _, averaged, kept_equal = self._source
         steps = int(self.steps)  # a tensor on the CPU
         if steps == 0:
-            self._copy(self._averaged)
+            averaged.copy()
         elif steps % self.interval == 0:
-            for averages, values in self._groups(self._averaged):
+            for averages, values in averaged.groups():
                 if averages[0].is_floating_point():
                     torch._foreach_lerp_(averages, values, self.momentum)
-        self._copy(self._kept_equal)
+        kept_equal.copy()
         self.steps += 1
 
-    def _copy(self, keys: Iterable[str]) -> None:
-        for averages, values in self._groups(keys):
-            torch._foreach_copy_(averages, values)
 
-    def _groups(self, keys: Iterable[str]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-        """The averages of some names and the model's tensors, by device and type."""
-        groups = defaultdict(lambda: ([], []))
-        for key in keys:
-            store, name = self._slots[key]
-            average = store[name]
-            store, name = self._source[1][key]
-            averages, values = groups[average.device, average.dtype]
-            averages.append(average)
-            values.append(store[name].to(average.device))
-        return iter(groups.values())
+class _Pairs:
+    """Averages and what they are averages of, grouped for operations on many tensors at once.
+
+    Args:
+        slots: Of an average and of the model's tensor each.
+    """
+
+    def __init__(self, slots: Sequence[tuple[Slot, Slot]]) -> None:
+        self._slots = [slot for pair in slots for slot in pair]
+        self._tensors: list[Tensor] = []
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    def groups(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Averages and the model's tensors, on the averages' device, by device and type."""
+        tensors = [store[name] for store, name in self._slots]
+        if not all(map(operator.is_, tensors, self._tensors or [None])):
+            groups = defaultdict(lambda: ([], []))
+            for average, value in zip(tensors[::2], tensors[1::2]):
+                averages, values = groups[average.device, average.dtype, value.device]
+                averages.append(average)
+                values.append(value)
+            self._tensors, self._groups = tensors, list(groups.values())
+        for averages, values in self._groups:
+            device = averages[0].device
+            if values[0].device != device:
+                values = [value.to(device) for value in values]
+            yield averages, values
+
+    def copy(self) -> None:
+        """Make the averages equal to the model's tensors."""
+        for averages, values in self.groups():
+            torch._foreach_copy_(averages, values)
 
 
 def _slots(model: nn.Module) -> dict[str, Slot]:

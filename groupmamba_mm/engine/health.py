@@ -158,9 +158,12 @@ class HealthHook(Hook):
             return
         if not parameters or self._scaler is not None:
             return
-        largest = torch._foreach_norm([parameter.grad for parameter in parameters], float('inf'))
-        device = parameters[0].device
-        bad = ~torch.stack([norm.to(device, torch.float32) for norm in largest]).max().isfinite()
+        norm = getattr(self._runner.optim_wrapper, 'gradient_norm', None)  # of clipping
+        if norm is None:
+            norms = torch._foreach_norm([parameter.grad for parameter in parameters], float('inf'))
+            device = parameters[0].device
+            norm = torch.stack([one.to(device, torch.float32) for one in norms]).max()
+        bad = ~norm.isfinite()
         self._bad_gradient = bad
         if self.policy != 'skip' and self._tripped is not None:
             bad = bad | self._tripped  # the weights stay as they were at the first such step

@@ -8,7 +8,7 @@ import torch.distributed.optim
 from mmengine.dist import is_distributed
 from mmengine.optim import AmpOptimWrapper, DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from torch import nn
+from torch import Tensor, nn
 
 from groupmamba_mm.errors import ConfigError
 
@@ -23,7 +23,13 @@ class SyncFree:
 
     The norm of the gradients is logged as the tensor that it is. mmengine's own make a number of it
     in every step, for which the host waits until the GPU has done all of the step.
+
+    Attributes:
+        gradient_norm (Tensor, optional): The norm of all gradients in the last step, before
+            clipping; None if it was not needed.
     """
+
+    gradient_norm: Tensor | None = None
 
     def _clip_grad(self) -> None:
         parameters = [
@@ -32,9 +38,11 @@ class SyncFree:
             for parameter in group['params']
             if parameter.requires_grad and parameter.grad is not None
         ]
+        self.gradient_norm = None
         if parameters:
             norm = self.clip_func(parameters, **self.clip_grad_kwargs)
             if norm is not None:
+                self.gradient_norm = norm
                 self.message_hub.update_scalar(f'train/{self.grad_name}', norm)
 
     def load_state_dict(self, state_dict: dict) -> None:

@@ -40,7 +40,13 @@ def _derived_seed(*source: int) -> int:
 def _seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    # as torch.manual_seed, which for each kind of device that is not there, or not in use, would
+    # keep the call and a traceback for good
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    elif torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
 
 
 class SeededBatch(list):

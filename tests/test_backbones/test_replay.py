@@ -238,7 +238,6 @@ def test_what_a_training_graph_does_not_see_ends_it(recordings, small_arch, chan
 @pytest.mark.parametrize(
     'watched',
     [
-        lambda model: next(model.parameters()).register_hook(lambda grad: grad),
         lambda model: nn.SyncBatchNorm.convert_sync_batchnorm(model),
         lambda model: model.summary.double(),
     ],
@@ -249,6 +248,20 @@ def test_what_cannot_be_recorded_for_training(recordings, watched):
     model._training_replay._modules = tuple(model.modules())
     assert not model._training_replay._can_record(torch.rand(2, 3, 16, 16))
     assert recordings == []
+
+
+def test_hooks_of_parameters_see_a_replay(recordings, small_arch):
+    image, seen = torch.rand(2, 3, 16, 16), []
+    model = GroupMamba(small_arch, cuda_graphs='all').train()
+    first = next(model.parameters())
+    first.register_hook(lambda grad: seen.append(grad) or torch.zeros_like(grad))
+    for _ in range(replay.STEPS_BEFORE + 2):
+        model.zero_grad()
+        model(image)[0].sum().backward()
+    assert len(recordings) == 1
+    assert len(seen) == replay.STEPS_BEFORE + 2
+    assert seen[-1].abs().max() > 0
+    assert first.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize('step', [pytest.param(step, marks=gpu) for step in STEPS])

@@ -175,11 +175,15 @@ class BatchRandAugment(RandAugment):
             return
         # those that make tables come first and share the look-up
         tasks = sorted(tasks, key=lambda task: not task.makes_tables)
-        # one copy to the device for all
-        index = _to_device(np.concatenate([task.index for task in tasks]), images)
-        parameters = _to_device(
-            np.concatenate([task.parameters.ravel() for task in tasks]).astype(np.float32), images
+        # one copy to the device for all: whole numbers of this size are exact in float64
+        drawn = _to_device(
+            np.concatenate(
+                [task.index for task in tasks] + [task.parameters.ravel() for task in tasks]
+            ),
+            images,
         )
+        number = sum(len(task.index) for task in tasks)
+        index, parameters = drawn[:number].long(), drawn[number:].float()
         chosen = images[index]
         results = [
             task.function(part, *([values.view(task.parameters.shape)] if len(values) else []))
