@@ -22,6 +22,8 @@ from groupmamba_mm.cuda_graph import captured
 from groupmamba_mm.errors import CheckpointError, ConfigError
 from groupmamba_mm.extras import explain_missing
 
+from .folding import fold_norms
+
 PRECISIONS = ('fp32', 'bf16')
 
 # Layers whose weights autocast would cast in each forward pass, by their exact types: what is
@@ -103,7 +105,8 @@ class FrozenTeacher(ABC):
         checkpoint: A file or an address with the weights: a bare state dict, or one under
             'state_dict' or 'model'. No code in it is run.
         precision: 'fp32', or 'bf16' for autocast to bfloat16, with the weights of linear layers and
-            convolutions cast once; the student's precision has no influence.
+            convolutions cast once, and unless it is compiled with BatchNorm folded into the
+            convolutions of timm's networks; the student's precision has no influence.
         channels_last: Whether the network runs in the channels-last memory layout.
         compile: Whether the network runs through ``torch.compile``.
         cuda_graph: Whether, on a GPU, the network is recorded with the first batch and replayed.
@@ -209,12 +212,14 @@ class FrozenTeacher(ABC):
             network: What :meth:`build` makes.
         """
         network.requires_grad_(False).eval()
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
         if self.precision == 'bf16':
+            if not self.compile:
+                fold_norms(network)
             for layer in network.modules():
                 if type(layer) in _CAST_LAYERS:
                     layer.to(torch.bfloat16)
+        if self.channels_last:
+            network.to(memory_format=torch.channels_last)
         self.network = network
         self._own_normalization = self.normalization
         self._run = torch.compile(network) if self.compile else network

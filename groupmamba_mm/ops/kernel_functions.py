@@ -22,6 +22,14 @@ def scan_position(t, L, H, W, column, reverse, mirrored):
 
 
 @triton.jit
+def multiply(a, b, sum, IN_FP32: tl.constexpr):
+    """a @ b + sum, added up in fp32; IN_FP32 for the interpreter, which has no products in bf16."""
+    if IN_FP32:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
+    return tl.dot(a, b, sum)
+
+
+@triton.jit
 def exp(x):
     """e^x in two instructions; of the six of ``tl.exp`` four are for results below 1e-38."""
     return tl.exp2(x * 1.4426950408889634)

@@ -14,5 +14,6 @@ model = dict(
         # the released script's teacher is in fp32: --cfg-options model.teacher.precision=fp32
         precision='bf16',
         channels_last=True,
+        cuda_graph=True,
     ),
 )

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ..gpu import has_large_smem, shared_memory
 from ..integers import cdiv, round_up
-from ..kernel_functions import activate
+from ..kernel_functions import activate, multiply
 from ..launch import INTERPRETED, is_abstract, launch
 from ..norm.kernels import add_norm_backward, add_norm_forward
 from ..sums import sum_parts
-from .hidden import load_columns, load_rows, multiply, parts
+from .hidden import load_columns, load_rows, parts
 
 #: Channels of a group that have kernels: more do not fit into shared memory.
 WIDEST_GROUP, WIDEST_LINEAR_GROUP = 192, 256

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..gpu import has_large_smem
 from ..integers import cdiv
-from ..kernel_functions import activate
+from ..kernel_functions import activate, multiply
 from ..launch import INTERPRETED, is_abstract, launch
 from ..linear import linear
 from ..sums import sum_parts
@@ -51,14 +51,6 @@ def load_rows(rows, is_row, COUNT: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.co
         column = HEAD + tl.arange(0, TAIL)[None, :]
         tail = tl.load(rows + column, mask=is_row & (column < COUNT), other=0.)
     return head, tail
-
-
-@triton.jit
-def multiply(a, b, sum, IN_FP32: tl.constexpr):
-    """a @ b + sum, in fp32."""
-    if IN_FP32:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), sum)
-    return tl.dot(a, b, sum)
 
 
 @triton.jit
