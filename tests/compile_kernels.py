@@ -23,8 +23,11 @@ from triton.compiler import code_generator
 
 from groupmamba_mm import GroupMamba, ops
 from groupmamba_mm.backbones.kernels import Pass, note_backbone
+from groupmamba_mm.ops.gpu import shared_memory_of
+from groupmamba_mm.ops.grouped_conv import grouped_conv, packed_weight
 from groupmamba_mm.ops.launch import Launch
 from groupmamba_mm.ops.precompile import AbsentGPU, _example
+from groupmamba_mm.ops.tracing import noting_launches
 
 #: An H100's.
 CAPABILITY = 90
@@ -188,6 +191,17 @@ def note_models() -> list[Launch]:
     )
 
 
+def note_grouped_convs() -> list[Launch]:
+    """What a teacher's grouped convolutions launch."""
+    with noting_launches(shared_memory_of(CAPABILITY)) as launches:
+        for channels in (16, 112):
+            image = torch.zeros(1, 2 * channels, 4, 4, dtype=torch.bfloat16)
+            weight = packed_weight(image.new_zeros(2 * channels, channels, 3, 3), groups=2)
+            for relu in (False, True):
+                grouped_conv(image, weight, image[0, :, 0, 0], relu=relu)
+    return launches
+
+
 def specialised_integers(launches: list[Launch]) -> list[str]:
     """Integers on which Triton would compile a version for 1, one for multiples of 16, ..."""
     return sorted(
@@ -202,7 +216,7 @@ def specialised_integers(launches: list[Launch]) -> list[str]:
 
 def main() -> int:
     """Return the number of kernels that have problems."""
-    launches, frontend = note_models(), Frontend()
+    launches, frontend = note_models() + note_grouped_convs(), Frontend()
     for launch in launches:
         frontend.translate(launch)
     problems = dict.fromkeys(launched_kernels(), {'no model here launches it'})

@@ -32,7 +32,7 @@ def _grouped_conv(x, weight, bias, y, H, W, out_h, out_w, pixels, stride, C_IN: 
     first_pixel = image.to(tl.int64) * H * W
     out = tl.program_id(2) * OUTPUTS + tl.arange(0, OUTPUTS)
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    steps: tl.constexpr = tl.cdiv(C_IN, INPUTS)
+    steps: tl.constexpr = (C_IN + INPUTS - 1) // INPUTS
     for step in range(9 * steps):
         tap = step // steps
         row, column = first_row + tap // 3, first_column + tap % 3
