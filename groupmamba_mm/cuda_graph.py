@@ -12,12 +12,15 @@ from torch._utils import _unflatten_dense_tensors
 _WARMUP_RUNS = 3
 
 
-def captured(function: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], Any]:
+def captured(
+    function: Callable[[Tensor], Any], images: Tensor, pool: tuple | None = None
+) -> Callable[[Tensor], Any]:
     """Record a function of a batch in a CUDA graph.
 
     Args:
         function: GPU work alone that does the same each time and needs no gradient.
         images: An example, which fixes shape and type.
+        pool: Of memory, which graphs that never run at the same time may share; None: its own.
 
     Returns:
         The function for such batches: it copies them in, replays the graph and returns the tensors
@@ -26,7 +29,7 @@ def captured(function: Callable[[Tensor], Any], images: Tensor) -> Callable[[Ten
     static = images.clone()
     _warm_up(lambda: function(static), images.device)
     graph = torch.cuda.CUDAGraph()
-    with _capture(graph):
+    with _capture(graph, pool):
         outputs = function(static)
 
     def replay(images: Tensor) -> Any:
@@ -45,6 +48,8 @@ class CapturedTraining:
             each replay.
         images: An example, which fixes shape and type; it gets no gradient.
         parameters: What gets one, all of one dtype.
+        pool: Of memory, which recordings share that are used one after the other; None: its own.
+        other: One with the same parameters in the same pool, which shares the gradients' memory.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class CapturedTraining:
         function: Callable[[Tensor], Sequence[Tensor]],
         images: Tensor,
         parameters: Sequence[Tensor],
+        pool: tuple | None = None,
+        other: 'CapturedTraining | None' = None,
     ) -> None:
         self._images = images.clone()
 
@@ -62,14 +69,17 @@ class CapturedTraining:
             )
 
         _warm_up(run, images.device)
-        pool = torch.cuda.graph_pool_handle()
+        pool = pool or torch.cuda.graph_pool_handle()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with _capture(self._forward, pool):
             outputs = function(self._images)
         self._grad_outputs = [torch.zeros_like(y) for y in outputs]
         with _capture(self._backward, pool):
             grads = torch.autograd.grad(outputs, parameters, self._grad_outputs, allow_unused=True)
-            self._grads = torch.cat([grad.reshape(-1) for grad in grads if grad is not None])
+            self._grads = torch.cat(
+                [grad.reshape(-1) for grad in grads if grad is not None],
+                out=None if other is None else other._grads,
+            )
         self._outputs = [y.detach() for y in outputs]
         self._used = [grad is not None for grad in grads]
         self._shapes = [p for p, is_used in zip(parameters, self._used) if is_used]

@@ -71,10 +71,11 @@ class GroupMamba(nn.Module):
             of one size, as each size is compiled separately: ``'default'``, ``'reduce-overhead'``
             (CUDA graphs: the fastest; no ``accumulative_counts``) or ``'max-autotune'`` (graphs
             too). Other passes run as without it.
-        cuda_graphs: What is replayed from a CUDA graph once its shape has come a few times in a
-            row: ``'off'``, ``'inference'``, or ``'all'``: training's forward and backward pass,
-            too, which then keeps the memory of its activations. Passes that a graph cannot hold
-            (hooks, ``with_cp``, ``compile_mode``, SyncBN) are launched as ever.
+        cuda_graphs: What is replayed from CUDA graphs once images of its shape have come a few
+            times, up to twelve shapes: ``'off'``, ``'inference'``, or ``'all'``: training's forward
+            and backward pass, too, which then keeps the memory of its activations, of the largest
+            shape. Passes that a graph cannot hold (hooks, ``with_cp``, ``compile_mode``, SyncBN)
+            are launched as ever.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.

@@ -1,13 +1,15 @@
 """Passes without launches from Python: a kind that comes again and again is replayed.
 
 Python takes longer to launch the kernels of a small batch, or of a training step, than a GPU to run
-them. When the same kind of pass has come several times in a row, it is recorded in a CUDA graph.
-Weights are read in the graph: what changes them in place is seen. What a graph cannot see ends it:
-tensors in other memory, hooks, replaced submodules, other modes.
+them. A kind of pass that has come several times is recorded in a CUDA graph: images of one size, or
+of the few sizes that most batches of a detector have. Weights are read in the graph: what changes
+them in place is seen. What a graph cannot see ends it: tensors in other memory, hooks, replaced
+submodules, other modes.
 """
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -19,26 +21,33 @@ from groupmamba_mm.layers import GroupedSSM, is_watched
 
 logger = logging.getLogger('groupmamba_mm')
 
-#: Passes of a kind in a row before it is recorded, in inference and in training.
+#: Passes of a kind before it is recorded, in inference and in training.
 PASSES_BEFORE, STEPS_BEFORE = 8, 3
-#: Recordings thrown away before no more are made: images of many sizes gain nothing.
-MOST_RECORDINGS = 4
+#: Kinds that are kept recorded, and the share of all passes that is worth a recording: images of
+#: ever new sizes gain nothing.
+MOST_KINDS, LEAST_SHARE = 12, 1 / 20
+#: Times that all recordings are thrown away before no more are made.
+MOST_ENDS = 4
 #: How far a replay's results may be from those of launches, of the largest value of a tensor.
 TOLERANCE = 1e-2
 
 
 class _Replay:
-    """The recorded pass of a backbone. Copies of the backbone begin without one."""
+    """The recorded passes of a backbone. Copies of the backbone begin without one."""
 
+    what: str
     passes_before: int
 
     def __init__(self) -> None:
-        self._kind: tuple | None = None
-        self._passes = 0
-        self._recordings = 0
-        self._replay = None
+        self._ends = 0
         self._modules: tuple[nn.Module, ...] = ()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._passes: Counter[tuple] = Counter()
+        self._replays: dict[tuple, Callable | CapturedTraining] = {}
         self._seen: tuple | None = None
+        self._pool: tuple | None = None
 
     def __deepcopy__(self, memo: dict) -> '_Replay':
         return type(self)()
@@ -55,32 +64,49 @@ class _Replay:
         """
         autocast = torch.get_autocast_dtype('cuda') if torch.is_autocast_enabled('cuda') else None
         kind = (image.shape, image.dtype, image.device, autocast)
-        if kind != self._kind:
-            self._kind, self._passes, self._replay = kind, 0, None
-        self._passes += 1
-        if self._replay is not None and self._look(backbone) != self._seen:
-            self._passes, self._replay = 1, None
-        if self._replay is None:
-            if self._passes <= self.passes_before or self._recordings >= MOST_RECORDINGS:
-                return None
-            self._modules = tuple(backbone.modules())
-            self._seen = self._look(backbone)
-            if not self._can_record(image):
-                self._passes = 0
-                return None
-            self._recordings += 1
-            try:
-                self._replay, problem = self._record(backbone, image, autocast)
-            except RuntimeError as error:
-                problem = _first_line_of_first(error)
-            if self._replay is None:
-                self._recordings = MOST_RECORDINGS
-                logger.warning(
-                    f'{self.what} stays with launches from Python, as it cannot be replayed: '
-                    f'{problem}'
-                )
-                return None
-        return self._run(image)
+        if self._replays and self._look(backbone) != self._seen:
+            self._ends += 1
+            self._forget()
+        self._passes[kind] += 1
+        if not self._is_free() or (image.requires_grad and torch.is_grad_enabled()):
+            return None
+        if kind not in self._replays and not self._try_to_record(backbone, image, kind):
+            return None
+        return self._run(self._replays[kind], image)
+
+    def _try_to_record(self, backbone: nn.Module, image: Tensor, kind: tuple) -> bool:
+        """Record a kind of pass if it pays and can be; returns whether it was."""
+        passes = self._passes[kind]
+        if (
+            passes <= self.passes_before
+            or passes < LEAST_SHARE * self._passes.total()
+            or len(self._replays) >= MOST_KINDS
+            or self._ends >= MOST_ENDS
+        ):
+            return False
+        self._modules = tuple(backbone.modules())
+        self._seen = self._look(backbone)
+        if not self._can_record(image):
+            self._passes[kind] = 0
+            return False
+        if self._pool is None and image.is_cuda:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            replay, problem = self._record(backbone, image, kind[-1])
+        except RuntimeError as error:
+            replay, problem = None, _first_line_of_first(error)
+        if replay is None:
+            self._ends = MOST_ENDS
+            logger.warning(
+                f'{self.what} stays with launches from Python, as it cannot be replayed: {problem}'
+            )
+            return False
+        self._replays[kind] = replay
+        return True
+
+    def _is_free(self) -> bool:
+        """Whether recordings, which share memory, may run now."""
+        return True
 
     def _look(self, backbone: nn.Module) -> tuple:
         """All that a graph does not see change."""
@@ -114,21 +140,21 @@ class InferenceReplay(_Replay):
             image = image.clone()  # one that may be written to in any mode
             forward = _forward_of(backbone, autocast)
             expected = forward(image)
-            replay = captured(forward, torch.zeros_like(image))
+            replay = captured(forward, torch.zeros_like(image), self._pool)
             if _are_near(replay(image), expected):
                 return replay, None
         return None, 'its results differ from those of launches'
 
-    def _run(self, image: Tensor) -> tuple[Tensor, ...]:
+    def _run(self, replay: Callable, image: Tensor) -> tuple[Tensor, ...]:
         with torch.inference_mode(False), torch.no_grad():
-            return tuple(output.clone() for output in self._replay(image))
+            return tuple(output.clone() for output in replay(image))
 
 
 class TrainingReplay(_Replay):
     """The replay of training passes: one graph forward, one backward.
 
-    A replay overwrites what the one before kept for its backward pass. While that is still to come,
-    the next pass is launched from Python.
+    A replay overwrites what the one before kept for its backward pass, also one of another kind.
+    While that is still to come, the next pass is launched from Python.
     """
 
     what = 'training'
@@ -151,7 +177,6 @@ class TrainingReplay(_Replay):
         )
         return (
             super()._can_record(image)
-            and not image.requires_grad
             and len({p.dtype for p in self._parameters}) == 1
             # its statistics go between GPUs
             and not any(isinstance(m, nn.SyncBatchNorm) for m in self._modules)
@@ -180,7 +205,8 @@ class TrainingReplay(_Replay):
             grads = torch.autograd.grad(expected, leaves, wanted, allow_unused=True)
             expected = [output.detach() for output in expected]
         with torch.random.fork_rng(devices):
-            replay = CapturedTraining(forward, image, leaves)
+            other = next(iter(self._replays.values()), None)
+            replay = CapturedTraining(forward, image, leaves, self._pool, other)
         restore_buffers()
         with torch.random.fork_rng(devices):
             outputs = replay.forward(image)
@@ -193,12 +219,13 @@ class TrainingReplay(_Replay):
         restore_buffers()
         return (replay, None) if is_right else (None, 'its results differ from those of launches')
 
-    def _run(self, image: Tensor) -> tuple[Tensor, ...] | None:
-        if self._pending is not None and self._pending() is not None:
-            return None
+    def _is_free(self) -> bool:
+        return self._pending is None or self._pending() is None
+
+    def _run(self, replay: CapturedTraining, image: Tensor) -> tuple[Tensor, ...]:
         token = _Token()
         self._pending = weakref.ref(token)
-        return _Replayed.apply(self._replay, token, image, *self._parameters)
+        return _Replayed.apply(replay, token, image, *self._parameters)
 
 
 class _Token:

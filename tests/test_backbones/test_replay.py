@@ -22,7 +22,7 @@ def recordings(monkeypatch):
     now, and new images."""
     made = []
 
-    def captured(function, images):
+    def captured(function, images, pool):
         made.append(images.shape)
         return function
 
@@ -39,13 +39,14 @@ def recordings(monkeypatch):
 
 
 class FakeTraining:
-    """A training graph's stand-in: like it, each replay overwrites the one before, and works once
-    with memory of its own.
+    """A training graph's stand-in: like it, each replay overwrites the one before, also another
+    recording's, and works once with memory of its own.
     """
 
     made: list
+    last = None
 
-    def __init__(self, function, images, parameters):
+    def __init__(self, function, images, parameters, pool, other):
         self.made.append(images.shape)
         self.function, self.parameters = function, parameters
         for _ in range(2):  # a warm-up draws random numbers and moves averages
@@ -54,6 +55,7 @@ class FakeTraining:
 
     @torch.enable_grad()
     def forward(self, images):
+        FakeTraining.last = self
         self.fresh = self.function(images)
         values = [y.detach() for y in self.fresh]
         if self.outputs is None:
@@ -63,6 +65,7 @@ class FakeTraining:
         return self.outputs
 
     def backward(self, grad_outputs):
+        assert FakeTraining.last is self
         return torch.autograd.grad(self.fresh, self.parameters, grad_outputs, allow_unused=True)
 
 
@@ -105,25 +108,46 @@ CHANGES = {
 def test_what_a_graph_does_not_see_ends_it(recordings, small_arch, change):
     model, image = GroupMamba(small_arch).eval(), torch.rand(1, 3, 16, 16)
     run(model, image, replay.PASSES_BEFORE + 1)
-    assert model._replay._replay is not None
+    assert model._replay._replays
     CHANGES[change](model.stages[0][0])
     run(model, image)
-    assert model._replay._replay is None
+    assert not model._replay._replays
 
 
-def test_sizes_that_change_are_computed(recordings, small_arch):
+def test_few_sizes_are_recorded_each(recordings, small_arch):
     model = GroupMamba(small_arch).eval()
-    for width in (16, 20) * 8:
-        run(model, torch.rand(1, 3, 16, width))
+    images = [torch.rand(1, 3, 16, width) for width in (16, 20, 24)]
+    expected = [run(model, image) for image in images]
+    for _ in range(replay.PASSES_BEFORE + 3):
+        for image, other in zip(images, expected):
+            torch.testing.assert_close(run(model, image), other)
+    assert len(recordings) == 3
+
+
+def test_many_sizes_are_not(recordings):
+    model = GroupMamba(SMALL['paper']).eval()
+    few = int(1 / replay.LEAST_SHARE)
+    for _ in range(replay.PASSES_BEFORE + 2):
+        for width in range(few + 4):  # each has too small a share
+            run(model, torch.rand(1, 3, 4, 4 + width))
     assert recordings == []
-    for width in (16, 20) * 3:
-        run(model, torch.rand(1, 3, 16, width), replay.PASSES_BEFORE + 1)
-    assert len(recordings) == replay.MOST_RECORDINGS
+    for width in range(few):  # each in turn is most of what comes
+        run(model, torch.rand(1, 3, 8, 4 + width), replay.PASSES_BEFORE * few)
+        model._replay._passes.clear()
+    assert len(recordings) == replay.MOST_KINDS
+
+
+def test_what_ends_again_and_again_is_launched(recordings):
+    model, image = GroupMamba(SMALL['paper']).eval(), torch.rand(1, 3, 4, 4)
+    for _ in range(replay.MOST_ENDS + 3):
+        run(model, image, replay.PASSES_BEFORE + 2)
+        CHANGES['other memory'](model.stages[0][0])
+    assert len(recordings) == replay.MOST_ENDS
 
 
 @pytest.mark.parametrize('fault', ['raises', 'differs'])
 def test_what_cannot_be_replayed_is_launched(recordings, monkeypatch, caplog, fault):
-    def captured(function, images):
+    def captured(function, images, pool):
         if fault == 'raises':
             raise RuntimeError('operation not permitted when stream is capturing')
         return lambda images: tuple(1.1 * y for y in function(images))
@@ -141,7 +165,7 @@ def test_copies_begin_anew(recordings, small_arch):
     model, image = GroupMamba(small_arch).eval(), torch.rand(1, 3, 16, 16)
     run(model, image, replay.PASSES_BEFORE + 1)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin._replay._replay is None
+        assert not twin._replay._replays
         torch.testing.assert_close(run(twin, image), run(model, image))
     assert not any('replay' in name for name in model.state_dict())
 
@@ -179,14 +203,18 @@ def two_at_once(model, images):
     return loss
 
 
-STEPS = [one_pass, added_up, two_at_once]
+def two_sizes(model, images):
+    return one_pass(model, images) + one_pass(model, images[..., :16])
+
+
+STEPS = [one_pass, added_up, two_at_once, two_sizes]
 
 
 @pytest.mark.parametrize('step', STEPS)
 def test_replayed_training_is_the_same_training(recordings, small_arch, step):
     """Weights, averages and random numbers, although recording runs passes of its own."""
     model, losses = trained(small_arch, 'all', step)
-    assert len(recordings) == 1 and model._training_replay._replay is not None
+    assert len(recordings) == len(model._training_replay._replays) == 1 + (step is two_sizes)
     expected, expected_losses = trained(small_arch, 'off', step)
     # what a parameter gets from two passes is added up in another order
     near = dict(rtol=0, atol=0) if step is one_pass else dict(rtol=1e-4, atol=1e-5)
@@ -219,20 +247,20 @@ def test_what_a_training_graph_does_not_see_ends_it(recordings, small_arch, chan
     model, image = GroupMamba(small_arch, cuda_graphs='all').train(), torch.rand(2, 3, 16, 16)
     for _ in range(replay.STEPS_BEFORE + 1):
         model(image)
-    assert model._training_replay._replay is not None
+    assert model._training_replay._replays
     if change == 'mode':
         model.stages[0][0].eval()
     else:
         CHANGES[change](model.stages[0][0])
     model(image)
-    assert model._training_replay._replay is None
+    assert not model._training_replay._replays
     model.stages[1].requires_grad_(False)
     for _ in range(replay.STEPS_BEFORE + 1):
         model(image)
-    assert change in ('hook', 'hook inside') or model._training_replay._replay is not None
+    assert change in ('hook', 'hook inside') or model._training_replay._replays
     model.stages[1].requires_grad_(True)
     model(image)
-    assert model._training_replay._replay is None
+    assert not model._training_replay._replays
 
 
 @pytest.mark.parametrize(
@@ -257,7 +285,7 @@ def test_hooks_of_parameters_see_a_replay(recordings, small_arch):
     first.register_hook(lambda grad: seen.append(grad) or torch.zeros_like(grad))
     for _ in range(replay.STEPS_BEFORE + 2):
         model.zero_grad()
-        model(image)[0].sum().backward()
+        model(image)[0].norm(p=1).backward()
     assert len(recordings) == 1
     assert len(seen) == replay.STEPS_BEFORE + 2
     assert seen[-1].abs().max() > 0
@@ -272,7 +300,7 @@ def test_replayed_training_on_a_gpu(small_arch, step, autocast):
         options = dict(device='cuda', scan_backend='triton')
         model, losses = trained(small_arch, 'all', step, **options)
         expected, expected_losses = trained(small_arch, 'off', step, **options)
-    assert model._training_replay._replay is not None
+    assert model._training_replay._replays
     torch.testing.assert_close(
         torch.tensor(losses), torch.tensor(expected_losses), rtol=1e-4, atol=0
     )
@@ -291,7 +319,7 @@ def test_replays_on_a_gpu_give_what_launches_give(small_arch, autocast, mode):
             torch.testing.assert_close(
                 model(image)[0], model.forward(image)[0], atol=1e-5, rtol=1e-5
             )
-        assert model._replay._replay is not None
+        assert model._replay._replays
         first, kept = model(image)[0], model(image)[0].clone()
         model(torch.rand_like(image))
         assert torch.equal(first, kept)  # a result is not overwritten by the next
@@ -302,6 +330,6 @@ def test_replays_on_a_gpu_give_what_launches_give(small_arch, autocast, mode):
             torch.testing.assert_close(
                 model(image)[0], model.forward(image)[0], atol=1e-4, rtol=1e-4
             )
-            assert model._replay._replay is not None
+            assert model._replay._replays
     with torch.no_grad(), torch.autocast('cuda', torch.bfloat16, enabled=autocast):
         model(image)
