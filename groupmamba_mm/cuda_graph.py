@@ -74,11 +74,11 @@ class CapturedTraining:
         with _capture(self._forward, pool):
             outputs = function(self._images)
         self._grad_outputs = [torch.zeros_like(y) for y in outputs]
+        gradients = None if other is None else other._grads
         with _capture(self._backward, pool):
             grads = torch.autograd.grad(outputs, parameters, self._grad_outputs, allow_unused=True)
-            self._grads = torch.cat(
-                [grad.reshape(-1) for grad in grads if grad is not None],
-                out=None if other is None else other._grads,
+            self._grads: Tensor = torch.cat(
+                [grad.reshape(-1) for grad in grads if grad is not None], out=gradients
             )
         self._outputs = [y.detach() for y in outputs]
         self._used = [grad is not None for grad in grads]
@@ -113,7 +113,7 @@ def _warm_up(run: Callable[[], Any], device: torch.device) -> None:
 
 
 @contextmanager
-def _capture(graph: torch.cuda.CUDAGraph, pool: tuple | None = None) -> Iterator[None]:
+def _capture(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
     try:
         # the threads that pin batches and watch NCCL go on meanwhile
         with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from groupmamba_mm.errors import CheckpointError
 from groupmamba_mm.extras import explain_missing
@@ -96,7 +96,7 @@ def _read_parts(index: Path, map_location: str | torch.device | Callable) -> dic
         raise CheckpointError(
             f'{index} is no table of a checkpoint in several files: it has no weight_map'
         ) from error
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         part = load_checkpoint_file(index.parent / Path(name).name, map_location)
         tensors.update((key, value) for key, value in part.items() if places.get(key) == name)
@@ -386,7 +386,7 @@ def _history_method(owner: type, name: str) -> Callable | None:
 def safe_types() -> list[tuple[Callable, str]]:
     """List the types of mmengine's checkpoints, each with the name it is saved under."""
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
-    allowed = [
+    allowed: list[tuple[Any, str]] = [
         (_history_buffer(), _HISTORY_BUFFER),
         (_history_method, 'builtins.getattr'),
         # Protocol 2 writes Python 2's name for it.

@@ -254,7 +254,7 @@ def load_matched(module: nn.Module, state_dict: Mapping[str, Any], report: LoadR
     metadata = getattr(state_dict, '_metadata', None)
     if metadata is not None:
         # Modules read the version they were saved with from here.
-        fitting._metadata = metadata
+        fitting._metadata = metadata  # type: ignore[attr-defined]
     module.load_state_dict(fitting, strict=False)
 
 

@@ -69,7 +69,9 @@ def convert_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         ValueError: A name that the released model does not have, or a unit without its three
             siblings; the message lists them.
     """
-    converted, units, unknown = {}, {}, []
+    converted: dict[str, Tensor] = {}
+    units: dict[tuple, dict] = {}
+    unknown: list[str] = []
     joins = {theirs: (ours, how) for theirs, ours, how in _GROUPED}
     for name, tensor in state_dict.items():
         block, mark, rest = name.partition(_UNIT_MARK)
@@ -110,7 +112,8 @@ def revert_to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: A name that the released model has no counterpart of; the message lists them.
     """
-    reverted, unknown = {}, []
+    reverted: dict[str, Tensor] = {}
+    unknown: list[str] = []
     splits = {ours: (theirs, how) for theirs, ours, how in _GROUPED}
     for name, tensor in state_dict.items():
         block, mark, tensor_name = name.partition(_SS2D_MARK)
@@ -122,11 +125,11 @@ def revert_to_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
                 # a copy: a view would be saved with its whole storage
                 reverted[f'{prefix[:-1]}{_UNIT_MARK}{number}.{theirs}'] = part.clone()
             continue
-        theirs = None if mark else _rename(name, 1)
-        if theirs is None:
+        renamed = None if mark else _rename(name, 1)
+        if renamed is None:
             unknown.append(name)
         else:
-            reverted[theirs] = tensor
+            reverted[renamed] = tensor
     if unknown:
         raise ValueError(
             'not a classifier of the official family: the released model has no '

@@ -64,7 +64,9 @@ def make_detection(
         threads: Number of threads that draw.
     """
     rng = np.random.default_rng(0)
-    jobs, records, objects = [], [], []
+    jobs: list[tuple] = []
+    records: list[dict] = []
+    objects: list[dict] = []
     for index in range(images):
         size = COCO_SIZES[rng.integers(len(COCO_SIZES))]
         name = f'{index:012d}.jpg'
@@ -252,4 +254,6 @@ def _write_image_and_map(
 
 def default_threads() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

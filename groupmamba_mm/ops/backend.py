@@ -5,6 +5,7 @@ import importlib
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -37,7 +38,6 @@ MAMBA_INSTALL = (
 # Propagates to the root logger like any other: without a configuration Python prints warnings to
 # stderr and drops the rest. mmengine's loggers stand outside this tree; CheckedRunner lends theirs.
 logger = logging.getLogger('groupmamba_mm')
-_logged = set()
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class Choice:
 
     name: str
     reason: str
+
+
+_logged: set[Choice] = set()
 
 
 def check_backend(backend: str) -> str:
@@ -224,7 +227,8 @@ def _triton_problem(
         )
     if width > TRITON_NARROW:
         needed = _shared_memory(width, dt_rank, d_state)
-        there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+        properties: Any = torch.cuda.get_device_properties(device)
+        there = properties.shared_memory_per_block_optin
         if needed > there:
             return (
                 f'the kernels need {needed // 1024} KB of shared memory for groups of {width} '

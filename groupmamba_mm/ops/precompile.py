@@ -153,6 +153,7 @@ def compile_launches(launches: Sequence[Launch], capability: int, workers: int) 
                     logger.info(f'compiled {number} of {len(jobs)} kernels')
     finally:
         for worker in started:
+            assert worker.stdin is not None  # a pipe
             worker.stdin.close()
         for worker in started:
             worker.wait()

@@ -194,11 +194,12 @@ def test_shell_script_parses_and_stops_on_errors(script):
         assert '\nset -euo pipefail\n' in script.read_text()
 
 
-def test_ci_runs_linter_formatter_and_tests_and_the_forge_does_the_same():
+def test_ci_runs_linter_formatter_types_and_tests_and_the_forge_does_the_same():
     lines = (ROOT / '.ci' / 'run').read_text().splitlines()
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         'ruff check .',
         'ruff format --check .',
+        'mypy',
         'bash tools/run_tests.sh -m slow',
         'bash tools/run_tests.sh',
     ]

@@ -92,7 +92,8 @@ class BatchRandomErasing(RandomErasing):
 
     def _patches(self, number: int, height: int, width: int) -> tuple[np.ndarray, ...]:
         """Draw ``random_patch`` for several images: top, left, bottom, right, (number, ) each."""
-        aspect = np.exp(np.random.uniform(*np.log(self.aspect_range), number))
+        low, high = np.log(self.aspect_range)
+        aspect = np.exp(np.random.uniform(low, high, number))
         area = height * width * np.random.uniform(self.min_area_ratio, self.max_area_ratio, number)
         patch_height = np.minimum(np.round(np.sqrt(area * aspect)), height).astype(np.int64)
         patch_width = np.minimum(np.round(np.sqrt(area / aspect)), width).astype(np.int64)
@@ -105,8 +106,8 @@ class BatchRandomErasing(RandomErasing):
         shape = (number, *images.shape[1:])
         if self.mode == 'rand' and self.fill_std is None:
             return torch.randint(256, shape, dtype=torch.uint8, device=images.device)
-        color = _to_device(np.float32([self.fill_color, self.fill_std or (0,) * 3]), images)
-        color, std = color[:, :, None, None]
+        colors = np.array([self.fill_color, self.fill_std or (0,) * 3], dtype=np.float32)
+        color, std = _to_device(colors, images)[:, :, None, None]
         if self.mode == 'const':
             return color.to(torch.uint8).expand(shape)
         noise = torch.randn(shape, device=images.device)
@@ -154,7 +155,7 @@ class BatchRandAugment(RandAugment):
         policies = np.random.randint(len(self.transforms), size=number)
         probs = np.array([transform.prob for transform in self.transforms])
         policies[np.random.rand(number) > probs[policies]] = -1
-        tasks = {}
+        tasks: dict[tuple, list] = {}
         for policy, transform in enumerate(self.transforms):
             index = np.flatnonzero(policies == policy)
             if len(index) == 0:
@@ -178,18 +179,18 @@ class BatchRandAugment(RandAugment):
         # one copy to the device for all: whole numbers of this size are exact in float64
         drawn = _to_device(
             np.concatenate(
-                [task.index for task in tasks] + [task.parameters.ravel() for task in tasks]
+                [task.chosen for task in tasks] + [task.parameters.ravel() for task in tasks]
             ),
             images,
         )
-        number = sum(len(task.index) for task in tasks)
+        number = sum(len(task.chosen) for task in tasks)
         index, parameters = drawn[:number].long(), drawn[number:].float()
         chosen = images[index]
         results = [
             task.function(part, *([values.view(task.parameters.shape)] if len(values) else []))
             for task, part, values in zip(
                 tasks,
-                chosen.split([len(task.index) for task in tasks]),
+                chosen.split([len(task.chosen) for task in tasks]),
                 parameters.split([task.parameters.size for task in tasks]),
             )
         ]
@@ -206,13 +207,13 @@ class _Task(NamedTuple):
     Attributes:
         makes_tables: Whether the function makes tables, not images.
         function: One of :mod:`batch_ops`.
-        index: Which images, (N, ).
+        chosen: Which images, (N, ).
         parameters: The function's second argument, (N, P); P is 0 if it has none.
     """
 
     makes_tables: bool
     function: Callable[..., Tensor]
-    index: np.ndarray
+    chosen: np.ndarray
     parameters: np.ndarray
 
 
