@@ -14,7 +14,7 @@ from mmengine.config import Config
 from torch import nn
 
 from groupmamba_mm.analysis.arguments import image_size
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.export import FORMATS, export_model, exported_module
 from groupmamba_mm.inference import build_with_weights
@@ -53,14 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='for one image of that size alone: a smaller file, quicker to write',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/test.py')
     return parser.parse_args(argv)
 
 

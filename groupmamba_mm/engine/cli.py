@@ -28,7 +28,7 @@ from .run_log import import_formatter, quiet_debug_prints, quiet_warnings
 _WORKER_MARK = 'Original Traceback (most recent call last)'
 
 
-class CfgOptions(DictAction):
+class _CfgOptions(DictAction):
     """``--cfg-options key=value ...``, where a part without '=' is a usage error."""
 
     def __call__(
@@ -44,6 +44,18 @@ class CfgOptions(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def add_cfg_options(parser: argparse.ArgumentParser, help: str = 'change the config') -> None:
+    """Add ``--cfg-options``, which changes a command's config.
+
+    Args:
+        parser (argparse.ArgumentParser): The command's parser.
+        help (str): What it is for.
+    """
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=_CfgOptions, default={}, metavar='KEY=VALUE', help=help
+    )
+
+
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that training and testing share.
 
@@ -55,13 +67,9 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help='folder for logs and results; default: the '
         "config's work_dir, else ./work_dirs/<name of the config>",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, for example train_cfg.max_epochs=10 '
+    add_cfg_options(
+        parser,
+        'change the config, for example train_cfg.max_epochs=10 '
         'optim_wrapper.optimizer.lr=5e-4; lists as key="[a,b]" without spaces',
     )
     parser.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 
 from groupmamba_mm.analysis.arguments import positive_int
-from groupmamba_mm.engine.cli import CfgOptions
+from groupmamba_mm.engine.cli import add_cfg_options
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,11 +27,4 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
         default=5,
         help='classes that a classifier names (default: %(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/test.py')

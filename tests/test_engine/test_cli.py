@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, Registry
 
-from groupmamba_mm.engine.cli import CfgOptions, explain, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, explain, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import CheckpointError, ConfigError, DataError
 
@@ -173,7 +173,7 @@ def test_broken_options_are_told(config, options, message):
 
 def test_an_option_without_a_value_is_a_usage_error(capsys):
     parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions)
+    add_cfg_options(parser)
     assert parser.parse_args(['--cfg-options', 'a.b=[1,2]']).cfg_options == {'a.b': [1, 2]}
     with pytest.raises(SystemExit):
         parser.parse_args(['--cfg-options', 'a.b'])

@@ -31,7 +31,7 @@ from groupmamba_mm.analysis.benchmark_report import Report, conditions_list, mak
 from groupmamba_mm.analysis.conditions import describe_environment
 from groupmamba_mm.analysis.subjects import PEER, Subject, check_backends, find_subjects
 from groupmamba_mm.backbones import ARCHS
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.errors import ConfigError, UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'groupmamba'
@@ -139,14 +139,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--repeats', type=positive_int, help='measured steps (default: 50, on a CPU 5)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the configs',
-    )
+    add_cfg_options(parser, 'change the configs')
     parser.add_argument(
         '--out',
         type=Path,

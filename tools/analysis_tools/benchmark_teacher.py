@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from groupmamba_mm.analysis import build_model
 from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.distillation import FrozenTeacher
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.runner import without_amp
 from groupmamba_mm.engine.training import set_common_options
@@ -99,14 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="compare the decisions with fp32's on so many training images "
         'instead of measuring time; needs the teacher and the data',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config',
-    )
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -29,7 +29,7 @@ from groupmamba_mm.analysis.training_benchmark import (
     prepare,
 )
 from groupmamba_mm.analysis.training_clock import STARTED
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError
 
@@ -99,14 +99,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='SECONDS',
         help='after which a part is given up (default: %(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the configs, not the peers',
-    )
+    add_cfg_options(parser, 'change the configs, not the peers')
     parser.add_argument(
         '--out',
         type=Path,

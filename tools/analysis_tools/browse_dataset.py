@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 
 import groupmamba_mm.engine  # noqa: F401, registers what configs name
 from groupmamba_mm.analysis.arguments import positive_int
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.errors import ConfigError
 from groupmamba_mm.inference import find_config
 from groupmamba_mm.inference.tasks import TASKS
@@ -50,14 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=Path('work_dirs/browse'),
         help='folder to write (default: %(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/train.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/train.py')
     return parser.parse_args(argv)
 
 

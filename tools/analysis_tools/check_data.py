@@ -8,7 +8,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.checks import check
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 
 SPLITS = ('train', 'val', 'test')
@@ -32,13 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=['train', 'val'],
         help='what to read (default: train val)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, for example train_dataloader.dataset.data_root=FOLDER',
+    add_cfg_options(
+        parser, 'change the config, for example train_dataloader.dataset.data_root=FOLDER'
     )
     return parser.parse_args(argv)
 

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 import _environment  # noqa: F401, before what may be missing
 
 from groupmamba_mm.analysis.arguments import png_path, positive_int
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.lr_finder import find_lr, plot
 from groupmamba_mm.inference import find_config
 
@@ -43,14 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=png_path,
         help="picture to write (default: find_lr.png in the config's folder of work_dirs/find_lr)",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/train.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/train.py')
     return parser.parse_args(argv)
 
 

@@ -24,7 +24,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from groupmamba_mm.analysis.arguments import png_path, positive_int
 from groupmamba_mm.analysis.results import build_test_data, read_results
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.hooks import image_roots, relative_name
 from groupmamba_mm.errors import ConfigError, DataError
@@ -81,14 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.3,
         help='detections below this score are left out (default: %(default)s)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/test.py')
     return parser.parse_args(argv)
 
 

@@ -14,7 +14,7 @@ from groupmamba_mm.analysis.arguments import positive_int
 from groupmamba_mm.analysis.complexity import CONVENTION, SCAN
 from groupmamba_mm.analysis.detection import CONVENTION as TWO_STAGE
 from groupmamba_mm.analysis.detection import is_two_stage, run_two_stage
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 
 NOTES = (
@@ -44,14 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=('H', 'W'),
         help='size of the image in pixels (default: 224 224)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the configs, for example model.backbone.d_state=4',
-    )
+    add_cfg_options(parser, 'change the configs, for example model.backbone.d_state=4')
     return parser.parse_args(argv)
 
 

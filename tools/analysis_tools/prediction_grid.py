@@ -21,7 +21,7 @@ from PIL import Image
 from groupmamba_mm.analysis.arguments import png_path, positive_int
 from groupmamba_mm.analysis.results import build_test_data, read_results
 from groupmamba_mm.datasets.loading import CheckedLoadImageFromFile
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError, DataError
 from groupmamba_mm.visualization import readable_names
@@ -88,14 +88,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='wrong predictions as far as there are any, then right ones; '
         'otherwise one wrong of three at most',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/test.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/test.py')
     return parser.parse_args(argv)
 
 

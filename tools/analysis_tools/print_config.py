@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import _environment  # noqa: F401, before what may be missing
 
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.inference import find_config
 
 
@@ -19,14 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', metavar='CONFIG', help='config file, or the name of one of ours')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='change the config, as in tools/train.py',
-    )
+    add_cfg_options(parser, 'change the config, as in tools/train.py')
     args = parser.parse_args(argv)
     print(find_config(args.config, args.cfg_options).pretty_text)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 import _environment  # noqa: F401, before what may be missing
 
-from groupmamba_mm.engine.cli import CfgOptions, run_command
+from groupmamba_mm.engine.cli import add_cfg_options, run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.reproductions import replay_step
 from groupmamba_mm.engine.training import apply_train_options
@@ -29,14 +29,7 @@ def parse_args() -> argparse.Namespace:
         const='bf16',
         help="precision that the training had, if not the config's",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        default={},
-        metavar='KEY=VALUE',
-        help='the changes of the config that it had',
-    )
+    add_cfg_options(parser, 'the changes of the config that it had')
     return parser.parse_args()
 
 
