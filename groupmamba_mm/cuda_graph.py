@@ -74,14 +74,14 @@ class CapturedTraining:
         with _capture(self._forward, pool):
             outputs = function(self._images)
         self._grad_outputs = [torch.zeros_like(y) for y in outputs]
-        gradients = None if other is None else other._grads
         with _capture(self._backward, pool):
             grads = torch.autograd.grad(outputs, parameters, self._grad_outputs, allow_unused=True)
+            self._used = [grad is not None for grad in grads]
+            shared = other._grads if other is not None and other._used == self._used else None
             self._grads: Tensor = torch.cat(
-                [grad.reshape(-1) for grad in grads if grad is not None], out=gradients
+                [grad.reshape(-1) for grad in grads if grad is not None], out=shared
             )
         self._outputs = [y.detach() for y in outputs]
-        self._used = [grad is not None for grad in grads]
         self._shapes = [p for p, is_used in zip(parameters, self._used) if is_used]
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -103,7 +103,8 @@ def options_of(script):
             if call in text:
                 shared = (ROOT / 'groupmamba_mm' / module).read_text(encoding='utf-8')
                 found |= set(re.findall(r"'(--[a-z][\w-]*)'", shared))
-        return found
+                text += shared
+        return found | ({'--cfg-options'} if 'add_cfg_options(' in text else set())
     if 'launch_torchrun' in text:  # its own options are read there
         text += (ROOT / 'tools' / '_launch.sh').read_text(encoding='utf-8')
     cases = re.findall(r'^\s*(--[^)\n]*)\)', text, flags=re.MULTILINE)

@@ -26,6 +26,8 @@ PASSES_BEFORE, STEPS_BEFORE = 8, 3
 #: Kinds that are kept recorded, and the share of all passes that is worth a recording: images of
 #: ever new sizes gain nothing.
 MOST_KINDS, LEAST_SHARE = 12, 1 / 20
+#: Passes after which the counts are halved, so that the share is that of late.
+COUNTED = 200
 #: Times that all recordings are thrown away before no more are made.
 MOST_ENDS = 4
 #: How far a replay's results may be from those of launches, of the largest value of a tensor.
@@ -67,19 +69,26 @@ class _Replay:
         if self._replays and self._look(backbone) != self._seen:
             self._ends += 1
             self._forget()
-        self._passes[kind] += 1
+        self._count(kind)
         if not self._is_free() or (image.requires_grad and torch.is_grad_enabled()):
             return None
         if kind not in self._replays and not self._try_to_record(backbone, image, kind):
             return None
         return self._run(self._replays[kind], image)
 
+    def _count(self, kind: tuple) -> None:
+        self._passes[kind] += 1
+        if self._passes.total() > COUNTED:
+            self._passes = Counter({other: n // 2 for other, n in self._passes.items() if n > 1})
+
     def _try_to_record(self, backbone: nn.Module, image: Tensor, kind: tuple) -> bool:
         """Record a kind of pass if it pays and can be; returns whether it was."""
         passes = self._passes[kind]
+        # of few passes any size has a large share; the first recording need not wait
+        total = max(self._passes.total(), COUNTED // 2) if self._replays else self._passes.total()
         if (
             passes <= self.passes_before
-            or passes < LEAST_SHARE * self._passes.total()
+            or passes < LEAST_SHARE * total
             or len(self._replays) >= MOST_KINDS
             or self._ends >= MOST_ENDS
         ):
@@ -96,6 +105,8 @@ class _Replay:
         except RuntimeError as error:
             replay, problem = None, _first_line_of_first(error)
         if replay is None:
+            # those before may have lost the generator of random numbers, and memory may be short
+            self._forget()
             self._ends = MOST_ENDS
             logger.warning(
                 f'{self.what} stays with launches from Python, as it cannot be replayed: {problem}'
@@ -198,25 +209,29 @@ class TrainingReplay(_Replay):
             for buffer, value in zip(buffers, kept):
                 buffer.data.copy_(value)  # a pass before may have kept the buffer
 
-        # each of the three begins with the same random numbers, as does what follows
-        with torch.random.fork_rng(devices):
-            expected = forward(image)
-            wanted = [torch.randn_like(output) for output in expected]
-            grads = torch.autograd.grad(expected, leaves, wanted, allow_unused=True)
-            expected = [output.detach() for output in expected]
-        with torch.random.fork_rng(devices):
-            other = next(iter(self._replays.values()), None)
-            replay = CapturedTraining(forward, image, leaves, self._pool, other)
-        restore_buffers()
-        with torch.random.fork_rng(devices):
-            outputs = replay.forward(image)
-            got = replay.backward(wanted)
-        is_right = (
-            _are_near(outputs, expected)
-            and [g is None for g in got] == [g is None for g in grads]
-            and _are_near([g for g in got if g is not None], [g for g in grads if g is not None])
-        )
-        restore_buffers()
+        try:
+            # each of the three begins with the same random numbers, as does what follows
+            with torch.random.fork_rng(devices):
+                expected = forward(image)
+                wanted = [torch.randn_like(output) for output in expected]
+                grads = torch.autograd.grad(expected, leaves, wanted, allow_unused=True)
+                expected = [output.detach() for output in expected]
+            with torch.random.fork_rng(devices):
+                other = next(iter(self._replays.values()), None)
+                replay = CapturedTraining(forward, image, leaves, self._pool, other)
+            restore_buffers()
+            with torch.random.fork_rng(devices):
+                outputs = replay.forward(image)
+                got = replay.backward(wanted)
+            is_right = (
+                _are_near(outputs, expected)
+                and [g is None for g in got] == [g is None for g in grads]
+                and _are_near(
+                    [g for g in got if g is not None], [g for g in grads if g is not None]
+                )
+            )
+        finally:
+            restore_buffers()
         return (replay, None) if is_right else (None, 'its results differ from those of launches')
 
     def _is_free(self) -> bool:

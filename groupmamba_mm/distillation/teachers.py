@@ -112,7 +112,8 @@ class FrozenTeacher(ABC):
         cuda_graph: Whether, on a GPU, the network is recorded with the first batch and replayed.
             Batches of another shape are computed launch by launch.
         own_stream: Whether, on a GPU, the network runs beside what the student does between
-            :meth:`start` and its end.
+            :meth:`start` and its end. A replayed one never does: recordings share the workspace of
+            the matrix products.
 
     Raises:
         ValueError: An option has a value outside its set.
@@ -255,7 +256,7 @@ class FrozenTeacher(ABC):
         device = images.device
         if next(self.network.parameters()).device != device:
             self.network.to(device)
-        if device.type != 'cuda' or not self.own_stream:
+        if device.type != 'cuda' or not self.own_stream or self.cuda_graph:
             logits = self._logits(images, source)
             return lambda: logits
         if self._stream is None or self._stream.device != device:

@@ -52,12 +52,8 @@ VARIANTS = {
 GPU_VARIANTS = {
     'bf16, channels-last, compiled': dict(precision='bf16', channels_last=True, compile=True),
     'bf16, channels-last, CUDA graph': dict(precision='bf16', channels_last=True, cuda_graph=True),
-    'the same in a stream of its own': dict(
-        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True
-    ),
-    'the same, compiled': dict(
-        precision='bf16', channels_last=True, cuda_graph=True, own_stream=True, compile=True
-    ),
+    'the same, compiled': dict(precision='bf16', channels_last=True, cuda_graph=True, compile=True),
+    'bf16, channels-last, own stream': dict(precision='bf16', channels_last=True, own_stream=True),
 }
 EXACT = 'fp32'
 NO_TEACHER = 'no teacher'

@@ -176,15 +176,15 @@ class BatchRandAugment(RandAugment):
             return
         # those that make tables come first and share the look-up
         tasks = sorted(tasks, key=lambda task: not task.makes_tables)
-        # one copy to the device for all: whole numbers of this size are exact in float64
+        # one copy to the device for all: whole numbers of this size are exact in float32
         drawn = _to_device(
             np.concatenate(
                 [task.chosen for task in tasks] + [task.parameters.ravel() for task in tasks]
-            ),
+            ).astype(np.float32),
             images,
         )
         number = sum(len(task.chosen) for task in tasks)
-        index, parameters = drawn[:number].long(), drawn[number:].float()
+        index, parameters = drawn[:number].long(), drawn[number:]
         chosen = images[index]
         results = [
             task.function(part, *([values.view(task.parameters.shape)] if len(values) else []))
