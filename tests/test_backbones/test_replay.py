@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 
 import pytest
 import torch
@@ -135,6 +136,39 @@ def test_many_sizes_are_not(recordings):
         run(model, torch.rand(1, 3, 8, 4 + width), replay.PASSES_BEFORE * few)
         model._replay._passes.clear()
     assert len(recordings) == replay.MOST_KINDS
+
+
+def test_sizes_in_random_order_take_few_recordings(recordings):
+    model, draw = GroupMamba(SMALL['paper']).eval(), random.Random(0)
+    for _ in range(400):
+        run(model, torch.rand(1, 3, 4, 4 + draw.randrange(60)))
+    assert len(recordings) <= 3
+    assert model._replay._passes.total() <= replay.COUNTED
+    image = torch.rand(1, 3, 8, 8)  # a new size, from now on the only one
+    run(model, image, replay.COUNTED)
+    assert image.shape in recordings
+
+
+def test_a_failed_recording_ends_those_before_and_restores(recordings, monkeypatch, caplog):
+    model, image = GroupMamba(SMALL['paper'], cuda_graphs='all').train(), torch.rand(2, 3, 8, 8)
+    for _ in range(replay.STEPS_BEFORE + 1):
+        model(image)
+    assert model._training_replay._replays
+    steps = int(next(v for k, v in model.state_dict().items() if 'num_batches' in k))
+
+    class Failing(FakeTraining):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(replay, 'CapturedTraining', Failing)
+    times = replay.STEPS_BEFORE + 5
+    for _ in range(times):
+        model(image[..., :4])
+    assert not model._training_replay._replays
+    assert caplog.text.count('out of memory') == 1
+    found = int(next(v for k, v in model.state_dict().items() if 'num_batches' in k))
+    assert found == steps + times
 
 
 def test_what_ends_again_and_again_is_launched(recordings):
