@@ -73,9 +73,9 @@ class GroupMamba(nn.Module):
             too). Other passes run as without it.
         cuda_graphs: What is replayed from CUDA graphs once images of its shape have come a few
             times, up to twelve shapes: ``'off'``, ``'inference'``, or ``'all'``: training's forward
-            and backward pass, too, which then keeps the memory of its activations, of the largest
-            shape. Passes that a graph cannot hold (hooks, ``with_cp``, ``compile_mode``, SyncBN)
-            are launched as ever.
+            and backward pass, too, which then keeps the memory of its activations; shapes share
+            it. Passes that a graph cannot hold (hooks, ``with_cp``, ``compile_mode``, SyncBN) are
+            launched as ever.
         init_cfg: mmengine's initialisation config. ``dict(type='Pretrained', checkpoint=...,
             prefix='backbone.')`` reads a checkpoint without running code in it, reports what was
             loaded and refuses one that does not fit. None: the released initialisation.

@@ -309,7 +309,6 @@ def test_what_cannot_be_recorded_for_training(recordings, watched):
     watched(model)
     model._training_replay._modules = tuple(model.modules())
     assert not model._training_replay._can_record(torch.rand(2, 3, 16, 16))
-    assert recordings == []
 
 
 def test_hooks_of_parameters_see_a_replay(recordings, small_arch):

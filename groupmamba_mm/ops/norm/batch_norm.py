@@ -129,6 +129,14 @@ def _apply(x, mean, rstd, weight, bias, y, rows, tiles, C: tl.constexpr, ROWS: t
         tl.store(y + start * C + offsets, value.to(y.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _unit_and_gradient(x, dy, mask, m, r, w, b):
+    """Values with mean 0 and variance 1, and the gradient of the BatchNorm before ReLU."""
+    unit = (tl.load(x, mask=mask, other=0.0).to(tl.float32) - m) * r
+    grad = tl.load(dy, mask=mask, other=0.0).to(tl.float32)
+    return unit, tl.where(unit * w + b <= 0, 0.0, grad)
+
+
 @triton.jit(do_not_specialize=_INTEGERS)
 def _gradient_sums(x, dy, mean, rstd, weight, bias, partial, rows, tiles, C: tl.constexpr,
                    ROWS: tl.constexpr, BLOCK: tl.constexpr, VECTOR: tl.constexpr):
@@ -140,10 +148,8 @@ def _gradient_sums(x, dy, mean, rstd, weight, bias, partial, rows, tiles, C: tl.
     for tile in range(tiles):
         start = first + tile * ROWS
         mask = (start + row < rows)[:, None] & exists[None, :]
-        unit = tl.load(x + start * C + offsets, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dy + start * C + offsets, mask=mask, other=0.0).to(tl.float32)
-        unit = (unit - m) * r
-        grad = tl.where(unit * w + b <= 0, 0.0, grad)
+        unit, grad = _unit_and_gradient(x + start * C + offsets, dy + start * C + offsets, mask,
+                                        m, r, w, b)
         of_weight += grad * unit
         of_bias += grad
     at = partial + tl.program_id(0) * (2 * C) + column
@@ -163,10 +169,8 @@ def _input_gradient(x, dy, mean, rstd, weight, bias, sums, dx, rows, tiles, C: t
     for tile in range(tiles):
         start = first + tile * ROWS
         mask = (start + row < rows)[:, None] & exists[None, :]
-        unit = tl.load(x + start * C + offsets, mask=mask, other=0.0).to(tl.float32)
-        grad = tl.load(dy + start * C + offsets, mask=mask, other=0.0).to(tl.float32)
-        unit = (unit - m) * r
-        grad = tl.where(unit * w + b <= 0, 0.0, grad)
+        unit, grad = _unit_and_gradient(x + start * C + offsets, dy + start * C + offsets, mask,
+                                        m, r, w, b)
         if OF_BATCH:
             grad = grad - shift - unit * stretch
         tl.store(dx + start * C + offsets, (grad * (r * w)).to(dx.dtype.element_ty), mask=mask)
