@@ -125,7 +125,7 @@ class _Replay:
         for module in self._modules:
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
-                    tensors += [tensor.data_ptr(), tensor.requires_grad]
+                    tensors += [id(tensor), tensor.data_ptr(), tensor.requires_grad]
             children += map(id, module._modules.values())
             modes.append((module.training, is_watched(module)))
         return (
