@@ -100,11 +100,16 @@ def compile_backbone(
 def with_validation(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
     """A kind of passes, and if it is a training's the validation's as well: of a dense task image
     by image.
+
+    A classifier's are those of a single image as well: an epoch's last batch may bring few images,
+    whose scans take other kernels.
     """
     if not kind.training:
         return [kind]
-    batch = kind.batch if backbone.out_indices is None else 1
-    return [kind, kind._replace(batch=batch, training=False, wants_gradient=False)]
+    few, is_dense = kind._replace(batch=1), backbone.out_indices is not None
+    trained = [kind] if is_dense else [kind, few]
+    validated = [few] if is_dense else trained
+    return [*trained, *(each._replace(training=False, wants_gradient=False) for each in validated)]
 
 
 class Pass(NamedTuple):

@@ -2,12 +2,15 @@
 
 Triton compiles a kernel at its first launch, on one core: minutes for a model. What a model will
 launch is known before, from a pass over tensors without data (:func:`note_launches`). Worker
-processes compile that into Triton's cache on disk, where it survives; they need no GPU, so that a
-login node can do it for a cluster (``tools/compile_kernels.py``).
+processes compile that into Triton's cache on disk, where it survives, and with it the small C
+function that launches each kind of kernel. They need no GPU, so that a login node can do it for a
+cluster (``tools/compile_kernels.py``); without NVIDIA's driver the C functions, some 15 s on one
+core, are left to the first run.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
@@ -80,7 +83,8 @@ def compile_once(
 ) -> int:
     """Compile what a model launches, unless that was done with this cache before.
 
-    Of several processes on a machine the first one compiles and the others wait.
+    Of several processes on a machine the first one compiles and the others wait. What another key
+    launched before is not compiled again.
 
     Args:
         key: What the launches depend on, beside the versions of this package and Triton.
@@ -89,7 +93,7 @@ def compile_once(
         workers: Processes; None: one for each core.
 
     Returns:
-        How many kernels were compiled or found in the cache; 0 if all of it was done before.
+        How many kernels were compiled; 0 if all of it was done before.
 
     Raises:
         OSError: The cache cannot be written.
@@ -102,16 +106,27 @@ def compile_once(
         if done.exists():
             return 0
         start = time.perf_counter()
-        launches = list(dict.fromkeys(note()))
+        list_of_compiled = marker('launches', capability)
+        compiled = set(list_of_compiled.read_text().split()) if list_of_compiled.exists() else set()
+        launches = {_digest(item): item for item in note()}
+        missing = [item for digest, item in launches.items() if digest not in compiled]
         count = workers or len(os.sched_getaffinity(0))
-        logger.info(
-            f'compiling {len(launches)} kernels for capability {capability / 10} in '
-            f'{min(count, len(launches))} processes, once ({cache})'
-        )
-        compile_launches(launches, capability, count)
+        if missing:
+            logger.info(
+                f'compiling {len(missing)} kernels for capability {capability / 10} in '
+                f'{min(count, len(missing))} processes, once ({cache})'
+            )
+            compile_launches(missing, capability, count)
+            list_of_compiled.write_text('\n'.join(sorted(compiled | set(launches))))
+            logger.info(f'compiled {len(missing)} kernels in {time.perf_counter() - start:.0f} s')
         done.touch()
-        logger.info(f'compiled {len(launches)} kernels in {time.perf_counter() - start:.0f} s')
-        return len(launches)
+        return len(missing)
+
+
+def _digest(launch: Launch) -> str:
+    """A short name of all that a launch compiles."""
+    identity = repr((_name(launch.function), launch.kinds, launch.constants))
+    return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
 def compile_launches(launches: Sequence[Launch], capability: int, workers: int) -> None:
@@ -194,18 +209,36 @@ work(int(sys.argv[2]), sys.stdin.buffer, results)
 def work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
     """Compile jobs as they come in, and answer each with None or what is wrong with it."""
     triton.runtime.driver.set_active(AbsentGPU(capability))
+    launcher = _launcher_class()
     with contextlib.suppress(EOFError):
         while True:
             module, name, kinds, constants = pickle.load(jobs)
             try:
                 function = getattr(importlib.import_module(module), name)
-                function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
+                kernel = function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
+                if launcher is not None:
+                    # it is in the cache before it is loaded, which takes the driver itself
+                    with contextlib.suppress(ImportError):
+                        launcher(kernel.src, kernel.metadata)
                 problem = None
             # a compiler can raise anything; whoever sent the job decides what it means
             except Exception as error:
                 problem = f'{type(error).__name__}: {error}'
             pickle.dump(problem, results)
             results.flush()
+
+
+def _launcher_class() -> type | None:
+    """What builds the C function that launches a kernel; None without NVIDIA's driver, which it is
+    linked with.
+    """
+    from triton.backends.nvidia import driver
+
+    try:
+        driver.library_dirs()
+    except (AssertionError, OSError, subprocess.CalledProcessError):
+        return None
+    return driver.CudaLauncher
 
 
 def _example(kind):
