@@ -13,7 +13,7 @@ with explain_missing('groupmamba_mm.engine'):
 
     from .averaging import ForeachExponentialMovingAverage
     from .checkpointing import SafeCheckpointHook
-    from .distributed import BucketViewDDP
+    from .distributed import FlatDataParallel
     from .health import HealthHook
     from .hooks import DrawPredictionsHook, ExamplePredictionsHook, RunAheadHook, WriteLabelsHook
     from .initializer import CheckedPretrainedInit
@@ -33,12 +33,12 @@ with explain_missing('groupmamba_mm.engine'):
 __all__ = [
     'AmpTestLoop',
     'BadImagesHook',
-    'BucketViewDDP',
     'CheckedPretrainedInit',
     'CheckedRunner',
     'DeferredMessageHub',
     'DrawPredictionsHook',
     'ExamplePredictionsHook',
+    'FlatDataParallel',
     'ForeachExponentialMovingAverage',
     'HealthHook',
     'LayerDecayOptimWrapperConstructor',

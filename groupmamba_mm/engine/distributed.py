@@ -1,56 +1,178 @@
 """Data-parallel training over several processes."""
 
-from functools import partial
+import contextlib
+import hashlib
+from collections.abc import Iterator
 from typing import Any
 
-from mmengine.model import MMDistributedDataParallel
+import torch
+import torch.distributed as dist
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
+from torch.autograd import Variable
+from torch.utils._pytree import tree_leaves
+
+from groupmamba_mm.errors import ConfigError
 
 
 @MODEL_WRAPPERS.register_module()
-class BucketViewDDP(MMDistributedDataParallel):
-    """mmengine's DDP with gradients that are views of the buckets which the processes exchange.
+class FlatDataParallel(nn.Module):
+    """Data parallelism that exchanges all gradients at once, when the backward pass is over.
 
-    The averaged gradients then need not be copied back. Gradients arrive in the weights' own
-    strides: those of depthwise convolutions in channels-last differ in a dimension of one element,
-    of which DDP warns.
+    PyTorch's DDP takes each gradient as it comes: a copy into a bucket for each of some 600
+    weights, launched by a host that has to keep up with a GPU, so that the buckets which are full
+    travel during the backward pass. A backward pass that is replayed from a CUDA graph gives all
+    gradients at its end; then one copy and one exchange take less time.
+
+    Gradients are averaged over the processes at the end of each backward pass of a loss that the
+    wrapped model computed outside :meth:`no_sync`. Weights and buffers begin as the first
+    process's; buffers are not exchanged later.
 
     Args:
-        module (nn.Module): The model.
-        broadcast_buffers (bool): Whether each forward pass starts with the first process's buffers,
-            such as BatchNorm's statistics. Defaults to False, as in mmengine's runner.
-        gradient_as_bucket_view (bool): See above. Defaults to True.
-        **kwargs: See :class:`mmengine.model.MMDistributedDataParallel`.
+        module (nn.Module): The model, on its device.
+
+    Raises:
+        ConfigError: The processes have different models.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        broadcast_buffers: bool = False,
-        gradient_as_bucket_view: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        for parameter in module.parameters():
-            if parameter.requires_grad and parameter.dim() > 1 and 1 in parameter.shape:
-                parameter.register_hook(
-                    partial(_with_strides, shape=tuple(parameter.shape), strides=parameter.stride())
-                )
-        super().__init__(
-            module,
-            broadcast_buffers=broadcast_buffers,
-            gradient_as_bucket_view=gradient_as_bucket_view,
-            **kwargs,
-        )
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._is_synced, self._is_queued = True, False
+        self._buckets: list[Tensor] = []
+        self._views: list[Tensor] = []
+        self._begin_as_the_first_process()
 
+    def _begin_as_the_first_process(self) -> None:
+        state = [*self.module.named_parameters(), *self.module.named_buffers()]
+        own = [f'{name}: {tuple(t.shape)} {t.dtype} {t.requires_grad}' for name, t in state]
+        digests = [''] * dist.get_world_size()
+        dist.all_gather_object(digests, hashlib.sha256(repr(own).encode()).hexdigest())
+        others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        if others:
+            raise ConfigError(
+                f'process(es) {others} have another model than process 0; start all with the same '
+                'config and code'
+            )
+        with torch.no_grad():
+            for _, tensor in state:
+                value = tensor.contiguous()
+                dist.broadcast(value, src=0)
+                tensor.copy_(value)
 
-def _with_strides(
-    gradient: Tensor, shape: tuple[int, ...], strides: tuple[int, ...]
-) -> Tensor | None:
-    """The same gradient in other strides, None if they differ where it matters."""
-    if gradient.stride() == strides or any(
-        own != wanted and length > 1
-        for own, wanted, length in zip(gradient.stride(), strides, shape)
-    ):
-        return None
-    return gradient.as_strided(shape, strides)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model.
+
+        Args:
+            *args: As the model's.
+            **kwargs: As the model's.
+
+        Returns:
+            Any: What the model returns.
+        """
+        outputs = self.module(*args, **kwargs)
+        if self._is_synced and torch.is_grad_enabled():
+            self._is_queued = False
+            for output in tree_leaves(outputs):
+                if isinstance(output, Tensor) and output.requires_grad:
+                    output.register_hook(self._queue)
+        return outputs
+
+    def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
+        """Train one step, as :meth:`mmengine.model.BaseModel.train_step`.
+
+        Args:
+            data (Any): A batch of the loader.
+            optim_wrapper (OptimWrapper): The optimizer.
+
+        Returns:
+            dict[str, Tensor]: The losses.
+        """
+        with optim_wrapper.optim_context(self):
+            losses = self(**self._model.data_preprocessor(data, training=True), mode='loss')
+        loss, logged = self._model.parse_losses(losses)
+        optim_wrapper.update_params(loss)
+        return logged
+
+    def val_step(self, data: Any) -> list:
+        """Predict a batch of the validation.
+
+        Args:
+            data (Any): A batch of the loader.
+
+        Returns:
+            list: The predictions.
+        """
+        return self._model.val_step(data)
+
+    def test_step(self, data: Any) -> list:
+        """Predict a batch of the test.
+
+        Args:
+            data (Any): A batch of the loader.
+
+        Returns:
+            list: The predictions.
+        """
+        return self._model.test_step(data)
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Passes that begin here leave their gradients to this process, to be added up."""
+        before, self._is_synced = self._is_synced, False
+        try:
+            yield
+        finally:
+            self._is_synced = before
+
+    @property
+    def _model(self) -> BaseModel:
+        return self.module
+
+    def _queue(self, gradient: Tensor) -> None:
+        """Have the gradients averaged when the backward pass that runs is over."""
+        if not self._is_queued:
+            self._is_queued = True
+            Variable._execution_engine.queue_callback(self._average)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        self._is_queued = False
+        gradients = [parameter.grad for parameter in self._trained.values()]
+        if any(gradient is None for gradient in gradients):
+            unused = [name for name, p in self._trained.items() if p.grad is None]
+            raise ConfigError(
+                f'{len(unused)} weights have no part in the loss of this batch, of which processes '
+                f'cannot exchange gradients: {", ".join(unused[:5])}; freeze them '
+                '(requires_grad=False), or set find_unused_parameters=True'
+            )
+        if not self._views:
+            self._make_views(gradients)
+        torch._foreach_copy_(self._views, gradients)
+        for bucket in self._buckets:
+            bucket.div_(dist.get_world_size())
+            dist.all_reduce(bucket)
+        for parameter, view in zip(self._trained.values(), self._views):
+            parameter.grad = view
+
+    def _make_views(self, gradients: list[Tensor]) -> None:
+        """Memory for gradients side by side, a bucket for each type; with equal strides, all are
+        copied in a few launches.
+        """
+        kinds = {(g.dtype, g.device): 0 for g in gradients}
+        for gradient in gradients:
+            kinds[gradient.dtype, gradient.device] += gradient.numel()
+        buckets = {
+            (dtype, device): torch.empty(size, dtype=dtype, device=device)
+            for (dtype, device), size in kinds.items()
+        }
+        places = dict.fromkeys(kinds, 0)
+        for gradient in gradients:
+            kind = (gradient.dtype, gradient.device)
+            strides = torch.empty_like(gradient, device='meta').stride()  # without gaps
+            self._views.append(buckets[kind].as_strided(gradient.shape, strides, places[kind]))
+            places[kind] += gradient.numel()
+        self._buckets = list(buckets.values())

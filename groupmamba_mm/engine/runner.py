@@ -374,7 +374,10 @@ class CheckedRunner(Runner):
         super().register_default_hooks(hooks)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Wrap the model for several processes in :class:`BucketViewDDP`, on CPUs too.
+        """Wrap the model for several processes, on CPUs too.
+
+        In :class:`FlatDataParallel`, or in DDP if the config has ``model_wrapper_cfg`` or
+        ``find_unused_parameters=True``.
 
         Args:
             model_wrapper_cfg (dict, optional): Config of another wrapper.
@@ -384,11 +387,14 @@ class CheckedRunner(Runner):
             nn.Module: The model, wrapped if there are several processes.
         """
         if self.distributed and not is_model_wrapper(model):
-            model_wrapper_cfg = dict(
-                model_wrapper_cfg
-                or dict(find_unused_parameters=self.cfg.get('find_unused_parameters', False))
-            )
-            model_wrapper_cfg.setdefault('type', 'BucketViewDDP')
+            if not model_wrapper_cfg and self.cfg.get('find_unused_parameters', False):
+                model_wrapper_cfg = dict(
+                    type='MMDistributedDataParallel',
+                    find_unused_parameters=True,
+                    broadcast_buffers=False,
+                )
+            model_wrapper_cfg = dict(model_wrapper_cfg or dict(type='FlatDataParallel'))
+            model_wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.

@@ -1,4 +1,4 @@
-"""Data-parallel training: gradients of any layout, on two processes of this machine."""
+"""Data-parallel training: gradients averaged over two processes of this machine."""
 
 import json
 import os
@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from groupmamba_mm.engine.distributed import _with_strides
 from tests.conftest import REPO
 
-#: Run by each of two processes: one backward pass, then what rank 0 found.
+#: Run by each of two processes: backward passes, then what rank 0 found.
 PROGRAM = """
 import json, sys, warnings
 import torch
 from torch import nn
 from mmengine.model import MMDistributedDataParallel
-from groupmamba_mm.engine import BucketViewDDP
+from groupmamba_mm.engine import FlatDataParallel
+from groupmamba_mm.errors import ConfigError
 
 torch.set_num_threads(1)
 torch.distributed.init_process_group('gloo')
@@ -39,33 +39,63 @@ class Net(nn.Module):
         images = nn.functional.conv2d(images, self.depthwise, padding=1, groups=8)
         return self.head(self.norm(self.pointwise(images)).mean((2, 3)))
 
+class TwoLosses(Net):
+
+    def forward(self, images):
+        outputs = super().forward(images)
+        return dict(loss=outputs.square().sum(), others=[outputs.sum()])
+
+
+def total(losses):
+    return losses['loss'] + losses['others'][0]
+
+
+exchanges = []
+all_reduce = torch.distributed.all_reduce
+torch.distributed.all_reduce = lambda *args, **options: (exchanges.append(1), all_reduce(*args, **options))
 
 found = {}
-for kind in (BucketViewDDP, MMDistributedDataParallel):
-    torch.manual_seed(0)
-    net = Net()
+for kind in (FlatDataParallel, MMDistributedDataParallel):
+    torch.manual_seed(rank)  # the first process's weights are taken
+    net = TwoLosses()
     model = kind(net)
+    exchanges.clear()
     torch.manual_seed(1 + rank)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         for _ in range(2):
             model.zero_grad()
-            model(torch.randn(2, 8, 6, 6)).square().sum().backward()
+            total(model(torch.randn(2, 8, 6, 6))).backward()
             with model.no_sync():  # gradients are added up
-                model(torch.randn(2, 8, 6, 6)).square().sum().backward()
-            model(torch.randn(2, 8, 6, 6)).square().sum().backward()
+                kept = total(model(torch.randn(2, 8, 6, 6)))
+            kept.backward()  # also of a pass that only began there
+            total(model(torch.randn(2, 8, 6, 6))).backward()
     found[kind.__name__] = dict(
         warnings=[str(warning.message) for warning in caught],
-        strides=[list(p.grad.stride()) == list(p.stride()) for p in net.parameters()],
+        exchanges=len(exchanges),
         gradients={name: p.grad.flatten().tolist() for name, p in net.named_parameters()})
+
+net = Net()
+net.unused = nn.Parameter(torch.zeros(3))
+model = FlatDataParallel(net)
+try:
+    model(torch.randn(2, 8, 6, 6)).sum().backward()
+except ConfigError as error:
+    found['unused'] = str(error)
+try:
+    FlatDataParallel(nn.Linear(3, 2 + rank))
+except ConfigError as error:
+    found['different'] = str(error)
 if rank == 0:
     print(json.dumps(found))
 torch.distributed.destroy_process_group()
 """
 
 
-def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
-    (tmp_path / 'program.py').write_text(PROGRAM)
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('distributed')
+    (folder / 'program.py').write_text(PROGRAM)
     done = subprocess.run(
         [
             sys.executable,
@@ -76,7 +106,7 @@ def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
             '2',
             'program.py',
         ],
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=200,
@@ -88,11 +118,12 @@ def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
         },
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    ours, theirs = found['BucketViewDDP'], found['MMDistributedDataParallel']
-    assert not ours['warnings'] and all(ours['strides'])
-    # what is patched is there without it
-    assert any('do not match bucket view strides' in text for text in theirs['warnings'])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_gradients_are_those_of_ddp(found):
+    ours, theirs = found['FlatDataParallel'], found['MMDistributedDataParallel']
+    assert not ours['warnings']
     for name, gradient in theirs['gradients'].items():
         torch.testing.assert_close(
             torch.tensor(ours['gradients'][name]),
@@ -101,16 +132,18 @@ def test_gradients_have_the_weights_strides_and_nothing_is_warned_of(tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    'strides, kept', [((9, 1, 3, 1), True), ((9, 9, 3, 1), False), ((9, 9, 1, 3), False)]
-)
-def test_only_dimensions_of_one_element_are_restrided(strides, kept):
-    gradient = torch.arange(18.0).as_strided((2, 1, 3, 3), strides)
-    found = _with_strides(gradient, (2, 1, 3, 3), (9, 9, 3, 1))
-    assert (found is not None) is kept
-    if kept:
-        assert found.stride() == (9, 9, 3, 1) and torch.equal(found, gradient)
-        assert found.data_ptr() == gradient.data_ptr()
+def test_all_gradients_are_exchanged_once_in_a_pass(found):
+    # two passes each time, whose losses come in a dict with a list; none under no_sync
+    assert found['FlatDataParallel']['exchanges'] == 4
+
+
+def test_an_unused_weight_is_named(found):
+    assert '1 weights have no part in the loss' in found['unused']
+    assert 'unused' in found['unused'] and 'find_unused_parameters=True' in found['unused']
+
+
+def test_other_models_in_other_processes_are_refused(found):
+    assert 'process(es) [1] have another model than process 0' in found['different']
 
 
 def test_weights_with_such_a_hook_are_compiled():
