@@ -158,7 +158,9 @@ class HealthHook(Hook):
             return
         if not parameters or self._scaler is not None:
             return
-        norm = getattr(self._runner.optim_wrapper, 'gradient_norm', None)  # of clipping
+        wrapper = self._runner.optim_wrapper
+        clips = bool(getattr(wrapper, 'clip_grad_kwargs', None))
+        norm = getattr(wrapper, 'gradient_norm', None) if clips else None
         if norm is None:
             norms = torch._foreach_norm([parameter.grad for parameter in parameters], float('inf'))
             device = parameters[0].device
