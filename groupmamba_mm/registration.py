@@ -18,6 +18,7 @@ REGISTRATIONS = {
     'mmengine.infer.infer': 'groupmamba_mm.library_loading.inferencers',
     'mmpretrain.apis.base': 'groupmamba_mm.library_loading.mmpretrain_inferencers',
     'mmpretrain': 'groupmamba_mm.mmpretrain_models',
+    'mmdet.models': 'groupmamba_mm.library_loading.mmdet_models',
     'timm': 'groupmamba_mm.models.timm_models',
 }
 

@@ -30,7 +30,7 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
         image: (B, C, H, W) on a GPU.
     """
     kind = _kind_of_pass(backbone, image)
-    if kind in backbone._prepared:
+    if any(_covers(backbone, one, kind) for one in backbone._prepared):
         return
     backbone._prepared.add(kind)
     if torch.cuda.is_current_stream_capturing() or not _runs_kernels(backbone):
@@ -42,6 +42,15 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
     # the check at first use finds its kernels in the cache, too
     ssm = next(module for module in backbone.modules() if isinstance(module, GroupedSSM))
     resolve_backend(ssm.scan_backend, image.device)
+
+
+def _covers(backbone: nn.Module, one: 'Pass', other: 'Pass') -> bool:
+    """Whether what one kind of pass has compiled is all that another launches: a classifier's with
+    many images brings the kernels of fewer along, see :func:`with_validation`.
+    """
+    is_dense = backbone.out_indices is not None
+    fits = one.batch == other.batch if is_dense else one.batch >= other.batch
+    return fits and one._replace(batch=other.batch) == other
 
 
 def _runs_kernels(backbone: nn.Module) -> bool:

@@ -2,9 +2,11 @@
 
 import copy
 import math
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +16,17 @@ from mmengine.dataset import Compose
 from PIL import Image
 from tqdm import tqdm
 
+from groupmamba_mm.datasets.benchmark_data import default_threads
 from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError
 
 from .findings import Finding, config_error, shown
 from .parts import Part, labels_of, processes, spread
 
-#: The quick form reads images of a data set for so many seconds, and this many at least.
+#: The quick form reads images of a data set for so many seconds of a core, and this many at least.
 SECONDS, LEAST = 2.0, 8
+#: Threads that read images, most of whose work is decoding, which Python lets run side by side.
+THREADS = 8
 #: Images that go through the whole pipeline.
 WHOLE = 8
 #: Boxes that overlap their masks by less (intersection over union) are not theirs.
@@ -58,21 +63,16 @@ class Loaded:
         """Take a finding in."""
         self.findings.append(Finding(*finding))
 
-    def look_at(self, index: int, steps: list[Any]) -> None:
-        """Load an image with its labels."""
-        info = self.part.dataset.get_data_info(index)
+    def look_at(self, index: int, info: dict[str, Any], read: 'Read') -> None:
+        """Examine an image with its labels, of which the data set says ``info``."""
         self.read += 1
-        results, known = dict(info), len(labels_of(info))
-        try:
-            for step in steps:
-                results = step(results)
-                if 'img' in results and self._has_another_size(info, results['img'], index):
-                    return  # masks of a wrong size cannot be read
-        except DataError as error:
+        results, error = read.results, read.error
+        if 'img' in results:
+            self.sizes.setdefault(results['img'].shape, index)
+        if isinstance(error, DataError):
             self.add(str(error), '')
             return
-        except Exception as error:
-            # Whatever a library raises while it reads a file is the file's fault, told with it.
+        if error is not None:
             what = ' '.join(str(error).split()) or type(error).__name__
             self.add(
                 f'{info.get("seg_map_path") or info.get("img_path")} of {self.part}',
@@ -83,12 +83,16 @@ class Loaded:
                 else 'replace it, or remove it from the data',
             )
             return
+        if read.has_another_size:
+            said = (info['height'], info['width'])
+            self._differs(info['img_path'], results['img'], said, 'the annotation file says')
+            return
         labels = results.get('gt_seg_map')
         if labels is not None:
             self.labelled = True
             self._look_at_labels(labels, results['img'], info)
         if 'gt_ignore_flags' in results:
-            self._look_at_instances(results, info, known)
+            self._look_at_instances(results, info, read.known)
 
     def _look_at_instances(self, results: dict[str, Any], info: dict[str, Any], known: int) -> None:
         """Compare instances as they are loaded with those of the file, and boxes with masks."""
@@ -121,14 +125,6 @@ class Loaded:
                 self.findings.append(
                     Finding(where, f'{what}: {shown(paths, 3)}', remedy, len(paths), 'warning')
                 )
-
-    def _has_another_size(self, info: dict[str, Any], image: np.ndarray, index: int) -> bool:
-        self.sizes.setdefault(image.shape, index)
-        said = (info.get('height'), info.get('width'))
-        differs = 'height' in info and said != image.shape[:2]
-        if differs:
-            self._differs(info['img_path'], image, said, 'the annotation file says')
-        return differs
 
     def _differs(self, path: str, image: np.ndarray, other: tuple[int, ...], says: str) -> None:
         turned = other[::-1] == image.shape[:2]
@@ -181,15 +177,62 @@ class Loaded:
             )
 
 
+@dataclass
+class Read:
+    """An image as the pipeline's first steps read it.
+
+    Args:
+        results: What they made.
+        known: Number of its labels, of which the steps may have others ignored.
+        error: What one of them raised.
+        has_another_size: Whether the image is not of the size that its annotations name; they are
+            not read then.
+    """
+
+    results: dict[str, Any]
+    known: int
+    error: Exception | None = None
+    has_another_size: bool = False
+
+
+def _read(info: dict[str, Any], steps: list[Any]) -> Read:
+    results, known = dict(info), len(labels_of(info))
+    try:
+        for step in steps:
+            results = step(results)
+            said = (info.get('height'), info.get('width'))
+            if 'img' in results and 'height' in info and said != results['img'].shape[:2]:
+                return Read(results, known, has_another_size=True)
+    # whatever a library raises while it reads a file is the file's fault, told with it
+    except Exception as error:
+        return Read(results, known, error)
+    return Read(results, known)
+
+
 def load(part: Part, full: bool) -> Loaded:
     """Read all images of a data set, or for some seconds images spread over it."""
-    loaded, steps = Loaded(part), part.loading_steps()
-    end = math.inf if full else time.monotonic() + SECONDS
+    loaded, local = Loaded(part), threading.local()
+    threads = min(THREADS, default_threads())
+    end = math.inf if full else time.monotonic() + SECONDS / threads
+
+    def read(info: dict[str, Any]) -> Read:
+        if not hasattr(local, 'steps'):
+            local.steps = part.loading_steps()  # some keep a file's client
+        return _read(info, local.steps)
+
     order = range(len(part.dataset)) if full else spread(len(part.dataset))
-    for index in tqdm(order, desc=f'{part.split} images', mininterval=1, disable=not full):
-        if loaded.read >= LEAST and time.monotonic() > end:
-            break
-        loaded.look_at(index, steps)
+    waiting: deque[tuple] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for index in tqdm(order, desc=f'{part.split} images', mininterval=1, disable=not full):
+            if loaded.read + len(waiting) >= LEAST and time.monotonic() > end:
+                break
+            info = part.dataset.get_data_info(index)
+            waiting.append((index, info, pool.submit(read, info)))
+            if len(waiting) > threads:
+                index, info, done = waiting.popleft()
+                loaded.look_at(index, info, done.result())
+        for index, info, done in waiting:
+            loaded.look_at(index, info, done.result())
     loaded.finish()
     return loaded
 

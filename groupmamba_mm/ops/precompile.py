@@ -168,10 +168,9 @@ def compile_launches(launches: Sequence[Launch], capability: int, workers: int) 
                     logger.info(f'compiled {number} of {len(jobs)} kernels')
     finally:
         for worker in started:
-            assert worker.stdin is not None  # a pipe
-            worker.stdin.close()
+            worker.kill()  # all is written; to end by themselves takes them seconds
         for worker in started:
-            worker.wait()
+            worker.communicate()
 
 
 #: The kernels that take longest to compile, which therefore begin first.

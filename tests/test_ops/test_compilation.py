@@ -68,6 +68,31 @@ def test_new_image_sizes_compile_nothing(family):
     assert count > 50
 
 
+#: A classifier of real widths: what batches of other sizes launch that a training did not compile.
+BATCHES = """
+import json, torch
+from groupmamba_mm import GroupMamba
+from groupmamba_mm.backbones.kernels import Pass, note_backbone, with_validation
+
+model = GroupMamba('{arch}', scan_backend='triton').train()
+kind = Pass(128, torch.float32, torch.bfloat16, True, True)
+known = note_backbone(model, [(224, 224)], with_validation(model, kind), 90)
+others = [kind._replace(batch=batch) for batch in (2, 7, 24, 80)]
+new = set(note_backbone(model, [(224, 224)], others, 90)) - set(known)
+print(json.dumps([len(known), [str(launch) for launch in new]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', ['tiny', 'official-tiny'])
+def test_smaller_batches_compile_nothing(arch):
+    """A pass of many images and one of a single image stand for all between."""
+    done = run_apart('-c', BATCHES.format(arch=arch))
+    assert done.returncode == 0, done.stderr[-3000:]
+    count, new = json.loads(done.stdout.splitlines()[-1])
+    assert new == [] and count > 100
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_and_its_loops_hand_on_what_they_assign():
     done = run_apart('-m', 'tests.compile_kernels')
