@@ -88,7 +88,8 @@ def test_terminated_and_resumed(tmp_path, whole):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='torch has no SyncBatchNorm on CPUs')
 @pytest.mark.faults
 def test_terminated_with_sync_batch_norm(tmp_path):
-    assert Launch(tmp_path / 'whole', sync=1).wait() == [0, 0]
+    launch = Launch(tmp_path / 'whole', sync=1)
+    assert launch.wait() == [0, 0], launch.log(0)[-3000:]
     assert terminated(tmp_path / 'stopped', 1, sync=1)
     whole, stopped = (last_checkpoint(tmp_path / name) for name in ('whole', 'stopped'))
     for key, value in whole['state_dict'].items():
