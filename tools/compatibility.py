@@ -10,6 +10,7 @@ The table keeps its rows for what is not run. Needs Linux, about 8 GB of disk, a
 """
 
 import argparse
+import os
 import platform
 import re
 import shutil
@@ -113,8 +114,10 @@ def run_tests(python: Path, tests: Sequence[str], folder: Path, log: Path) -> st
     report.unlink(missing_ok=True)
     command = [python, '-m', 'pytest', '-q', '-m', 'not slow', '-p', 'no:cacheprovider']
     command += ['--timeout=1200', f'--junitxml={report}', f'--basetemp={folder / "pytest"}', *tests]
+    # the package is not installed, and some tests leave the checkout
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
     with open(log, 'a', encoding='utf-8') as out:
-        subprocess.run(list(map(str, command)), stdout=out, stderr=out, cwd=ROOT)
+        subprocess.run(list(map(str, command)), stdout=out, stderr=out, cwd=ROOT, env=environment)
     if not report.is_file():
         return 'the tests did not start'
     cases = list(ElementTree.parse(report).iter('testcase'))
