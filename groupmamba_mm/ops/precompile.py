@@ -1,11 +1,11 @@
 """Kernels compiled side by side before they are needed, instead of one by one as they are met.
 
 Triton compiles a kernel at its first launch, on one core: minutes for a model. What a model will
-launch is known before, from a pass over tensors without data (:func:`note_launches`). Worker
-processes compile that into Triton's cache on disk, where it survives, and with it the small C
-function that launches each kind of kernel. They need no GPU, so that a login node can do it for a
-cluster (``tools/compile_kernels.py``); without NVIDIA's driver the C functions, some 15 s on one
-core, are left to the first run.
+launch is known before, from a pass over tensors without data (:func:`note_launches`). Processes
+compile that into Triton's cache on disk, where it survives, and with it the small C function that
+launches each kind of kernel. They need no GPU, so that a login node can do it for a cluster
+(``tools/compile_kernels.py``); without NVIDIA's driver the C functions, some 15 s on one core, are
+left to the first run.
 """
 
 import contextlib
@@ -13,14 +13,15 @@ import fcntl
 import hashlib
 import importlib
 import logging
+import multiprocessing
 import os
 import pickle
+import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,17 +109,19 @@ def compile_once(
         start = time.perf_counter()
         list_of_compiled = marker('launches', capability)
         compiled = set(list_of_compiled.read_text().split()) if list_of_compiled.exists() else set()
-        launches = {_digest(item): item for item in note()}
-        missing = [item for digest, item in launches.items() if digest not in compiled]
         count = workers or len(os.sched_getaffinity(0))
-        if missing:
-            logger.info(
-                f'compiling {len(missing)} kernels for capability {capability / 10} in '
-                f'{min(count, len(missing))} processes, once ({cache})'
-            )
-            compile_launches(missing, capability, count)
-            list_of_compiled.write_text('\n'.join(sorted(compiled | set(launches))))
-            logger.info(f'compiled {len(missing)} kernels in {time.perf_counter() - start:.0f} s')
+        with contextlib.closing(_Compiler(capability, count)) as compiler:  # imports meanwhile
+            launches = {_digest(item): item for item in note()}
+            missing = [item for digest, item in launches.items() if digest not in compiled]
+            if missing:
+                logger.info(
+                    f'compiling {len(missing)} kernels for capability {capability / 10} in '
+                    f'{min(count, len(missing))} processes, once ({cache})'
+                )
+                compiler.compile(missing)
+                list_of_compiled.write_text('\n'.join(sorted(compiled | set(launches))))
+                seconds = time.perf_counter() - start
+                logger.info(f'compiled {len(missing)} kernels in {seconds:.0f} s')
         done.touch()
         return len(missing)
 
@@ -129,71 +132,12 @@ def _digest(launch: Launch) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
 
-def compile_launches(launches: Sequence[Launch], capability: int, workers: int) -> None:
-    """Compile each of the launches in one of several processes.
-
-    Raises:
-        RuntimeError: A kernel does not compile; the message has the compiler's.
-    """
-    jobs = sorted(
-        ((*_name(item.function), item.kinds, item.constants) for item in launches),
-        key=lambda job: job[1] not in _SLOW,
-    )
-    local = threading.local()
-    started: list[subprocess.Popen] = []
-
-    def run(job) -> str | None:
-        if not hasattr(local, 'worker'):
-            local.worker = _start_worker(capability)
-            started.append(local.worker)
-        pickle.dump(job, local.worker.stdin)
-        local.worker.stdin.flush()
-        try:
-            return pickle.load(local.worker.stdout)
-        except EOFError:
-            return f'the compiling process ended with code {local.worker.wait()}'
-
-    last = time.perf_counter()
-    try:
-        with ThreadPoolExecutor(max(1, min(workers, len(jobs)))) as pool:
-            waiting = {pool.submit(run, job): job for job in jobs}
-            for number, finished in enumerate(as_completed(waiting), 1):
-                problem = finished.result()
-                if problem is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    module, name, *_ = waiting[finished]
-                    raise RuntimeError(f'kernel {name} of {module} does not compile: {problem}')
-                if time.perf_counter() - last >= _PROGRESS_SECONDS:
-                    last = time.perf_counter()
-                    logger.info(f'compiled {number} of {len(jobs)} kernels')
-    finally:
-        for worker in started:
-            worker.kill()  # all is written; to end by themselves takes them seconds
-        for worker in started:
-            worker.communicate()
-
-
 #: The kernels that take longest to compile, which therefore begin first.
 _SLOW = ('_grid_backward', 'scan_backward_kernel', 'scan_forward_kernel', '_residual_gradients')
 
-
-def _start_worker(capability: int) -> subprocess.Popen:
-    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    package = str(Path(__file__).resolve().parents[2])
-    environment['PYTHONPATH'] = os.pathsep.join(
-        filter(None, (package, environment.get('PYTHONPATH')))
-    )
-    return subprocess.Popen(
-        [sys.executable, '-c', _WORKER, package, str(capability)],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-
-
-#: A worker wants the operators of the package alone: an empty parent spares it the imports of
-#: mmengine and others, which take longer than most kernels.
-_WORKER = """
+#: It wants the operators of the package alone: an empty parent spares it the imports of mmengine
+#: and others, which take longer than most kernels.
+_COMPILER = """
 import os, sys, types
 parent = types.ModuleType('groupmamba_mm')
 parent.__path__ = [os.path.join(sys.argv[1], 'groupmamba_mm')]
@@ -201,30 +145,105 @@ sys.modules['groupmamba_mm'] = parent
 results = os.fdopen(os.dup(1), 'wb')
 os.dup2(2, 1)  # whatever prints must not disturb the answers
 from groupmamba_mm.ops.precompile import work
-work(int(sys.argv[2]), sys.stdin.buffer, results)
+work(int(sys.argv[2]), int(sys.argv[3]), sys.stdin.buffer, results)
 """
 
 
-def work(capability: int, jobs: BinaryIO, results: BinaryIO) -> None:
-    """Compile jobs as they come in, and answer each with None or what is wrong with it."""
+class _Compiler:
+    """A process that compiles in others, which it forks from itself, so that PyTorch and Triton are
+    imported once. It is started apart, as a process with a GPU and threads must not fork.
+
+    Args:
+        capability: Of the GPU: 90 is 9.0.
+        workers: Processes at most.
+    """
+
+    def __init__(self, capability: int, workers: int) -> None:
+        environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+        package = str(Path(__file__).resolve().parents[2])
+        environment['PYTHONPATH'] = os.pathsep.join(
+            filter(None, (package, environment.get('PYTHONPATH')))
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, '-c', _COMPILER, package, str(capability), str(workers)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # a group, to be ended together
+        )
+
+    def compile(self, launches: Sequence[Launch]) -> None:
+        """Compile what is launched, with progress in the log.
+
+        Raises:
+            RuntimeError: A kernel does not compile; the message has the compiler's.
+        """
+        jobs = sorted(
+            ((*_name(item.function), item.kinds, item.constants) for item in launches),
+            key=lambda job: job[1] not in _SLOW,
+        )
+        last = time.perf_counter()
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None  # pipes
+        try:
+            pickle.dump(jobs, stdin)
+            stdin.flush()
+            for number in range(1, len(jobs) + 1):
+                index, problem = pickle.load(stdout)
+                if problem is not None:
+                    module, name, *_ = jobs[index]
+                    raise RuntimeError(f'kernel {name} of {module} does not compile: {problem}')
+                if time.perf_counter() - last >= _PROGRESS_SECONDS:
+                    last = time.perf_counter()
+                    logger.info(f'compiled {number} of {len(jobs)} kernels')
+        except (EOFError, BrokenPipeError) as error:
+            code = self._process.wait()
+            raise RuntimeError(
+                f'the process that compiles kernels ended with code {code}'
+            ) from error
+
+    def close(self) -> None:
+        """End all processes; what they have written is whole."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+
+
+def work(capability: int, workers: int, jobs: BinaryIO, results: BinaryIO) -> None:
+    """Read jobs, compile them in forked processes, and answer each, as it is done, with its number
+    and None or what is wrong with it.
+    """
     triton.runtime.driver.set_active(AbsentGPU(capability))
     launcher = _launcher_class()
-    with contextlib.suppress(EOFError):
-        while True:
-            module, name, kinds, constants = pickle.load(jobs)
-            try:
-                function = getattr(importlib.import_module(module), name)
-                kernel = function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
-                if launcher is not None:
-                    # it is in the cache before it is loaded, which takes the driver itself
-                    with contextlib.suppress(ImportError):
-                        launcher(kernel.src, kernel.metadata)
-                problem = None
-            # a compiler can raise anything; whoever sent the job decides what it means
-            except Exception as error:
-                problem = f'{type(error).__name__}: {error}'
-            pickle.dump(problem, results)
+    todo = pickle.load(jobs)
+    for module in {module for module, *_ in todo}:
+        importlib.import_module(module)
+    context = multiprocessing.get_context('fork')
+    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
+        waiting = {pool.submit(_compile, job, launcher): n for n, job in enumerate(todo)}
+        for finished in as_completed(waiting):
+            failure = finished.exception()  # a process that was killed
+            problem = (
+                finished.result() if failure is None else f'{type(failure).__name__}: {failure}'
+            )
+            pickle.dump((waiting[finished], problem), results)
             results.flush()
+
+
+def _compile(job: tuple, launcher: type | None) -> str | None:
+    """Compile a job; returns what is wrong with it."""
+    module, name, kinds, constants = job
+    try:
+        function = getattr(importlib.import_module(module), name)
+        kernel = function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
+        if launcher is not None:
+            # it is in the cache before it is loaded, which takes the driver itself
+            with contextlib.suppress(ImportError):
+                launcher(kernel.src, kernel.metadata)
+    # a compiler can raise anything; whoever sent the job decides what it means
+    except Exception as error:
+        return f'{type(error).__name__}: {error}'
+    return None
 
 
 def _launcher_class() -> type | None:

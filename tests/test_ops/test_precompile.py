@@ -62,6 +62,13 @@ try:
     precompile.compile_once('wrong', lambda: [wrong], 90, workers=1)
 except RuntimeError as error:
     results['error'] = str(error)
+killed = precompile._Compiler(90, 1)
+killed._process.kill()
+try:
+    killed.compile([wrong])
+except RuntimeError as error:
+    results['killed'] = str(error)
+killed.close()
 results['markers in the end'] = len(list(cache.glob('groupmamba_mm-*.compiled')))
 print(json.dumps(results))
 """
@@ -115,6 +122,10 @@ def test_a_kernel_that_does_not_compile_is_named(results):
     assert results['error'].startswith(
         'kernel _sum_parts of groupmamba_mm.ops.sums does not compile: CompilationError'
     )
+
+
+def test_a_compiler_that_is_killed_is_an_error(results):
+    assert results['killed'] == 'the process that compiles kernels ended with code -9'
 
 
 def test_gpu_that_is_absent():
