@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,10 @@ from torch.autograd import Variable
 from torch.utils._pytree import tree_leaves
 
 from groupmamba_mm.errors import ConfigError
+
+#: Gradients begin at multiples of so many elements: an optimizer's kernels read several at a time
+#: where addresses allow it.
+ALIGNED_TO = 32
 
 
 @MODEL_WRAPPERS.register_module()
@@ -162,17 +167,13 @@ class FlatDataParallel(nn.Module):
         """Memory for gradients side by side, a bucket for each type; with equal strides, all are
         copied in a few launches.
         """
-        kinds = {(g.dtype, g.device): 0 for g in gradients}
-        for gradient in gradients:
-            kinds[gradient.dtype, gradient.device] += gradient.numel()
-        buckets = {
-            (dtype, device): torch.empty(size, dtype=dtype, device=device)
-            for (dtype, device), size in kinds.items()
-        }
-        places = dict.fromkeys(kinds, 0)
-        for gradient in gradients:
-            kind = (gradient.dtype, gradient.device)
+        kinds = [(gradient.dtype, gradient.device) for gradient in gradients]
+        sizes, places = dict.fromkeys(kinds, 0), []
+        for kind, gradient in zip(kinds, gradients):
+            places.append(sizes[kind])
+            sizes[kind] += math.ceil(gradient.numel() / ALIGNED_TO) * ALIGNED_TO
+        buckets = {kind: torch.zeros(n, dtype=kind[0], device=kind[1]) for kind, n in sizes.items()}
+        for kind, gradient, place in zip(kinds, gradients, places):
             strides = torch.empty_like(gradient, device='meta').stride()  # without gaps
-            self._views.append(buckets[kind].as_strided(gradient.shape, strides, places[kind]))
-            places[kind] += gradient.numel()
+            self._views.append(buckets[kind].as_strided(gradient.shape, strides, place))
         self._buckets = list(buckets.values())
