@@ -2,11 +2,16 @@
 
 Importing this package must not import them: mmpretrain and timm take seconds, and most users have
 only one of them. What is imported already is served at once, the rest right after its import.
+
+Some libraries import another that is installed, seconds in every process of a run, for a rare class
+of theirs. They do without it here, and the class comes when somebody asks for it.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -20,7 +25,12 @@ REGISTRATIONS = {
     'mmpretrain': 'groupmamba_mm.mmpretrain_models',
     'mmdet.models': 'groupmamba_mm.library_loading.mmdet_models',
     'timm': 'groupmamba_mm.models.timm_models',
+    'mmengine.optim.optimizer.builder': 'groupmamba_mm.library_loading.adafactor',
 }
+
+#: A library's module, and what it is imported without: transformers would come for the optimizer
+#: Adafactor, mmdet's models for mmpretrain's ``ResLayerExtraNorm``.
+WITHOUT = {'mmengine.optim.optimizer.builder': 'transformers', 'mmpretrain.models': 'mmdet.models'}
 
 
 def register_with_libraries() -> None:
@@ -31,7 +41,23 @@ def register_with_libraries() -> None:
             importlib.import_module(ours)
         else:
             waiting.modules[library] = ours
+    for library in WITHOUT:
+        if library not in sys.modules:
+            waiting.modules.setdefault(library, None)
     sys.meta_path.insert(0, waiting)
+
+
+@contextlib.contextmanager
+def _without(module: str | None) -> Iterator[None]:
+    """Inside, importing a module fails as if it were not installed, unless it was before."""
+    if module is None or module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]  # as Python documents it
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 class _AfterImport:
@@ -56,9 +82,9 @@ class _AfterImport:
         Returns:
             None for every module but the awaited ones.
         """
-        ours = self.modules.get(name)
-        if ours is None or name in self._looked_for:
+        if name not in self.modules or name in self._looked_for:
             return None
+        ours = self.modules[name]
         self._looked_for.add(name)
         try:
             spec = importlib.util.find_spec(name)
@@ -69,9 +95,11 @@ class _AfterImport:
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
-            execute(module)
+            with _without(WITHOUT.get(name)):
+                execute(module)
             self.modules.pop(name, None)
-            importlib.import_module(ours)
+            if ours is not None:
+                importlib.import_module(ours)
 
         spec.loader.exec_module = execute_and_register
         return spec

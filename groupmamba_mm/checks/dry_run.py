@@ -31,23 +31,30 @@ from .findings import shown
 from .labels import HEADS
 from .parts import build, leaves, parts_of, spread
 
+#: Different images that a process reads for a step: more would say nothing new, and take seconds.
+DIFFERENT = 32
+
 
 class Excerpt:
     """Some images of a data set, which otherwise answers as the whole one.
 
     Args:
         dataset: The data set.
-        indices: Which images.
+        indices: Which images; one that stands there twice is read once.
     """
 
     def __init__(self, dataset: Any, indices: Sequence[int]) -> None:
         self._dataset, self._indices = dataset, list(indices)
+        self._read: dict[int, Any] = {}
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Any:
-        return self._dataset[self._indices[index]]
+        place = self._indices[index]
+        if place not in self._read:
+            self._read[place] = self._dataset[place]
+        return copy.deepcopy(self._read[place])  # preprocessors change samples in place
 
     def get_data_info(self, index: int) -> dict[str, Any]:
         """The entry of an image."""
@@ -278,8 +285,8 @@ class Rehearsal:
 
     def _give(self, split: str, number: int) -> None:
         dataset = self.built[split]
-        indices = [index for index, _ in zip(spread(len(dataset)), range(number))]
-        # fewer images than one batch of each process are taken again
+        different = min(number, DIFFERENT * get_world_size())
+        indices = [index for index, _ in zip(spread(len(dataset)), range(different))]
         indices = (indices * math.ceil(number / len(indices)))[:number]
         getattr(self.runner, f'_{split}_dataloader')['dataset'] = Excerpt(dataset, indices)
 

@@ -1,10 +1,8 @@
 """Training with a teacher (Eq. 10); importing this module registers its parts, needs mmpretrain."""
 
 from groupmamba_mm.extras import explain_missing
-from groupmamba_mm.quick_imports import import_mmpretrain
 
 with explain_missing('groupmamba_mm.distillation'):
-    import_mmpretrain()
     from .classifier import DistilledClassifier
     from .heads import DistilledLinearClsHead, DistilledTwoHeadClsHead
     from .loss import DistillationLoss

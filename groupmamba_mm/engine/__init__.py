@@ -3,13 +3,11 @@
 import warnings
 
 from groupmamba_mm.extras import explain_missing
-from groupmamba_mm.quick_imports import import_mmengine
 
 # Without operators mmcv warns at every start of an attention that no classifier here has.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 with explain_missing('groupmamba_mm.engine'):
-    import_mmengine()
     from groupmamba_mm.datasets.bad_images import BadImagesHook, SkipBadImages
     from groupmamba_mm.datasets.listing import QuickLocalBackend
 

@@ -1,10 +1,9 @@
-"""mmpretrain's class for mmdet's models, if mmpretrain was imported without them; see
-:mod:`groupmamba_mm.quick_imports`.
-"""
+"""mmpretrain's class for mmdet's models, if mmpretrain was imported without them."""
 
 import importlib
 import sys
 
 _module = sys.modules.get('mmpretrain.models.utils.res_layer_extra_norm')
-if _module is not None and _module.ResLayerExtraNorm is None:
+# without the name it is this module that imports mmdet's
+if _module is not None and vars(_module).get('ResLayerExtraNorm', _module) is None:
     importlib.reload(_module)

@@ -25,6 +25,15 @@ print(type(optimizer).__module__, optimizer.param_groups[0]['lr'])
 """
 
 
+@pytest.mark.parametrize('first', ['mmpretrain.models', 'mmdet.models'])
+def test_libraries_that_are_imported_first_have_all_of_theirs(first):
+    pytest.importorskip('mmdet')
+    pytest.importorskip('mmpretrain')
+    code = f'import groupmamba_mm, {first}, groupmamba_mm.heads, mmdet.models\n'
+    done = run_apart('-c', code + MMDET.rpartition('import mmdet.models')[2])
+    assert done.stdout.split()[-1] == 'ResLayerExtraNorm', done.stderr
+
+
 def test_mmpretrain_comes_without_the_models_of_mmdet_which_get_its_class_later():
     pytest.importorskip('mmdet')
     pytest.importorskip('mmpretrain')
