@@ -10,6 +10,8 @@ import torch
 
 from groupmamba_mm.checkpoint import load_checkpoint_file
 
+# mmengine asks for GPUs when it is imported; asked through CUDA, they are of no use after a fork
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload(['tests.faults.small_run'])
 
