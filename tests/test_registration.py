@@ -10,6 +10,8 @@ import groupmamba_mm.heads, groupmamba_mm.distillation
 assert 'mmpretrain.models' in sys.modules and 'mmdet.models' not in sys.modules
 import mmdet.models
 from mmdet.registry import MODELS
+from mmpretrain.models.utils import ResLayerExtraNorm
+assert ResLayerExtraNorm is MODELS.get('ResLayerExtraNorm')
 print(MODELS.get('ResLayerExtraNorm').__name__)
 """
 

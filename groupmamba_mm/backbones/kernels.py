@@ -38,7 +38,13 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
     major, minor = torch.cuda.get_device_capability(image.device)
     kinds = with_validation(backbone, kind)
     backbone._prepared.update(kinds)
-    compile_backbone(backbone, tuple(image.shape[2:]), kinds, 10 * major + minor)
+    try:
+        compile_backbone(backbone, tuple(image.shape[2:]), kinds, 10 * major + minor)
+    except (OSError, RuntimeError) as error:  # such as a cache that cannot be written
+        logger.warning(
+            f'kernels are not compiled ahead, but one by one as they are met: {error} '
+            '(TRITON_CACHE_DIR names the folder where they are kept)'
+        )
     # the check at first use finds its kernels in the cache, too
     ssm = next(module for module in backbone.modules() if isinstance(module, GroupedSSM))
     resolve_backend(ssm.scan_backend, image.device)
@@ -113,9 +119,9 @@ def with_validation(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
     A classifier's are those of a single image as well: an epoch's last batch may bring few images,
     whose scans take other kernels.
     """
-    if not kind.training:
-        return [kind]
     few, is_dense = kind._replace(batch=1), backbone.out_indices is not None
+    if not kind.training:
+        return [kind] if is_dense else [kind, few]
     trained = [kind] if is_dense else [kind, few]
     validated = [few] if is_dense else trained
     return [*trained, *(each._replace(training=False, wants_gradient=False) for each in validated)]

@@ -1,5 +1,6 @@
 """The data sets of a config, as its loaders are given them."""
 
+import copy
 import gc
 import importlib
 import os
@@ -129,7 +130,7 @@ class Part:
                 backend_args=step.backend_args,
             )
             if type(step).__name__ == 'LoadImageFromFile'
-            else step
+            else copy.deepcopy(step)  # for a thread of its own
             for step in steps
         ]
 

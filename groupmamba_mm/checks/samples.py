@@ -67,7 +67,7 @@ class Loaded:
         """Examine an image with its labels, of which the data set says ``info``."""
         self.read += 1
         results, error = read.results, read.error
-        if 'img' in results:
+        if results and 'img' in results:
             self.sizes.setdefault(results['img'].shape, index)
         if isinstance(error, DataError):
             self.add(str(error), '')

@@ -1,9 +1,10 @@
 """Data-parallel training over several processes."""
 
 import contextlib
+import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 from torch.autograd import Variable
-from torch.utils._pytree import tree_leaves
 
 from groupmamba_mm.errors import ConfigError
 
@@ -45,10 +45,11 @@ class FlatDataParallel(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
-        self._trained = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._named = list(module.named_parameters())
         self._is_synced, self._is_queued = True, False
         self._buckets: list[Tensor] = []
         self._views: list[Tensor] = []
+        self._viewed: list[nn.Parameter] = []  # whose gradients have the views
         self._begin_as_the_first_process()
 
     def _begin_as_the_first_process(self) -> None:
@@ -81,8 +82,8 @@ class FlatDataParallel(nn.Module):
         outputs = self.module(*args, **kwargs)
         if self._is_synced and torch.is_grad_enabled():
             self._is_queued = False
-            for output in tree_leaves(outputs):
-                if isinstance(output, Tensor) and output.requires_grad:
+            for output in _tensors(outputs):
+                if output.requires_grad:
                     output.register_hook(self._queue)
         return outputs
 
@@ -97,7 +98,16 @@ class FlatDataParallel(nn.Module):
             dict[str, Tensor]: The losses.
         """
         with optim_wrapper.optim_context(self):
-            losses = self(**self._model.data_preprocessor(data, training=True), mode='loss')
+            inputs = self._model.data_preprocessor(data, training=True)
+            if isinstance(inputs, Mapping):
+                losses = self(**inputs, mode='loss')
+            else:
+                losses = self(*inputs, mode='loss')
+        if not any(loss.requires_grad for loss in _tensors(losses)):
+            raise ConfigError(
+                f'the model returns {type(losses).__name__} as losses, in which no tensor with a '
+                'gradient is found; return a dict of tensors or of lists of them'
+            )
         loss, logged = self._model.parse_losses(losses)
         optim_wrapper.update_params(loss)
         return logged
@@ -146,21 +156,25 @@ class FlatDataParallel(nn.Module):
     @torch.no_grad()
     def _average(self) -> None:
         self._is_queued = False
-        gradients = [parameter.grad for parameter in self._trained.values()]
+        parameters = [p for _, p in self._named if p.requires_grad]
+        gradients = [parameter.grad for parameter in parameters]
         if any(gradient is None for gradient in gradients):
-            unused = [name for name, p in self._trained.items() if p.grad is None]
+            unused = [n for n, p in self._named if p.requires_grad and p.grad is None]
             raise ConfigError(
                 f'{len(unused)} weights have no part in the loss of this batch, of which processes '
                 f'cannot exchange gradients: {", ".join(unused[:5])}; freeze them '
                 '(requires_grad=False), or set find_unused_parameters=True'
             )
-        if not self._views:
+        if list(map(id, parameters)) != list(
+            map(id, self._viewed)
+        ):  # the first time, or frozen since
+            self._viewed = parameters
             self._make_views(gradients)
         torch._foreach_copy_(self._views, gradients)
         for bucket in self._buckets:
             bucket.div_(dist.get_world_size())
             dist.all_reduce(bucket)
-        for parameter, view in zip(self._trained.values(), self._views):
+        for parameter, view in zip(parameters, self._views):
             parameter.grad = view
 
     def _make_views(self, gradients: list[Tensor]) -> None:
@@ -173,7 +187,21 @@ class FlatDataParallel(nn.Module):
             places.append(sizes[kind])
             sizes[kind] += math.ceil(gradient.numel() / ALIGNED_TO) * ALIGNED_TO
         buckets = {kind: torch.zeros(n, dtype=kind[0], device=kind[1]) for kind, n in sizes.items()}
+        self._views = []
         for kind, gradient, place in zip(kinds, gradients, places):
             strides = torch.empty_like(gradient, device='meta').stride()  # without gaps
             self._views.append(buckets[kind].as_strided(gradient.shape, strides, place))
         self._buckets = list(buckets.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in outputs of a model."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from _tensors(list(vars(value).values()))

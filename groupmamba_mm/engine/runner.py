@@ -388,13 +388,11 @@ class CheckedRunner(Runner):
         """
         if self.distributed and not is_model_wrapper(model):
             if not model_wrapper_cfg and self.cfg.get('find_unused_parameters', False):
-                model_wrapper_cfg = dict(
-                    type='MMDistributedDataParallel',
-                    find_unused_parameters=True,
-                    broadcast_buffers=False,
-                )
+                model_wrapper_cfg = dict(find_unused_parameters=True)
             model_wrapper_cfg = dict(model_wrapper_cfg or dict(type='FlatDataParallel'))
             model_wrapper_cfg.setdefault('type', 'MMDistributedDataParallel')
+            if model_wrapper_cfg['type'] == 'MMDistributedDataParallel':
+                model_wrapper_cfg.setdefault('broadcast_buffers', False)  # as mmengine does
         if not self.distributed or get_device() != 'cpu' or is_model_wrapper(model):
             return super().wrap_model(model_wrapper_cfg, model)
         # By name: mmcv has a class of its own.

@@ -1,5 +1,6 @@
 """mmengine's optimizer Adafactor, of transformers, which is imported when it is built."""
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -13,6 +14,10 @@ def _adafactor(params: Any, **options: Any) -> Any:
     return Adafactor(params, **options)
 
 
-# mmengine has registered the class itself if transformers was there before
-if 'transformers' not in sys.modules and 'Adafactor' not in OPTIMIZERS.module_dict:
+# mmengine has registered the class itself if transformers was imported before
+if (
+    'transformers' not in sys.modules
+    and importlib.util.find_spec('transformers') is not None
+    and 'Adafactor' not in OPTIMIZERS.module_dict
+):
     OPTIMIZERS.register_module(name='Adafactor', module=_adafactor)

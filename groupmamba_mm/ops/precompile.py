@@ -19,6 +19,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -221,6 +222,8 @@ def work(capability: int, workers: int, jobs: BinaryIO, results: BinaryIO) -> No
     context = multiprocessing.get_context('fork')
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
         waiting = {pool.submit(_compile, job, launcher): n for n, job in enumerate(todo)}
+        # after the forks, which threads would disturb
+        threading.Thread(target=_end_with, args=(jobs,), daemon=True).start()
         for finished in as_completed(waiting):
             failure = finished.exception()  # a process that was killed
             problem = (
@@ -230,19 +233,26 @@ def work(capability: int, workers: int, jobs: BinaryIO, results: BinaryIO) -> No
             results.flush()
 
 
+def _end_with(pipe: BinaryIO) -> None:
+    """End all processes of this group when the one that started them is gone, however it ended."""
+    pipe.read()
+    os.killpg(0, signal.SIGKILL)
+
+
 def _compile(job: tuple, launcher: type | None) -> str | None:
     """Compile a job; returns what is wrong with it."""
     module, name, kinds, constants = job
     try:
         function = getattr(importlib.import_module(module), name)
         kernel = function.warmup(*map(_example, kinds), grid=(1,), **dict(constants))
-        if launcher is not None:
-            # it is in the cache before it is loaded, which takes the driver itself
-            with contextlib.suppress(ImportError):
-                launcher(kernel.src, kernel.metadata)
     # a compiler can raise anything; whoever sent the job decides what it means
     except Exception as error:
         return f'{type(error).__name__}: {error}'
+    if launcher is not None:
+        # It is in the cache before it is loaded, which takes the driver itself. Without a C compiler,
+        # or with another Triton, the first launch builds it, or says why it cannot.
+        with contextlib.suppress(Exception):
+            launcher(kernel.src, kernel.metadata)
     return None
 
 
@@ -250,13 +260,12 @@ def _launcher_class() -> type | None:
     """What builds the C function that launches a kernel; None without NVIDIA's driver, which it is
     linked with.
     """
-    from triton.backends.nvidia import driver
+    with contextlib.suppress(Exception):  # these names are Triton's own affair
+        from triton.backends.nvidia import driver
 
-    try:
         driver.library_dirs()
-    except (AssertionError, OSError, subprocess.CalledProcessError):
-        return None
-    return driver.CudaLauncher
+        return driver.CudaLauncher
+    return None
 
 
 def _example(kind):

@@ -16,7 +16,8 @@ PROGRAM = """
 import json, sys, warnings
 import torch
 from torch import nn
-from mmengine.model import MMDistributedDataParallel
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from groupmamba_mm.engine import FlatDataParallel
 from groupmamba_mm.errors import ConfigError
 
@@ -76,6 +77,50 @@ for kind in (FlatDataParallel, MMDistributedDataParallel):
         aligned=[p.grad.data_ptr() % 128 - next(net.parameters()).grad.data_ptr() % 128 == 0
                  for p in net.parameters()],
         gradients={name: p.grad.flatten().tolist() for name, p in net.named_parameters()})
+
+
+class Losses(dict):
+    pass
+
+
+class FrozenLater(Net):
+
+    def forward(self, images):
+        return Losses(loss=super().forward(images).square().sum())
+
+
+net = FrozenLater()
+model = FlatDataParallel(net)
+for frozen in (False, True):
+    net.depthwise.requires_grad_(not frozen)
+    model.zero_grad()
+    torch.manual_seed(1 + rank)
+    model(torch.randn(2, 8, 6, 6))['loss'].backward()
+    own = torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad])
+    others = [torch.empty_like(own) for _ in range(2)]
+    torch.distributed.all_gather(others, own)
+    found['frozen' if frozen else 'a class of dicts'] = torch.equal(*others)
+
+
+class Batches(BaseModel):
+    # takes a list, as its preprocessor gives one
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 1)
+
+    def forward(self, images, mode):
+        return dict(loss=self.head(images).sum())
+
+
+net = Batches()
+optimizer = OptimWrapper(torch.optim.SGD(net.parameters(), 0.1))
+found['logged'] = FlatDataParallel(net).train_step([torch.rand(3, 2)], optimizer)['loss'].item()
+net.forward = lambda images, mode: dict(loss=torch.zeros(()))
+try:
+    FlatDataParallel(net).train_step([torch.rand(3, 2)], optimizer)
+except ConfigError as error:
+    found['no gradient'] = str(error)
 
 net = Net()
 net.unused = nn.Parameter(torch.zeros(3))
@@ -137,6 +182,15 @@ def test_gradients_are_those_of_ddp(found):
 def test_all_gradients_are_exchanged_once_in_a_pass(found):
     # two passes each time, whose losses come in a dict with a list; none under no_sync
     assert found['FlatDataParallel']['exchanges'] == 4
+
+
+def test_gradients_are_the_same_in_all_processes(found):
+    assert found['a class of dicts'] and found['frozen']
+
+
+def test_a_step_takes_what_mmengines_does_and_needs_a_loss_to_learn_from(found):
+    assert isinstance(found['logged'], float)
+    assert 'no tensor with a gradient is found' in found['no gradient']
 
 
 def test_an_unused_weight_is_named(found):

@@ -79,6 +79,9 @@ kind = Pass(128, torch.float32, torch.bfloat16, True, True)
 known = note_backbone(model, [(224, 224)], with_validation(model, kind), 90)
 others = [kind._replace(batch=batch) for batch in (2, 7, 24, 80)]
 new = set(note_backbone(model, [(224, 224)], others, 90)) - set(known)
+kind = kind._replace(training=False, wants_gradient=False)  # a test alone
+tested = note_backbone(model, [(224, 224)], with_validation(model, kind), 90)
+new |= set(note_backbone(model, [(224, 224)], [kind._replace(batch=5)], 90)) - set(tested)
 print(json.dumps([len(known), [str(launch) for launch in new]]))
 """
 

@@ -1,8 +1,10 @@
 """Kernels compiled by worker processes, without a GPU."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tests.kernel_testing import needs_triton, run_apart
 pytestmark = needs_triton
 
 SCRIPT = """
-import json, logging, sys
+import json, logging, os, sys
 from pathlib import Path
 import torch, triton
 from groupmamba_mm.ops import precompile, sums
@@ -44,6 +46,9 @@ results['markers'] = len(list(cache.glob('groupmamba_mm-*.compiled')))
 def note_more():
     return precompile.note_launches(lambda: (run(), run(torch.bfloat16)), 90)
 
+def note_bf16():
+    return precompile.note_launches(lambda: run(torch.bfloat16), 80)
+
 results['another model'] = precompile.compile_once('another', note, 90, workers=1)
 results['a larger one'] = precompile.compile_once('larger', note_more, 90, workers=1)
 results['another GPU'] = precompile.compile_once('model', lambda: [], 80)
@@ -62,6 +67,8 @@ try:
     precompile.compile_once('wrong', lambda: [wrong], 90, workers=1)
 except RuntimeError as error:
     results['error'] = str(error)
+os.environ['CC'] = '/bin/false'  # the kernels are compiled without it
+results['without a C compiler'] = precompile.compile_once('yet another', note_bf16, 80, workers=1)
 killed = precompile._Compiler(90, 1)
 killed._process.kill()
 try:
@@ -101,7 +108,7 @@ def test_what_was_done_before_takes_nothing(results):
 
 def test_other_models_and_gpus_are_no_matter_of_the_first(results):
     assert results['another GPU'] == 0
-    assert results['markers in the end'] == 4  # none of what failed
+    assert results['markers in the end'] == 5  # none of what failed
 
 
 def test_what_models_share_is_compiled_once(results):
@@ -122,6 +129,40 @@ def test_a_kernel_that_does_not_compile_is_named(results):
     assert results['error'].startswith(
         'kernel _sum_parts of groupmamba_mm.ops.sums does not compile: CompilationError'
     )
+
+
+def test_launchers_that_cannot_be_built_ahead_are_no_failure(results):
+    assert results['without a C compiler'] == 17  # all noted for that GPU
+
+
+ABANDON = """
+import os, subprocess
+from groupmamba_mm.ops import precompile, sums
+import torch
+
+compiler = precompile._Compiler(90, 1)
+launches = precompile.note_launches(
+    lambda: [sums.sum_parts(torch.empty(300, 3), dtype=t) for t in (None, torch.bfloat16)], 90)
+original = precompile.pickle.load
+
+def load(file):
+    print(original(file), flush=True)
+    print(compiler._process.pid, flush=True)
+    os._exit(1)
+
+precompile.pickle.load = load
+compiler.compile(launches)
+"""
+
+
+def test_compiling_ends_with_the_run_that_asked_for_it(tmp_path):
+    done = run_apart('-c', ABANDON, TRITON_CACHE_DIR=str(tmp_path))
+    group = int(done.stdout.split()[-1])
+    end = time.monotonic() + 5
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.05)
 
 
 def test_a_compiler_that_is_killed_is_an_error(results):
