@@ -181,7 +181,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_named_in_both(tmp_path):
     assert launch.wait() == [1, 1]
     for rank in (0, 1):
         last = launch.log(rank).strip().splitlines()[-1]
-        assert 'iteration 8 is not finite: the output of head.2 (Break)' in last
+        assert 'iteration 8 is not finite: the output of head.2 (Break)' in last, launch.log(rank)
         assert '(process 1)' in last and 'nonfinite_iter_8_process_1.pth' in last
     assert (tmp_path / 'nonfinite_iter_8_process_1.pth').exists()
     assert heartbeat.SILENT_SECONDS < 60 and heartbeat.STOPPED_SECONDS < 60
