@@ -29,7 +29,7 @@ class FlatDataParallel(nn.Module):
     PyTorch's DDP takes each gradient as it comes: a copy into a bucket for each of some 600
     weights, launched by a host that has to keep up with a GPU, so that the buckets which are full
     travel during the backward pass. A backward pass that is replayed from a CUDA graph gives all
-    gradients at its end; then one copy and one exchange take less time.
+    gradients at its end, where one copy and one exchange are enough.
 
     Gradients are averaged over the processes at the end of each backward pass of a loss that the
     wrapped model computed outside :meth:`no_sync`. Weights and buffers begin as the first
