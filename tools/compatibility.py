@@ -154,10 +154,7 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
     chosen = requirements_of(kind)
     pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install']
     try:
-        base = shutil.which(f'python{version}')
-        if base is None:
-            raise Stopped('this Python is not here')
-        call([base, '-m', 'venv', folder / 'venv'], 'this Python makes no environment', log)
+        call([f'python{version}', '-m', 'venv', folder / 'venv'], 'makes no environment', log)
         call([*pip, *BUILD_TOOLS, *chosen], 'torch does not install', log)
         files = requirement_files('runtime', 'hub', 'export', 'tests')
         call([*pip, *chosen, *files], 'the requirements do not install', log)
@@ -181,6 +178,16 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
     return [*versions, plain, with_libraries]
 
 
+def missing(versions: Sequence[str]) -> list[str]:
+    """Those Pythons that do not start here; a version manager may have names of more."""
+    commands = {version: shutil.which(f'python{version}') for version in versions}
+    return [
+        version
+        for version, command in commands.items()
+        if command is None or subprocess.run([command, '-c', ''], capture_output=True).returncode
+    ]
+
+
 def installed(python: Path, names: Sequence[str]) -> list[str]:
     """Versions of packages in an environment."""
     code = 'import sys; from importlib.metadata import version\nfor n in sys.argv[1:]: print(version(n))'
@@ -202,7 +209,12 @@ def write_row(version: str, kind: str, cells: Sequence[str]) -> None:
     end = next(i for i, line in enumerate(rows) if not line.startswith('|'))
     rows, after = rows[:end], rows[end:]
     key = f'| {version} | {kind} |'
-    rows = [row for row in rows if not row.startswith(key)]
+    cells = list(cells)
+    for row in [row for row in rows if row.startswith(key)]:
+        old = [cell.strip() for cell in row.split('|')[3:-2]]
+        if cells[-1] == 'not tried' and old[:3] == cells[:3]:
+            cells[-1] = old[-1]  # the libraries were tried before, with the same versions
+        rows.remove(row)
     rows.append(f'{key} {" | ".join([*cells, date.today().isoformat()])} |')
     rows.sort(key=lambda row: (row.split('|')[1], KINDS.index(row.split('|')[2].strip())))
     TABLE.write_text('\n'.join([before + head, rule, *rows, *after]), encoding='utf-8')
@@ -241,6 +253,11 @@ def main() -> None:
     if platform.system() != 'Linux':
         sys.exit('error: the sets are for Linux')
     args = parse_args()
+    if absent := missing(args.python):
+        sys.exit(
+            f'error: Python {", ".join(absent)} does not start here; put it on PATH as '
+            f'python{absent[0]}, or name others with --python'
+        )
     for version in args.python:
         for kind in args.kinds:
             cells = try_set(version, kind, args.libraries, args.mmcv, args.log)
