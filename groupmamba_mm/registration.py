@@ -61,7 +61,9 @@ def _without(module: str | None) -> Iterator[None]:
 
 
 class _AfterImport:
-    """A finder that finds nothing itself, but imports a module of ours after a library's."""
+    """A finder that finds nothing itself, but has modules of libraries imported without another
+    (:data:`WITHOUT`), and a module of ours after them (:data:`REGISTRATIONS`).
+    """
 
     def __init__(self) -> None:
         self.modules = {}

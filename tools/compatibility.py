@@ -154,7 +154,8 @@ def try_set(version: str, kind: str, libraries: bool, mmcv: Path | None, log: Pa
     chosen = requirements_of(kind)
     pip = [python, '-m', 'pip', '--disable-pip-version-check', 'install']
     try:
-        call([f'python{version}', '-m', 'venv', folder / 'venv'], 'makes no environment', log)
+        make = [f'python{version}', '-m', 'venv', folder / 'venv']
+        call(make, 'this Python makes no environment', log)
         call([*pip, *BUILD_TOOLS, *chosen], 'torch does not install', log)
         files = requirement_files('runtime', 'hub', 'export', 'tests')
         call([*pip, *chosen, *files], 'the requirements do not install', log)

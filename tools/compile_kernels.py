@@ -16,7 +16,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from groupmamba_mm.backbones.kernels import Pass, compile_backbone, with_validation
+from groupmamba_mm.backbones.kernels import Pass, compile_backbone, kinds_to_compile
 from groupmamba_mm.engine.cli import run_command
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError
@@ -58,7 +58,7 @@ def compile_config(
     if 'Amp' in str(wrapper.get('type', '')):
         autocast = getattr(torch, wrapper.get('dtype') or 'float16')
     kind = Pass(cfg.train_dataloader.batch_size, torch.float32, autocast, True, True)
-    return compile_backbone(backbone, size, with_validation(backbone, kind), capability, workers)
+    return compile_backbone(backbone, size, kinds_to_compile(backbone, kind), capability, workers)
 
 
 def main() -> None:

@@ -30,13 +30,16 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
         image: (B, C, H, W) on a GPU.
     """
     kind = _kind_of_pass(backbone, image)
-    if any(_covers(backbone, one, kind) for one in backbone._prepared):
+    if kind in backbone._prepared:
         return
+    is_covered = any(_covers(backbone, one, kind) for one in backbone._prepared)
     backbone._prepared.add(kind)
+    if is_covered:
+        return
     if torch.cuda.is_current_stream_capturing() or not _runs_kernels(backbone):
         return
     major, minor = torch.cuda.get_device_capability(image.device)
-    kinds = with_validation(backbone, kind)
+    kinds = kinds_to_compile(backbone, kind)
     backbone._prepared.update(kinds)
     try:
         compile_backbone(backbone, tuple(image.shape[2:]), kinds, 10 * major + minor)
@@ -52,7 +55,7 @@ def prepare_kernels(backbone: nn.Module, image: Tensor) -> None:
 
 def _covers(backbone: nn.Module, one: 'Pass', other: 'Pass') -> bool:
     """Whether what one kind of pass has compiled is all that another launches: a classifier's with
-    many images brings the kernels of fewer along, see :func:`with_validation`.
+    many images brings the kernels of fewer along, see :func:`kinds_to_compile`.
     """
     is_dense = backbone.out_indices is not None
     fits = one.batch == other.batch if is_dense else one.batch >= other.batch
@@ -112,19 +115,19 @@ def compile_backbone(
     )
 
 
-def with_validation(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
-    """A kind of passes, and if it is a training's the validation's as well: of a dense task image
-    by image.
+def kinds_to_compile(backbone: nn.Module, kind: 'Pass') -> list['Pass']:
+    """A kind of passes, and those that will come with it.
 
-    A classifier's are those of a single image as well: an epoch's last batch may bring few images,
-    whose scans take other kernels.
+    With a classifier's come those of a single image, as an epoch's last batch may bring few images,
+    whose scans take other kernels. With a training's comes its validation: of a dense task image by
+    image.
     """
-    few, is_dense = kind._replace(batch=1), backbone.out_indices is not None
+    single, is_dense = kind._replace(batch=1), backbone.out_indices is not None
+    kinds = [kind] if is_dense else [kind, single]
     if not kind.training:
-        return [kind] if is_dense else [kind, few]
-    trained = [kind] if is_dense else [kind, few]
-    validated = [few] if is_dense else trained
-    return [*trained, *(each._replace(training=False, wants_gradient=False) for each in validated)]
+        return kinds
+    validated = [single] if is_dense else kinds
+    return [*kinds, *(one._replace(training=False, wants_gradient=False) for one in validated)]
 
 
 class Pass(NamedTuple):

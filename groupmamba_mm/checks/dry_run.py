@@ -31,7 +31,7 @@ from .findings import shown
 from .labels import HEADS
 from .parts import build, leaves, parts_of, spread
 
-#: Different images that a process reads for a step: more would say nothing new, and take seconds.
+#: Different images of a split for each process: more would say nothing new, and take seconds.
 DIFFERENT = 32
 
 

@@ -49,7 +49,7 @@ class FlatDataParallel(nn.Module):
         self._is_synced, self._is_queued = True, False
         self._buckets: list[Tensor] = []
         self._views: list[Tensor] = []
-        self._viewed: list[nn.Parameter] = []  # whose gradients have the views
+        self._viewed: list[int] = []  # ids of the weights whose gradients have the views
         self._begin_as_the_first_process()
 
     def _begin_as_the_first_process(self) -> None:
@@ -98,11 +98,7 @@ class FlatDataParallel(nn.Module):
             dict[str, Tensor]: The losses.
         """
         with optim_wrapper.optim_context(self):
-            inputs = self._model.data_preprocessor(data, training=True)
-            if isinstance(inputs, Mapping):
-                losses = self(**inputs, mode='loss')
-            else:
-                losses = self(*inputs, mode='loss')
+            losses = self._run_forward(self._model.data_preprocessor(data, training=True), 'loss')
         if not any(loss.requires_grad for loss in _tensors(losses)):
             raise ConfigError(
                 f'the model returns {type(losses).__name__} as losses, in which no tensor with a '
@@ -143,6 +139,8 @@ class FlatDataParallel(nn.Module):
         finally:
             self._is_synced = before
 
+    _run_forward = BaseModel._run_forward  # of dicts, lists and tuples
+
     @property
     def _model(self) -> BaseModel:
         return self.module
@@ -165,10 +163,9 @@ class FlatDataParallel(nn.Module):
                 f'cannot exchange gradients: {", ".join(unused[:5])}; freeze them '
                 '(requires_grad=False), or set find_unused_parameters=True'
             )
-        if list(map(id, parameters)) != list(
-            map(id, self._viewed)
-        ):  # the first time, or frozen since
-            self._viewed = parameters
+        trained = [id(parameter) for parameter in parameters]
+        if trained != self._viewed:  # the first time, or some were frozen since
+            self._viewed = trained
             self._make_views(gradients)
         torch._foreach_copy_(self._views, gradients)
         for bucket in self._buckets:

@@ -85,7 +85,7 @@ def test_terminated_and_resumed(tmp_path, whole):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='torch has no SyncBatchNorm on CPUs')
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA GPUs')
 @pytest.mark.faults
 def test_terminated_with_sync_batch_norm(tmp_path):
     launch = Launch(tmp_path / 'whole', sync=1)

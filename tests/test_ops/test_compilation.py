@@ -72,15 +72,15 @@ def test_new_image_sizes_compile_nothing(family):
 BATCHES = """
 import json, torch
 from groupmamba_mm import GroupMamba
-from groupmamba_mm.backbones.kernels import Pass, note_backbone, with_validation
+from groupmamba_mm.backbones.kernels import Pass, note_backbone, kinds_to_compile
 
 model = GroupMamba('{arch}', scan_backend='triton').train()
 kind = Pass(128, torch.float32, torch.bfloat16, True, True)
-known = note_backbone(model, [(224, 224)], with_validation(model, kind), 90)
+known = note_backbone(model, [(224, 224)], kinds_to_compile(model, kind), 90)
 others = [kind._replace(batch=batch) for batch in (2, 7, 24, 80)]
 new = set(note_backbone(model, [(224, 224)], others, 90)) - set(known)
 kind = kind._replace(training=False, wants_gradient=False)  # a test alone
-tested = note_backbone(model, [(224, 224)], with_validation(model, kind), 90)
+tested = note_backbone(model, [(224, 224)], kinds_to_compile(model, kind), 90)
 new |= set(note_backbone(model, [(224, 224)], [kind._replace(batch=5)], 90)) - set(tested)
 print(json.dumps([len(known), [str(launch) for launch in new]]))
 """

@@ -136,7 +136,7 @@ def test_launchers_that_cannot_be_built_ahead_are_no_failure(results):
 
 
 ABANDON = """
-import os, subprocess
+import os
 from groupmamba_mm.ops import precompile, sums
 import torch
 
