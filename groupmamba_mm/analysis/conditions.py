@@ -26,7 +26,14 @@ PACKAGES = (
 )
 
 #: Beginnings of environment variables that can change a figure.
-VARIABLES = ('GROUPMAMBA_', 'TRITON_', 'TORCH', 'PYTORCH_', 'OMP_NUM_THREADS')
+VARIABLES = (
+    'GROUPMAMBA_',
+    'TRITON_',
+    'TORCH',
+    'PYTORCH_',
+    'OMP_NUM_THREADS',
+    'PYTHONDONTWRITEBYTECODE',  # each start compiles all of Python's sources again
+)
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
