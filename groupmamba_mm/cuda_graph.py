@@ -11,6 +11,9 @@ from torch._utils import _unflatten_dense_tensors
 # Libraries choose their kernels, and kernels are compiled, in the first runs.
 _WARMUP_RUNS = 3
 
+# An optimizer's kernels read several elements at a time where a gradient begins at such a multiple.
+_ALIGNED_TO = 32
+
 
 def captured(
     function: Callable[[Tensor], Any], images: Tensor, pool: tuple | None = None
@@ -76,13 +79,16 @@ class CapturedTraining:
         self._grad_outputs = [torch.zeros_like(y) for y in outputs]
         with _capture(self._backward, pool):
             grads = torch.autograd.grad(outputs, parameters, self._grad_outputs, allow_unused=True)
-            self._used = [grad is not None for grad in grads]
-            shared = other._grads if other is not None and other._used == self._used else None
-            self._grads: Tensor = torch.cat(
-                [grad.reshape(-1) for grad in grads if grad is not None], out=shared
+            # those of odd sizes last, so that the rest begins where kernels read fast
+            self._order = sorted(
+                (i for i, grad in enumerate(grads) if grad is not None),
+                key=lambda i: grads[i].numel() % _ALIGNED_TO != 0,
             )
+            shared = other._grads if other is not None and other._order == self._order else None
+            self._grads: Tensor = torch.cat([grads[i].reshape(-1) for i in self._order], out=shared)
         self._outputs = [y.detach() for y in outputs]
-        self._shapes = [p for p, is_used in zip(parameters, self._used) if is_used]
+        self._shapes = [parameters[i] for i in self._order]
+        self._number = len(parameters)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The outputs, in memory that the next call fills anew."""
@@ -98,8 +104,11 @@ class CapturedTraining:
         for static, grad in zip(self._grad_outputs, grad_outputs):
             static.copy_(grad)
         self._backward.replay()
-        grads = iter(_unflatten_dense_tensors(self._grads.clone(), self._shapes))
-        return [next(grads) if is_used else None for is_used in self._used]
+        grads: list[Tensor | None] = [None] * self._number
+        flat = _unflatten_dense_tensors(self._grads.clone(), self._shapes)
+        for i, grad in zip(self._order, flat):
+            grads[i] = grad
+        return grads
 
 
 def _warm_up(run: Callable[[], Any], device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from groupmamba_mm.errors import CheckpointError
 
 from .foreign import read_tensors
-from .loading import load_all_safely, load_checkpoint_file, state_dict_of
+from .loading import load_all_safely, load_checkpoint_file, map_checkpoint, state_dict_of
 from .matching import (
     ExpectedKeys,
     LoadReport,
@@ -25,6 +25,7 @@ __all__ = [
     'load_checkpoint_file',
     'load_matched',
     'load_matching',
+    'map_checkpoint',
     'match_state_dict',
     'read_tensors',
     'revert_to_official',

@@ -121,12 +121,27 @@ def read_checkpoint_meta(path: str | Path) -> dict | None:
     Raises:
         CheckpointError: If the file is damaged or would run code.
     """
-    _require_checksums(Path(path), of='.pkl')  # not of the tensors, which take their time
-    checkpoint = _load_safely(Path(path), (), map_location='cpu', mmap=zipfile.is_zipfile(path))
+    checkpoint = map_checkpoint(path)
     resumable = {'meta', 'message_hub', 'optimizer'}
     if not isinstance(checkpoint, dict) or not resumable <= checkpoint.keys():
         return None
     return checkpoint['meta']
+
+
+def map_checkpoint(path: str | Path) -> Any:
+    """Read a checkpoint, and of its tensors shapes and types only: their values when they are used.
+
+    Args:
+        path (str or Path): A local file, which must stay as it is while the tensors live.
+
+    Returns:
+        Any: What was saved.
+
+    Raises:
+        CheckpointError: If the file is damaged or would run code.
+    """
+    _require_checksums(Path(path), of='.pkl')  # not of the tensors, which take their time
+    return _load_safely(Path(path), (), map_location='cpu', mmap=zipfile.is_zipfile(path))
 
 
 def _require_checksums(file: Path, of: str = '') -> None:

@@ -41,6 +41,13 @@ class _CfgOptions(DictAction):
         for value in values:
             if '=' not in value:
                 parser.error(f'{option_string}: {value!r} is no key=value')
+            try:
+                self._parse_iterable(value.partition('=')[2])
+            except (AssertionError, RecursionError):  # all that mmengine says of brackets
+                parser.error(
+                    f'{option_string}: cannot read {value!r}; lists are written [a,b] with every '
+                    'bracket closed, and the entries of a dict one by one, as key.entry=value'
+                )
         super().__call__(parser, namespace, values, option_string)
 
 

@@ -1,5 +1,6 @@
 """Short logs: a summary of the run, and the details in files beside the log."""
 
+import functools
 import logging
 import os
 import warnings
@@ -95,6 +96,11 @@ def import_formatter() -> None:
         import yapf  # noqa: F401
 
 
+@functools.cache
+def _environment() -> dict[str, Any]:
+    return collect_env()  # which runs two compilers
+
+
 @master_only
 def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
     """Log a summary of a run, and write its environment and config to files beside the log.
@@ -105,7 +111,7 @@ def log_run(runner: Runner, env_cfg: dict[str, Any]) -> None:
     """
     folder = Path(runner.log_dir)
     # the compiler's flags are a page of their own
-    env = collect_env()
+    env = _environment()
     lines = [f'{key}: {value}' for key, value in {**env, **env_cfg}.items()]
     (folder / 'environment.txt').write_text('\n'.join(lines) + '\n')
     files = 'environment.txt'
