@@ -1,5 +1,6 @@
 """Recording GPU work once and replaying it with one launch."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -123,6 +124,9 @@ def _warm_up(run: Callable[[], Any], device: torch.device) -> None:
 
 @contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
+    # garbage that holds memory of the GPU or pinned memory would end a recording when it is freed
+    collects = gc.isenabled()
+    gc.disable()
     try:
         # the threads that pin batches and watch NCCL go on meanwhile
         with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'):
@@ -132,3 +136,6 @@ def _capture(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         generator.graphsafe_set_state(generator.clone_state())
         raise
+    finally:
+        if collects:
+            gc.enable()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import io
 import logging
 import math
@@ -346,6 +347,7 @@ class Rehearsal:
             if isinstance(handler, logging.FileHandler):
                 handler.close()
         self.runner = None
+        gc.collect()  # runners are full of cycles, which hold the memory of a whole training
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -1,5 +1,6 @@
 """mmengine's runner with checked checkpoints, and with several processes on CPUs."""
 
+import gc
 import importlib
 import logging
 import os
@@ -56,6 +57,10 @@ from .train_loops import RESUMABLE_LOOPS
 # Share of the model that ``load_from`` must fill when training starts from other weights: a new
 # head may differ, a backbone alone is too little.
 LOAD_FROM_MIN_SHARE = 0.8
+
+# A process that is forked from this one, as the workers of a loader are, must not collect what is
+# garbage here: pinned memory or a CUDA graph in it would end that process, where CUDA cannot run.
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 @RUNNERS.register_module()

@@ -1,6 +1,8 @@
 """Inference that repeats is replayed, until something changes that a CUDA graph cannot see."""
 
+import contextlib
 import copy
+import gc
 import pickle
 import random
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from groupmamba_mm import cuda_graph
 from groupmamba_mm.backbones import GroupMamba, replay
 from tests.conftest import SMALL
 
@@ -147,6 +150,14 @@ def test_sizes_in_random_order_take_few_recordings(recordings):
     image = torch.rand(1, 3, 8, 8)  # a new size, from now on the only one
     run(model, image, replay.COUNTED)
     assert image.shape in recordings
+
+
+def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch):
+    """Freeing memory that GPU work has used is not allowed then."""
+    monkeypatch.setattr(torch.cuda, 'graph', lambda *args, **options: contextlib.nullcontext())
+    with cuda_graph._capture(None):
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_a_failed_recording_ends_those_before_and_restores(recordings, monkeypatch, caplog):

@@ -1,6 +1,8 @@
 """The rehearsal before a training: what it refuses, measures, and leaves behind."""
 
+import gc
 import shutil
+import weakref
 
 import cv2
 import numpy as np
@@ -54,6 +56,24 @@ def test_it_measures_and_leaves_no_trace(cfg, tmp_path):
     assert found.checkpoint_bytes > 10_000 and np.isfinite(found.loss)
     assert 'learning rate 0.001 for 100%' in found.page() and '0.0005 in the first' in found.line()
     assert list((tmp_path / 'run').iterdir()) == []
+
+
+def test_its_model_is_gone_before_the_run(cfg, monkeypatch):
+    """Garbage on a GPU would take the run's memory, and end a recording that collects it."""
+    models, build_runner = [], RUNNERS.build
+
+    def build(*args, **options):
+        runner = build_runner(*args, **options)
+        models.append(weakref.ref(runner.model))
+        return runner
+
+    monkeypatch.setattr(RUNNERS, 'build', build)
+    gc.disable()
+    try:
+        dry_run(prepared(cfg), {}, compiled=True)
+        assert [model() for model in models] == [None]
+    finally:
+        gc.enable()
 
 
 def test_the_run_after_it_is_the_same(cfg):

@@ -180,6 +180,15 @@ def test_an_option_without_a_value_is_a_usage_error(capsys):
     assert "'a.b' is no key=value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('value', ['[1,2', '[1,(2]', "{'a':(1,2),'b':3}"])
+def test_an_option_that_cannot_be_read_is_a_usage_error(value, capsys):
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(['--cfg-options', 'fine=1', f'a.b={value}'])
+    assert f'--cfg-options: cannot read {f"a.b={value}"!r}' in capsys.readouterr().err
+
+
 def test_numpy_values_in_messages_stay_on_one_line():
     assert '\n' not in explain(ValueError(str(np.zeros((3, 3)))))
 

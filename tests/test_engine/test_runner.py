@@ -1,6 +1,7 @@
 """The runner: what it loads, refuses and resumes, and how it runs without GPUs."""
 
 import errno
+import gc
 import importlib.util
 import logging
 import math
@@ -17,6 +18,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS, VISBACKENDS, VISUALIZERS
+from torch.utils.data import DataLoader
 
 from groupmamba_mm.checkpoint import CheckpointError, load_checkpoint_file
 from groupmamba_mm.engine import CheckedRunner
@@ -613,3 +615,13 @@ def test_learning_rates_are_scaled_by_what_an_update_sees(processes, accumulated
     assert f'{accumulated} accumulated), and the config is for 16' in said[0]
     CheckedRunner.scale_lr(runner, wrapper, dict(enable=False, base_batch_size=16))
     assert len(said) == 1
+
+
+def frozen_objects(_):
+    return [gc.get_freeze_count()]
+
+
+def test_workers_do_not_collect_what_their_parent_left():
+    """Pinned memory or a CUDA graph in that would end a worker."""
+    loader = DataLoader(range(1), num_workers=1, collate_fn=frozen_objects)
+    assert gc.get_freeze_count() == 0 and next(iter(loader))[0] > 10_000
