@@ -48,8 +48,9 @@ class Block(NamedTuple):
 
     Attributes:
         kind: ``file`` (write it there), ``run`` (Python, in the page's order), ``example`` (run by
-            a test of this name), ``not run``, or empty: shell commands that are run.
-        what: The path, the name, or the reason for which it is not run.
+            a test of this name), ``run small`` (shell commands run by ``test_docs_recipes.py``),
+            ``not run``, or empty: shell commands that are run here.
+        what: The path, the name, what is made smaller, or the reason for which it is not run.
         language: Of the fence.
         code: The text.
     """
@@ -61,7 +62,7 @@ class Block(NamedTuple):
 
 
 BLOCK = re.compile(
-    r'^(?:<!-- (file|run|example|not run)(?:: (.*?))? -->\n)?```(\w*)\n(.*?)^```',
+    r'^(?:<!-- (file|run small|run|example|not run)(?:: (.*?))? -->\n)?```(\w*)\n(.*?)^```',
     flags=re.DOTALL | re.MULTILINE,
 )
 PATH = re.compile(r'(?<![\w/.-])(?:configs|tools|groupmamba_mm|tests|requirements)/[\w./*-]*')
@@ -331,7 +332,7 @@ def test_environment_variables_exist(document):
 def test_every_block_is_run_or_says_why_not(document):
     """What is not run is read by its language at least; its options are looked at above."""
     for block in blocks_of(document):
-        if block.kind == 'not run':
+        if block.kind in ('not run', 'run small'):
             assert block.what, block.code
         elif block.kind == 'example':
             assert f"'{block.what}'" in Path(__file__).read_text(encoding='utf-8'), block.what

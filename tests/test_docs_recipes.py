@@ -1,0 +1,245 @@
+"""The commands for ImageNet, COCO, ADE20K and several GPUs, run as the pages have them.
+
+Bash runs each block marked ``run small`` in a folder with this project's tools and configs. What is
+smaller there: the configs that it names are the real ones with a small model, small images and a
+single epoch (:func:`shrink`), the data have the layout of the real ones and few pictures, and two
+CPU processes stand for the GPUs.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from mmdet.datasets import CocoDataset
+from mmengine.config import ConfigDict
+
+from groupmamba_mm import GroupMamba
+from groupmamba_mm.backbones.archs import ARCHS
+from groupmamba_mm.datasets.benchmark_data import make_detection, make_segmentation
+from groupmamba_mm.engine.config_checks import load_config
+from tests.conftest import SMALL
+from tests.test_docs import DOCUMENTS, ROOT, blocks_of, make_demo_data
+from tests.test_tools.test_train_test_cli import fake_srun, free_port
+
+TEACHER = 'regnety_160-a5fe301d.pth'  # as the page on distillation calls the file
+
+
+def write_imagenet(place):
+    """A thousand class folders with a picture each, in both splits."""
+    random = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for index in range(1000):
+            folder = place / f'imagenet/{split}/n{index:08d}'
+            folder.mkdir(parents=True)
+            picture = random.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            cv2.imwrite(str(folder / f'{split}_{index}.JPEG'), picture)
+
+
+def write_data(place):
+    write_imagenet(place)
+    (place / 'data').mkdir()
+    (place / 'data/imagenet').symlink_to(place / 'imagenet')
+
+
+def write_teacher(place):
+    teacher = timm.create_model('regnety_002', num_classes=1000)
+    torch.save(dict(model=teacher.state_dict()), place / TEACHER)
+
+
+def write_backbone(place):
+    """The weights of a classifier that detectors and segmenters begin with."""
+    weights = GroupMamba(SMALL['paper']).state_dict()
+    (place / 'checkpoints').mkdir()
+    torch.save(
+        dict(state_dict={f'backbone.{key}': value for key, value in weights.items()}),
+        place / 'checkpoints/tiny.pth',
+    )
+
+
+def write_coco(place):
+    for split in ('train', 'val'):
+        make_detection(
+            place / 'data/coco',
+            f'annotations/instances_{split}2017.json',
+            f'{split}2017',
+            CocoDataset.METAINFO['classes'],
+            images=4,
+            threads=2,
+        )
+    _tell_apart(place / 'data/coco/val2017')
+
+
+def write_ade20k(place):
+    for split in ('training', 'validation'):
+        make_segmentation(
+            place / 'data/ade/ADEChallengeData2016',
+            f'images/{split}',
+            f'annotations/{split}',
+            ('.jpg', '.png'),
+            classes=151,
+            images=4,
+            threads=2,
+        )
+    _tell_apart(place / 'data/ade/ADEChallengeData2016/images/validation')
+
+
+def _tell_apart(folder):
+    """Both splits are drawn alike, and validating on what is trained is refused."""
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes() + path.name.encode())
+
+
+def shrink(config: Path) -> None:
+    """Put a small version in the place of a config: its parts are the same, their sizes are not."""
+    cfg = load_config(str(config))
+    backbone = cfg.model.backbone
+    if isinstance(backbone.arch, str):  # the demo's is small already
+        arch = SMALL[ARCHS[backbone.arch].family]
+        dims = list(arch['embed_dims'])
+        backbone.arch = ConfigDict(arch)
+        for part, value in (('head', dims[-1]), ('neck', dims), ('decode_head', dims)):
+            if part in cfg.model:
+                cfg.model[part].in_channels = value
+        if 'auxiliary_head' in cfg.model:
+            cfg.model.auxiliary_head.in_channels = dims[cfg.model.auxiliary_head.in_index]
+    if 'teacher' in cfg.model:
+        cfg.model.teacher.update(model_name='regnety_002', checkpoint=TEACHER)
+    _shrink_parts(cfg._cfg_dict)
+    if 'max_epochs' in cfg.train_cfg:
+        cfg.train_cfg.max_epochs = 1
+    else:
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+        cfg.default_hooks.checkpoint.interval = 2
+    cfg.dump(config)
+
+
+#: Sizes of images, by the transform that has them.
+SIZES = {
+    'AntialiasedRandomResizedCrop': dict(scale=32),
+    'AntialiasedResizeEdge': dict(scale=40),
+    'CenterCrop': dict(crop_size=32),
+    'RandomCrop': dict(crop_size=(64, 64)),
+    'RandomResize': dict(scale=(128, 64)),
+    'Resize': dict(scale=(96, 64)),
+    'SegDataPreProcessor': dict(size=(64, 64)),
+}
+
+
+def _shrink_parts(part):
+    if isinstance(part, list | tuple):
+        for one in part:
+            _shrink_parts(one)
+    elif isinstance(part, dict):
+        for key, value in SIZES.get(part.get('type'), {}).items():
+            if key in part:
+                part[key] = value
+        if 'dataset' in part and 'sampler' in part:  # a loader
+            part.update(batch_size=min(2, part.batch_size), num_workers=0, persistent_workers=False)
+            if part.dataset.type == 'ImageNet':
+                part.dataset.indices = 8
+        for value in list(part.values()):
+            _shrink_parts(value)
+
+
+class Recipe(NamedTuple):
+    """How the blocks of a page are run.
+
+    Attributes:
+        prepare: What is there before the first one; each is called with the folder.
+        names: What stands for the names that a reader fills in.
+    """
+
+    prepare: tuple
+    names: dict = {}
+
+
+def trained(config, file='epoch_1.pth'):
+    return f'work_dirs/{config}/{file}'
+
+
+IMAGENET = dict(prepare=(write_data, write_teacher))
+RECIPES = {
+    'docs/train.md': Recipe(**IMAGENET),
+    'docs/distillation.md': Recipe(**IMAGENET),
+    'docs/guides/imagenet.md': Recipe(
+        prepare=(write_imagenet, write_teacher),
+        names={
+            '/path/to/imagenet': '$PWD/imagenet',
+            'CHECKPOINT': trained('groupmamba-official-tiny_8xb128_in1k'),
+        },
+    ),
+    'docs/guides/several_machines.md': Recipe(prepare=(write_data, make_demo_data)),
+    'configs/groupmamba/README.md': Recipe(**IMAGENET),
+    'configs/mask_rcnn/README.md': Recipe(
+        prepare=(write_coco, write_backbone),
+        names={'CHECKPOINT': trained('mask-rcnn_groupmamba-tiny_fpn_1x_coco')},
+    ),
+    'configs/upernet/README.md': Recipe(
+        prepare=(write_ade20k, write_backbone),
+        names={
+            'CHECKPOINT': trained('groupmamba-tiny_upernet_8xb2-160k_ade20k-512x512', 'iter_2.pth')
+        },
+    ),
+}
+
+
+def for_two_processes(code):
+    """The commands with two CPU processes in the place of the GPUs, Slurm's and machines'."""
+    if 'NODE_RANK=0' in code:  # a process for each machine, the second one beside
+        code = re.sub(r'(tools/dist_\w+\.sh \S+) \d+', r'\1 1', code)
+        code = code.replace('MASTER_ADDR=node0', 'MASTER_ADDR=127.0.0.1')
+        return f'{code.replace("NODE_RANK=0", "NODE_RANK=1").rstrip()} & \n{code}wait $!\n'
+    code = re.sub(r'(tools/dist_train\.sh \S+) \d+', r'\1 2', code)
+    code = re.sub(r'(tools/dist_test\.sh \S+ \S+) \d+', r'\1 2', code)
+    return re.sub(r'GPUS=\d+ GPUS_PER_NODE=\d+', 'GPUS=2 GPUS_PER_NODE=0', code)
+
+
+def small_blocks(document):
+    return [block for block in blocks_of(document) if block.kind == 'run small']
+
+
+def test_every_such_block_has_its_recipe():
+    assert {document for document in DOCUMENTS if small_blocks(document)} == set(RECIPES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('document', sorted(RECIPES))
+def test_recipe_runs(document, tmp_path):
+    recipe = RECIPES[document]
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+    for prepare in recipe.prepare:
+        prepare(tmp_path)
+    (tmp_path / 'bin').mkdir()
+    path = f'{tmp_path / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', PATH=path)
+    fake_srun(tmp_path / 'bin')
+    shrunk = set()
+    for block in small_blocks(document):
+        code = block.code
+        for config in set(re.findall(r'configs/[\w./-]+\.py', code)) - shrunk:
+            shrink(tmp_path / config)
+            shrunk.add(config)
+        for name, value in recipe.names.items():
+            code = code.replace(name, value)
+        port = free_port()
+        code = re.sub(r'PORT=\d+', f'PORT={port}', for_two_processes(code))
+        done = subprocess.run(
+            ['bash', '-euxc', code],
+            cwd=tmp_path,
+            env=dict(environment, PORT=port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout[-6000:]
