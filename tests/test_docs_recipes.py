@@ -27,7 +27,7 @@ from groupmamba_mm.backbones.archs import ARCHS
 from groupmamba_mm.datasets.benchmark_data import make_detection, make_segmentation
 from groupmamba_mm.engine.config_checks import load_config
 from tests.conftest import SMALL
-from tests.test_docs import DOCUMENTS, ROOT, blocks_of, make_demo_data
+from tests.test_docs import DEMO, DOCUMENTS, ROOT, blocks_of, demo_weights, make_demo_data
 from tests.test_tools.test_train_test_cli import fake_srun, free_port
 
 TEACHER = 'regnety_160-a5fe301d.pth'  # as the page on distillation calls the file
@@ -101,8 +101,8 @@ def _tell_apart(folder):
 def shrink(config: Path) -> None:
     """Put a small version in the place of a config: its parts are the same, their sizes are not."""
     cfg = load_config(str(config))
-    backbone = cfg.model.backbone
-    if isinstance(backbone.arch, str):  # the demo's is small already
+    backbone = cfg.model.get('backbone', {})
+    if isinstance(backbone.get('arch'), str):  # the demo's models are small already
         arch = SMALL[ARCHS[backbone.arch].family]
         dims = list(arch['embed_dims'])
         backbone.arch = ConfigDict(arch)
@@ -111,8 +111,11 @@ def shrink(config: Path) -> None:
                 cfg.model[part].in_channels = value
         if 'auxiliary_head' in cfg.model:
             cfg.model.auxiliary_head.in_channels = dims[cfg.model.auxiliary_head.in_index]
-    if 'teacher' in cfg.model:
-        cfg.model.teacher.update(model_name='regnety_002', checkpoint=TEACHER)
+    teacher = cfg.model.get('teacher', {})
+    if 'model_name' in teacher:
+        teacher.update(model_name='regnety_002', checkpoint=TEACHER)
+    elif 'checkpoint' in teacher:
+        teacher.checkpoint = re.sub(r'epoch_\d+', 'epoch_1', teacher.checkpoint)
     _shrink_parts(cfg._cfg_dict)
     if 'max_epochs' in cfg.train_cfg:
         cfg.train_cfg.max_epochs = 1
@@ -155,11 +158,13 @@ class Recipe(NamedTuple):
 
     Attributes:
         prepare: What is there before the first one; each is called with the folder.
-        names: What stands for the names that a reader fills in.
+        names: What stands for the names that a reader fills in, and for large numbers.
+        configs: Those that the commands name in another way than by their paths.
     """
 
-    prepare: tuple
+    prepare: tuple = ()
     names: dict = {}
+    configs: tuple = ()
 
 
 def trained(config, file='epoch_1.pth'):
@@ -169,7 +174,14 @@ def trained(config, file='epoch_1.pth'):
 IMAGENET = dict(prepare=(write_data, write_teacher))
 RECIPES = {
     'docs/train.md': Recipe(**IMAGENET),
-    'docs/distillation.md': Recipe(**IMAGENET),
+    'docs/distillation.md': Recipe(
+        **IMAGENET,
+        names={'data/demo\n': 'data/demo --num-train 60 --num-val 10\n'},
+        configs=(
+            'configs/demo/groupmamba-pico_demo-cls.py',
+            'configs/demo/groupmamba-pico-distill_demo-cls.py',
+        ),
+    ),
     'docs/guides/imagenet.md': Recipe(
         prepare=(write_imagenet, write_teacher),
         names={
@@ -177,7 +189,13 @@ RECIPES = {
             'CHECKPOINT': trained('groupmamba-official-tiny_8xb128_in1k'),
         },
     ),
+    'docs/predict.md': Recipe(prepare=(make_demo_data, demo_weights), names=DEMO),
+    'docs/scaling_plan.md': Recipe(
+        prepare=(write_imagenet,),
+        names={'NNODES=7:8': 'NNODES=1:1', '/local/imagenet': '$PWD/imagenet'},
+    ),
     'docs/guides/several_machines.md': Recipe(prepare=(write_data, make_demo_data)),
+    'configs/demo/README.md': Recipe(names={'8000': '8 --num-val 8'}),
     'configs/groupmamba/README.md': Recipe(**IMAGENET),
     'configs/mask_rcnn/README.md': Recipe(
         prepare=(write_coco, write_backbone),
@@ -198,7 +216,8 @@ def for_two_processes(code):
         code = re.sub(r'(tools/dist_\w+\.sh \S+) \d+', r'\1 1', code)
         code = code.replace('MASTER_ADDR=node0', 'MASTER_ADDR=127.0.0.1')
         return f'{code.replace("NODE_RANK=0", "NODE_RANK=1").rstrip()} & \n{code}wait $!\n'
-    code = re.sub(r'(tools/dist_train\.sh \S+) \d+', r'\1 2', code)
+    code = re.sub(r'(tools/dist_train\.sh(?: \\\n +)? *\S+) \d+', r'\1 2', code)
+    code = code.replace('MASTER_ADDR=node0', 'MASTER_ADDR=127.0.0.1')
     code = re.sub(r'(tools/dist_test\.sh \S+ \S+) \d+', r'\1 2', code)
     return re.sub(r'GPUS=\d+ GPUS_PER_NODE=\d+', 'GPUS=2 GPUS_PER_NODE=0', code)
 
@@ -221,16 +240,24 @@ def test_recipe_runs(document, tmp_path):
         prepare(tmp_path)
     (tmp_path / 'bin').mkdir()
     path = f'{tmp_path / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', PATH=path)
+    environment = dict(
+        os.environ,
+        CUDA_VISIBLE_DEVICES='',
+        OMP_NUM_THREADS='1',
+        PATH=path,
+        GPUS='2',
+        GPUS_PER_NODE='0',
+    )
     fake_srun(tmp_path / 'bin')
     shrunk = set()
     for block in small_blocks(document):
         code = block.code
-        for config in set(re.findall(r'configs/[\w./-]+\.py', code)) - shrunk:
-            shrink(tmp_path / config)
-            shrunk.add(config)
         for name, value in recipe.names.items():
             code = code.replace(name, value)
+        named = set(re.findall(r'configs/[\w./-]+\.py', code)) | set(recipe.configs)
+        for config in named - shrunk:
+            shrink(tmp_path / config)
+        shrunk |= named
         port = free_port()
         code = re.sub(r'PORT=\d+', f'PORT={port}', for_two_processes(code))
         done = subprocess.run(

@@ -6,7 +6,7 @@ import _environment  # noqa: F401, before what may be missing
 from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
-from groupmamba_mm.checks import check_quickly
+from groupmamba_mm.checks import build_quickly, check_quickly
 from groupmamba_mm.checks.dry_run import hand_over, rehearse_test
 from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_command
 from groupmamba_mm.engine.config_checks import load_config
@@ -50,7 +50,7 @@ def main() -> None:
     warnings, built = (
         check_quickly(cfg, ('test',), trained_classes(args.checkpoint))
         if is_first_here()
-        else ([], {})
+        else ([], build_quickly(cfg, ('test',)))
     )
     runner = RUNNERS.build(cfg)
     for warning in warnings:

@@ -8,7 +8,7 @@ from mmengine.registry import RUNNERS
 
 import groupmamba_mm.engine  # noqa: F401, registers the runner
 from groupmamba_mm.checkpoint import load_checkpoint_file
-from groupmamba_mm.checks import check_quickly
+from groupmamba_mm.checks import build_quickly, check_quickly
 from groupmamba_mm.checks.dry_run import dry_run, hand_over
 from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_command
 from groupmamba_mm.engine.config_checks import load_config
@@ -82,7 +82,10 @@ def main() -> None:
     if cfg.get('resume') and cfg.load_from:
         load_checkpoint_file(cfg.load_from)  # or say now why not
     # One process a machine compares the data with the files; all of them rehearse.
-    warnings, built = check_quickly(cfg, ('train', 'val')) if is_first_here() else ([], {})
+    splits = ('train', 'val')
+    warnings, built = (
+        check_quickly(cfg, splits) if is_first_here() else ([], build_quickly(cfg, splits))
+    )
     checked = time.monotonic() - start
     rehearsal = dry_run(cfg, built, compiled=args.dry_run)
     if args.dry_run:

@@ -19,7 +19,7 @@ from .samples import batches, given, load
 with explain_missing('groupmamba_mm.checks'):
     from mmengine.config import Config
 
-__all__ = ['Finding', 'Report', 'check', 'check_quickly']
+__all__ = ['Finding', 'Report', 'build_quickly', 'check', 'check_quickly']
 
 
 def check(
@@ -78,6 +78,27 @@ def check_quickly(
     report, built = check(cfg, splits, trained=trained)
     report.require_no_error()
     return report.of('warning'), built
+
+
+def build_quickly(cfg: Config, splits: Sequence[str]) -> dict[str, Any]:
+    """Build the data sets of a config, in a process beside the one that makes the checks.
+
+    Args:
+        cfg: The config.
+        splits: Which of 'train', 'val' and 'test'; one without a loader is left out.
+
+    Returns:
+        The data sets, by split.
+
+    Raises:
+        DataError: If files are missing or cannot be read, as :func:`check_quickly` says it.
+    """
+    report, parts = Report(), {split: parts_of(cfg, split) for split in splits}
+    for of_split in parts.values():
+        for part in of_split:
+            report.add(files.missing_paths(part))
+    report.require_no_error()
+    return {split: _build(cfg, of_split) for split, of_split in parts.items() if of_split}
 
 
 def _needed(cfg: Config, part: Part) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ class LrRangeHook(Hook):
             data_batch: The batch, unused.
             outputs: The losses.
         """
-        if self.curve.add(self.lr, float(outputs['loss'])):
+        if self.curve.add(self.lr, float(outputs['loss'].detach())):
             runner.train_loop.stop_training = True
 
 

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
-from groupmamba_mm.checks import check_quickly
+from groupmamba_mm.checks import build_quickly, check_quickly
 from groupmamba_mm.checks.dry_run import dry_run, hand_over
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
 from groupmamba_mm.errors import ConfigError, DataError
@@ -56,6 +56,19 @@ def test_it_measures_and_leaves_no_trace(cfg, tmp_path):
     assert found.checkpoint_bytes > 10_000 and np.isfinite(found.loss)
     assert 'learning rate 0.001 for 100%' in found.page() and '0.0005 in the first' in found.line()
     assert list((tmp_path / 'run').iterdir()) == []
+
+
+@pytest.mark.parametrize('folder', ['gone', 'empty'])
+def test_processes_that_make_no_checks_say_of_missing_data_the_same(cfg, tmp_path, folder):
+    """What a launch prints last may be any process's."""
+    (tmp_path / 'empty').mkdir()
+    cfg.val_dataloader.dataset.data_root = str(tmp_path / folder)
+    said = []
+    for make in (check_quickly, build_quickly):
+        with pytest.raises(DataError) as raised:
+            make(prepared(cfg), ('train', 'val'))
+        said.append(str(raised.value))
+    assert said[0] == said[1] and str(tmp_path / folder) in said[0]
 
 
 def test_its_model_is_gone_before_the_run(cfg, monkeypatch):
