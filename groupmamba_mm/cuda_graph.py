@@ -124,7 +124,7 @@ def _warm_up(run: Callable[[], Any], device: torch.device) -> None:
 
 @contextmanager
 def _capture(graph: torch.cuda.CUDAGraph, pool: Any = None) -> Iterator[None]:
-    # garbage that holds memory of the GPU or pinned memory would end a recording when it is freed
+    # garbage that is collected meanwhile, another graph or pinned memory, would call CUDA in its midst
     collects = gc.isenabled()
     gc.disable()
     try:

@@ -153,7 +153,7 @@ def test_sizes_in_random_order_take_few_recordings(recordings):
 
 
 def test_no_garbage_is_collected_while_a_graph_is_recorded(monkeypatch):
-    """Freeing memory that GPU work has used is not allowed then."""
+    """What is garbage may call CUDA at its end."""
     monkeypatch.setattr(torch.cuda, 'graph', lambda *args, **options: contextlib.nullcontext())
     with cuda_graph._capture(None):
         assert not gc.isenabled()
