@@ -2,8 +2,8 @@
 
 Bash runs each block marked ``run small`` in a folder with this project's tools and configs. What is
 smaller there: the configs that it names are the real ones with a small model, small images and a
-single epoch (:func:`shrink`), the data have the layout of the real ones and few pictures, and two
-CPU processes stand for the GPUs.
+single epoch (:func:`shrink`), the data have the layout of the real ones and few pictures, two CPU
+processes stand for the GPUs, measurements take a step, and torch.compile gives back what it gets.
 """
 
 import os
@@ -22,7 +22,8 @@ import torch
 from mmdet.datasets import CocoDataset
 from mmengine.config import ConfigDict
 
-from groupmamba_mm import GroupMamba
+from groupmamba_mm import GroupMamba, get_config
+from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.backbones.archs import ARCHS
 from groupmamba_mm.datasets.benchmark_data import make_detection, make_segmentation
 from groupmamba_mm.engine.config_checks import load_config
@@ -63,6 +64,13 @@ def write_backbone(place):
         dict(state_dict={f'backbone.{key}': value for key, value in weights.items()}),
         place / 'checkpoints/tiny.pth',
     )
+
+
+def demo_teacher(place):
+    config = 'regnety-002_demo-cls'
+    file = place / f'work_dirs/{config}/epoch_1.pth'
+    file.parent.mkdir(parents=True)
+    torch.save(dict(state_dict=build_model(get_config(config)).state_dict()), file)
 
 
 def write_coco(place):
@@ -167,6 +175,18 @@ class Recipe(NamedTuple):
     configs: tuple = ()
 
 
+#: Options of measurements, and those put in their places or behind them.
+ONE_STEP = {
+    '--repeats 15': '--repeats 1 --batch 1',
+    '--compile --cuda-graph': '--compile --measure latency --warmup 1 --repeats 1',
+    '--size 800x1344 --batch 2': '--size 64x96 --batch 1 --warmup 1 --repeats 1',
+    '--workers 16': (
+        '--workers 1 --images 40 --warmup 20 --iterations 20 --parts loader step run startup'
+    ),
+    '--agreement 4000 --batch 100': '--agreement 20 --batch 10 --repeats 1',
+}
+
+
 def trained(config, file='epoch_1.pth'):
     return f'work_dirs/{config}/{file}'
 
@@ -189,6 +209,10 @@ RECIPES = {
             'CHECKPOINT': trained('groupmamba-official-tiny_8xb128_in1k'),
         },
     ),
+    'docs/speed.md': Recipe(names=ONE_STEP),
+    'docs/speed_record.md': Recipe(names=ONE_STEP),
+    'docs/training_speed.md': Recipe(prepare=(make_demo_data, demo_teacher), names=ONE_STEP),
+    'docs/guides/speed.md': Recipe(names=ONE_STEP),
     'docs/predict.md': Recipe(prepare=(make_demo_data, demo_weights), names=DEMO),
     'docs/scaling_plan.md': Recipe(
         prepare=(write_imagenet,),
@@ -245,6 +269,7 @@ def test_recipe_runs(document, tmp_path):
         CUDA_VISIBLE_DEVICES='',
         OMP_NUM_THREADS='1',
         PATH=path,
+        TORCHDYNAMO_DISABLE='1',
         GPUS='2',
         GPUS_PER_NODE='0',
     )

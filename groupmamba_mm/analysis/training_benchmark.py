@@ -429,6 +429,9 @@ def _train(
         *(cfg.get('custom_hooks') or []),
         dict(type='TrainingClockHook', out=str(out), warmup=warmup, iterations=iterations),
     ]
+    for length in ('max_epochs', 'max_iters'):  # the clock ends it
+        if length in cfg.train_cfg:
+            cfg.train_cfg[length] = max(cfg.train_cfg[length], warmup + iterations + 1)
     cfg.dump(str(config))
     out.unlink(missing_ok=True)
     launcher = ['--launcher', 'pytorch'] if gpus > 1 else []

@@ -297,6 +297,8 @@ def test_a_run(tmp_path, capsys):
                 '5',
                 '--out',
                 str(out),
+                '--cfg-options',
+                'train_cfg.max_epochs=1',  # which would end it after ten iterations
             ]
         )
     finally:
