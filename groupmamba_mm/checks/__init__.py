@@ -10,7 +10,7 @@ from groupmamba_mm.engine.config_checks import type_name
 from groupmamba_mm.errors import DataError, UserError
 from groupmamba_mm.extras import explain_missing
 
-from . import files, labels
+from . import files, labels, plan
 from .config import check_config, metrics_of
 from .findings import Finding, Report
 from .parts import Part, build, labels_of, parts_of
@@ -39,6 +39,7 @@ def check(
     report, built = Report(), {}
     parts = [part for split in splits for part in parts_of(cfg, split)]
     report.add(check_config(cfg, parts))
+    report.add(plan.check_plan(cfg, splits))
     for part in parts:
         # a file with gaps would end in an exception of the library that reads it
         if report.add(files.missing_paths(part)) and part.is_coco and part.is_local:
@@ -49,9 +50,14 @@ def check(
         of_split = [part for part in parts if part.split == split]
         built[split] = _build(cfg, of_split)
         report.add(batches(cfg, split, len(built[split])))
+    if 'train' in built:
+        report.add(plan.unfinished_schedules(cfg, len(built['train'])))
     for part in parts:
         _check_part(cfg, part, full, report)
     report.add(labels.same_in_splits(parts, trained))
+    report.add(labels.numbered_alike(parts))
+    for part in parts:
+        report.add(labels.ignored_alike(part, metrics_of(cfg, part.split)))
     for part in [part for part in parts if part.split == 'train'] or parts:
         report.add(labels.heads(cfg, part))
     report.add(files.shared_files(parts, full))
@@ -155,6 +161,11 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
     report.add(labels.names_of_labels(part))
     report.add(files.passed_over(part, full))
     loaded, budget = load(part, full), cfg.get('max_bad_images', 0)
+    if part.scope == 'mmpretrain' and part.is_local and part.cfg.get('ann_file'):
+        report.add(
+            replace(finding, severity='warning') if finding.how_many <= budget else finding
+            for finding in files.missing_images(part)
+        )
     unreadable = sum(finding.what == '' for finding in loaded.findings)
     whole = report.add(
         replace(finding, severity='warning')

@@ -40,6 +40,8 @@ def check_config(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
             )
         if sum(other.split == part.split for other in parts) == 1:
             yield from _evaluators(cfg, part)
+    for split in dict.fromkeys(part.split for part in parts):
+        yield from _joined(cfg, split, [part for part in parts if part.split == split])
 
 
 def metrics_of(cfg: Config, split: str) -> list[Mapping[str, Any]]:
@@ -204,6 +206,20 @@ def _augmented_twice(cfg: Config, parts: Sequence[Part]) -> Iterator[Finding]:
                 f'and {name} in data_preprocessor.augments, so images would be '
                 'augmented twice',
                 'take it out of the pipeline, or set data_preprocessor.augments=[]',
+            )
+
+
+def _joined(cfg: Config, split: str, parts: Sequence[Part]) -> Iterator[Finding]:
+    """Metrics with the annotations of one of several data sets that are joined."""
+    own = {os.path.realpath(os.path.join(p.root, p.cfg.get('ann_file') or '')) for p in parts}
+    for metric in metrics_of(cfg, split) if len(own) > 1 else ():
+        file = metric.get('ann_file')
+        if file and os.path.realpath(file) in own:
+            yield config_error(
+                f'{split}_evaluator.ann_file',
+                f'is {file}, the annotations of one of the {len(parts)} data sets that '
+                f'{split}_dataloader joins, whose images are numbered apart',
+                'write one file of all of them, or evaluate one data set',
             )
 
 

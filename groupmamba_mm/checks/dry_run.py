@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -31,6 +32,7 @@ from .config import metrics_of
 from .findings import shown
 from .labels import HEADS
 from .parts import build, leaves, parts_of, spread
+from .plan import schedulers_of
 
 #: Different images of a split for each process: more would say nothing new, and take seconds.
 DIFFERENT = 32
@@ -314,18 +316,46 @@ class Rehearsal:
     def _validate(self, seconds: dict[str, float]) -> list[str]:
         self.stage = 'validation of one batch'
         start = time.perf_counter()
-        metrics = sorted(self.runner.val_loop.run() or {})
+        found = self.runner.val_loop.run() or {}
+        metrics = sorted(found)
         seconds['validation'] = time.perf_counter() - start
         hook = (self.full_cfg.get('default_hooks') or {}).get('checkpoint') or {}
         wanted = hook.get('save_best') or []
         for name in [wanted] if isinstance(wanted, str) else wanted:
+            self._require_rule(hook, next(iter(found), '') if name == 'auto' else name)
             if metrics and name not in ('auto', *metrics):
                 raise ConfigError(
                     f'default_hooks.checkpoint.save_best is {name!r}, and validation '
                     f'gives {", ".join(metrics)}; set it to one of these, to '
                     "'auto', or mend val_evaluator"
                 )
+        for key, part in [
+            *(
+                (f'custom_hooks.{i}', h)
+                for i, h in enumerate(self.full_cfg.get('custom_hooks') or ())
+            ),
+            *schedulers_of(self.full_cfg),
+        ]:
+            name = part.get('monitor')
+            if metrics and name is not None and name not in metrics:
+                raise ConfigError(
+                    f'{key}.monitor is {name!r}, and validation gives {", ".join(metrics)}; set it '
+                    'to one of these, or mend val_evaluator'
+                )
         return metrics
+
+    def _require_rule(self, hook: Mapping[str, Any], metric: str) -> None:
+        """Whether more or less of a metric is better must be known."""
+        if not metric or hook.get('rule'):
+            return
+        try:
+            CheckpointHook(save_best=metric)
+        except ValueError as error:
+            raise ConfigError(
+                f'default_hooks.checkpoint.save_best is {hook["save_best"]!r}, and mmengine does '
+                f'not know whether more or less of {metric} is better; set '
+                "default_hooks.checkpoint.rule to 'greater' or 'less'"
+            ) from error
 
     def _checkpoint(self, seconds: dict[str, float]) -> int:
         self.stage = f'writing and reading a checkpoint in {self.full_cfg.work_dir}'

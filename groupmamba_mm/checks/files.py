@@ -111,7 +111,7 @@ def read_coco(part: Part, needs: tuple[str, ...]) -> Iterator[Finding]:
                     problems[f'of its {kind} have a {key} that is not {what}'].append(
                         f'number {number} has {value!r}'[:80]
                     )
-    problems = problems or _dangling(content)
+    problems = problems or _dangling(content, part.split != 'train')
     for what, found in problems.items():
         yield Finding(
             where,
@@ -151,14 +151,16 @@ _COCO = dict(
 )
 
 
-def _dangling(content: dict[str, Any]) -> dict[str, list[Any]]:
-    """Ids that stand twice or refer to nothing."""
+def _dangling(content: dict[str, Any], is_scored: bool) -> dict[str, list[Any]]:
+    """Ids that stand twice, refer to nothing, or mean nothing to the metric."""
     problems: dict[str, list[Any]] = defaultdict(list)
     ids = {kind: [entry['id'] for entry in content[kind]] for kind in _COCO}
     for kind, found in ids.items():
         for key in doubles(found):
             problems[f'ids stand at several {kind}'].append(key)
     images, categories = set(ids['images']), set(ids['categories'])
+    if is_scored and 0 in ids['annotations']:
+        problems['annotations have the id 0, which the metric takes for not found'].append(0)
     for annotation in content['annotations']:
         key, category = annotation['id'], annotation['category_id']
         if annotation['image_id'] not in images:
@@ -190,6 +192,16 @@ def _missing(files: list[Path], kind: str, remedy: str) -> Iterator[Finding]:
             f'restore them, or {remedy}',
             how_many=len(missing),
         )
+
+
+def missing_images(part: Part) -> Iterator[Finding]:
+    """Look for the images that a classifier's annotation file lists, of a large one for some."""
+    infos = part.infos(*[None] * (len(part.dataset) <= MAX_LISTED))
+    yield from _missing(
+        [Path(info['img_path']) for info in infos if 'img_path' in info],
+        f'images that {part.cfg["ann_file"]} of {part} lists',
+        'correct data_prefix',
+    )
 
 
 def missing_label_maps(part: Part) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from groupmamba_mm.engine.config_checks import type_name
+
 from .findings import Finding, config_error, doubles, shown
 from .parts import Part, labels_of
 
@@ -117,6 +119,33 @@ def same_in_splits(parts: Sequence[Part], trained: tuple[str, ...] | None) -> It
                 return
 
 
+def numbered_alike(parts: Sequence[Part]) -> Iterator[Finding]:
+    """Whether all splits take 0 for a class, or none."""
+    known = [part for part in parts if hasattr(part.dataset, 'reduce_zero_label')]
+    for part in known[1:]:
+        own, first = (bool(one.dataset.reduce_zero_label) for one in (part, known[0]))
+        if own != first:
+            yield config_error(
+                str(part),
+                f'have reduce_zero_label={own}, and {known[0]} {first}, so that every class is '
+                'another number',
+                'set the same in train, val and test',
+            )
+
+
+def ignored_alike(part: Part, metrics: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """Whether the metrics of label maps leave out what the data ignore."""
+    ignored = getattr(part.dataset, 'ignore_index', None)
+    for metric in metrics if ignored is not None and part.split != 'train' else ():
+        own = metric.get('ignore_index', 255)
+        if 'IoU' in type_name(metric) and own != ignored:
+            yield config_error(
+                f'{part.split}_evaluator.ignore_index',
+                f'is {own}, and {part} ignore {ignored}',
+                f'set it to {ignored}',
+            )
+
+
 def _heads_of(part: Any, where: str) -> Iterator[tuple[str, int]]:
     """The places of ``num_classes`` in a model's config, and their values."""
     if isinstance(part, Mapping):
@@ -169,7 +198,7 @@ def learnable(
     severity = 'error' if part.split == 'train' and everything else 'warning'
     names = part.classes or [str(label) for label in range(max(counts, default=0) + 1)]
     never = [name for label, name in enumerate(names) if not counts[label]]
-    extra = f', and {ignored} pixels are ignored (255)' if ignored else ''
+    extra = f', and {ignored} pixels are ignored ({part.ignored})' if ignored else ''
     if part.content is not None and everything and part.content['annotations']:
         yield from _lost(part, sum(counts.values()), severity)
     elif not counts:

@@ -54,6 +54,11 @@ class Part:
         return not self.cfg.get('backend_args') and '://' not in self.root
 
     @property
+    def ignored(self) -> int:
+        """The number of the pixels without a class in its label maps, as they are loaded."""
+        return 255 if self.dataset.reduce_zero_label else self.dataset.ignore_index
+
+    @property
     def loads_labels(self) -> bool:
         """Whether its pipeline reads label maps; that of a test for a server does not."""
         return any(

@@ -161,7 +161,7 @@ class Loaded:
         number, reduced = len(self.part.classes or ()), bool(dataset.reduce_zero_label)
         wrong = [value + reduced for value in found if value >= number > 0]
         if wrong:
-            ignored = 255 if reduced else dataset.ignore_index
+            ignored = self.part.ignored
             remedy = (
                 f"if 0 stands for 'other' and 1 to {number} for the classes, set "
                 'reduce_zero_label=True in the data sets'
@@ -249,6 +249,7 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
     chosen = [loaded.sizes[size] for size in (sizes[:1] + sizes[-1:] + sizes)[:WHOLE]]
     chosen += [index for index, _ in zip(spread(len(part.dataset)), range(WHOLE))]
     shapes: dict[tuple[int, ...], str] = {}
+    highest = 0.0
     for index in dict.fromkeys(chosen):
         info = part.dataset.get_data_info(index)
         path = info.get('img_path')
@@ -270,6 +271,8 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
         inputs = results.get('inputs') if isinstance(results, dict) else None
         if hasattr(inputs, 'shape'):
             shapes.setdefault(tuple(inputs.shape), path)
+            highest = max(highest, float(inputs.max()))
+    yield from _normalised(cfg, part, highest)
     channels = sorted({shape[0] for shape in shapes})
     if len(channels) > 1:
         yield Finding(
@@ -296,10 +299,38 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
         )
 
 
+def _normalised(cfg: Config, part: Part, highest: float) -> Iterator[Finding]:
+    """Compare mean and std with the values of images, and with the pipeline's own."""
+    where = 'model.data_preprocessor' if cfg.model.get('data_preprocessor') else 'data_preprocessor'
+    std = (cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('std')
+    if not std:
+        return
+    if any(type_name(step) == 'Normalize' for step in part.cfg.get('pipeline') or ()):
+        yield config_error(
+            f'{where}.std',
+            f'is {list(std)}, and {part.key}.pipeline has Normalize, so images would be '
+            'normalised twice',
+            'take it out of the pipeline, or set mean=None and std=None there',
+        )
+    elif max(std) <= 1 < 2 < highest:
+        yield Finding(
+            f'{where}.std',
+            f'is {list(std)}, for values from 0 to 1, and {part} have values up to {highest:g}',
+            'multiply mean and std by 255',
+            severity='warning',
+        )
+
+
 def batches(cfg: Config, split: str, total: int) -> Iterator[Finding]:
     """Compare the batch size with the number of images and with BatchNorm."""
     loader = cfg[f'{split}_dataloader']
     size, here = loader.get('batch_size', 1), math.ceil(total / processes())
+    if split != 'train' and loader.get('drop_last') and here % size:
+        yield config_error(
+            f'{split}_dataloader.drop_last',
+            f'is True, and of {here} images in each process {here % size} would get no score',
+            'set it to False',
+        )
     if split != 'train' or 'Infinite' in type_name(loader.get('sampler') or {}):
         return
     key = f'{split}_dataloader.batch_size'
