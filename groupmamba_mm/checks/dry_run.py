@@ -336,7 +336,7 @@ class Rehearsal:
             ),
             *schedulers_of(self.full_cfg),
         ]:
-            name = part.get('monitor')
+            name = part.get('monitor', 'loss' if 'Plateau' in type_name(part) else None)
             if metrics and name is not None and name not in metrics:
                 raise ConfigError(
                     f'{key}.monitor is {name!r}, and validation gives {", ".join(metrics)}; set it '

@@ -160,7 +160,9 @@ def _dangling(content: dict[str, Any], is_scored: bool) -> dict[str, list[Any]]:
             problems[f'ids stand at several {kind}'].append(key)
     images, categories = set(ids['images']), set(ids['categories'])
     if is_scored and 0 in ids['annotations']:
-        problems['annotations have the id 0, which the metric takes for not found'].append(0)
+        problems[
+            'annotations have the id 0, which the metric takes for not found, so number them from 1'
+        ].append(0)
     for annotation in content['annotations']:
         key, category = annotation['id'], annotation['category_id']
         if annotation['image_id'] not in images:
