@@ -37,14 +37,12 @@ def _loader(cfg: Config, split: str) -> Iterator[Finding]:
     size = loader.get('batch_size', 1)
     if not isinstance(size, int) or size < 1:
         yield config_error(f'{key}.batch_size', f'is {size!r}', 'set it to 1 or more')
-    if not loader.get('num_workers'):
-        for option in ('prefetch_factor', 'persistent_workers'):
-            if loader.get(option):
-                yield config_error(
-                    f'{key}.{option}',
-                    f'is {loader[option]}, and num_workers=0 has no workers for it',
-                    'remove it, or set num_workers',
-                )
+    if loader.get('prefetch_factor') and not loader.get('num_workers'):
+        yield config_error(
+            f'{key}.prefetch_factor',
+            f'is {loader["prefetch_factor"]}, and num_workers=0 has no workers that load ahead',
+            'remove it, or set num_workers',
+        )
     sampler = type_name(loader.get('sampler') or {})
     if 'Infinite' in sampler and (split != 'train' or _counts_epochs(cfg)):
         yield config_error(

@@ -45,10 +45,6 @@ def in_iterations(changed, **options):
             r'train_dataloader\.prefetch_factor is 2, and num_workers=0',
         ),
         (
-            loader('val', num_workers=0, persistent_workers=True),
-            r'val_dataloader\.persistent_workers is True, and num_workers=0',
-        ),
-        (
             {'train_dataloader.sampler.type': 'InfiniteSampler'},
             r'train_dataloader\.sampler is InfiniteSampler.* an epoch ends.*IterBasedTrainLoop',
         ),
