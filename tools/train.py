@@ -88,6 +88,7 @@ def main() -> None:
     )
     checked = time.monotonic() - start
     rehearsal = dry_run(cfg, built, compiled=args.dry_run)
+    warnings += rehearsal.warnings
     if args.dry_run:
         for warning in warnings:
             print(f'warning: {warning}')

@@ -24,18 +24,34 @@ from mmengine.runner import Runner
 
 from groupmamba_mm.checkpoint import map_checkpoint
 from groupmamba_mm.engine.cli import cause_of
-from groupmamba_mm.engine.config_checks import type_name
+from groupmamba_mm.engine.config_checks import close_to, type_name
 from groupmamba_mm.engine.health import NonFiniteError
 from groupmamba_mm.errors import ConfigError, UserError
 
 from .config import metrics_of
-from .findings import shown
+from .findings import Finding, shown
 from .labels import HEADS
 from .parts import build, leaves, parts_of, spread
 from .plan import schedulers_of
 
 #: Different images of a split for each process: more would say nothing new, and take seconds.
 DIFFERENT = 32
+
+#: What constructors of optimizers read of ``paramwise_cfg``, the libraries' and ours.
+PARAMWISE_OPTIONS = (
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+    'custom_keys',
+    'layer_decay_rate',
+    'decay_rate',
+    'decay_type',
+    'num_layers',
+)
 
 
 class Excerpt:
@@ -83,6 +99,7 @@ class DryRun:
         loss: Of the first step.
         parameters: Number of parameters.
         first_rate: Learning rate of the first step, of the first group.
+        warnings: What may not have been meant.
     """
 
     batches: list[int]
@@ -94,6 +111,7 @@ class DryRun:
     loss: float
     parameters: int
     first_rate: float
+    warnings: list[Finding]
 
     def line(self) -> str:
         """The short form."""
@@ -286,7 +304,28 @@ class Rehearsal:
             float(losses[0]),
             sum(rates.values()),
             first_rate,
+            list(self._idle_options()),
         )
+
+    def _idle_options(self) -> Iterator[Finding]:
+        """Options for some of the weights that no weight has a name for, or nothing reads."""
+        options = self.full_cfg.optim_wrapper.get('paramwise_cfg') or {}
+        key, names = 'optim_wrapper.paramwise_cfg', dict(self.runner.model.named_parameters())
+        for option in options:
+            if option not in PARAMWISE_OPTIONS:
+                hint = close_to(option, PARAMWISE_OPTIONS)
+                yield Finding(
+                    f'{key}.{option}', 'is no option', hint or 'remove it', severity='warning'
+                )
+        for part in options.get('custom_keys') or ():
+            if not any(part in name for name in names):
+                words = {'.'.join(name.split('.')[: part.count('.') + 1]) for name in names}
+                yield Finding(
+                    f'{key}.custom_keys: {part!r}',
+                    'is in the name of no parameter, so it changes nothing',
+                    close_to(part, words) or 'remove it, or give a part of a name',
+                    severity='warning',
+                )
 
     def _give(self, split: str, number: int) -> None:
         dataset = self.built[split]

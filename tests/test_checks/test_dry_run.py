@@ -89,6 +89,17 @@ def test_its_model_is_gone_before_the_run(cfg, monkeypatch):
         gc.enable()
 
 
+def test_options_that_fit_no_weight_are_named(cfg):
+    cfg.optim_wrapper.paramwise_cfg = dict(
+        norm_decay_multi=0.0, custom_keys={'backbon.conv1': dict(lr_mult=0), 'head': dict(lr_mult=2)}
+    )
+    said = [str(one) for one in dry_run(prepared(cfg), {}, compiled=True).warnings]
+    assert len(said) == 2
+    assert said[0].startswith('optim_wrapper.paramwise_cfg.norm_decay_multi is no option; did you')
+    assert "custom_keys: 'backbon.conv1' is in the name of no parameter" in said[1]
+    assert 'did you mean backbone.conv1' in said[1]
+
+
 def test_the_run_after_it_is_the_same(cfg):
     """Bit for bit: the rehearsal has a runner, a model and random numbers of its own."""
     states = []
