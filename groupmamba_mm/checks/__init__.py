@@ -159,6 +159,7 @@ def _check_part(cfg: Config, part: Part, full: bool, report: Report) -> None:
         if not report.add(files.missing_label_maps(part)):
             return
     report.add(labels.names_of_labels(part))
+    report.add(labels.colours(part))
     report.add(files.passed_over(part, full))
     loaded, budget = load(part, full), cfg.get('max_bad_images', 0)
     if part.scope == 'mmpretrain' and part.is_local and part.cfg.get('ann_file'):

@@ -119,6 +119,18 @@ def same_in_splits(parts: Sequence[Part], trained: tuple[str, ...] | None) -> It
                 return
 
 
+def colours(part: Part) -> Iterator[Finding]:
+    """Whether each class has a colour: painting ends where one has none."""
+    palette, classes = part.dataset.metainfo.get('palette'), part.classes or ()
+    if isinstance(palette, list | tuple) and len(palette) < len(classes):
+        yield Finding(
+            f'metainfo.palette of {part}',
+            f'has {len(palette)} colours for {len(classes)} classes',
+            f'give one for each in {part.key}.metainfo, or predictions cannot be painted',
+            severity='warning',
+        )
+
+
 def numbered_alike(parts: Sequence[Part]) -> Iterator[Finding]:
     """Whether all splits take 0 for a class, or none."""
     known = [part for part in parts if hasattr(part.dataset, 'reduce_zero_label')]

@@ -91,7 +91,8 @@ def test_its_model_is_gone_before_the_run(cfg, monkeypatch):
 
 def test_options_that_fit_no_weight_are_named(cfg):
     cfg.optim_wrapper.paramwise_cfg = dict(
-        norm_decay_multi=0.0, custom_keys={'backbon.conv1': dict(lr_mult=0), 'head': dict(lr_mult=2)}
+        norm_decay_multi=0.0,
+        custom_keys={'backbon.conv1': dict(lr_mult=0), 'head': dict(lr_mult=2)},
     )
     said = [str(one) for one in dry_run(prepared(cfg), {}, compiled=True).warnings]
     assert len(said) == 2

@@ -114,6 +114,16 @@ def test_values_of_images_and_their_normalisation(made):  # noqa: F811
     refused(changed, 'normalised twice')
 
 
+def test_a_class_without_a_colour(made):  # noqa: F811
+    changed = config('det', made)
+    changed.val_dataloader.dataset.metainfo = dict(
+        changed.val_dataloader.dataset.get('metainfo') or {}, palette=[(0, 0, 0), (9, 9, 9)]
+    )
+    warned = findings(changed, 'warning')
+    assert any('palette of the val data has 2 colours for 10 classes' in one for one in warned)
+    assert not any('palette' in one for one in findings(config('det', made), 'warning'))
+
+
 def test_an_annotation_that_the_metric_takes_for_none(data):  # noqa: F811
     def first_is_zero(content):
         content['annotations'][0]['id'] = 0
