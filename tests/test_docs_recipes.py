@@ -196,7 +196,7 @@ RECIPES = {
     'docs/train.md': Recipe(**IMAGENET),
     'docs/distillation.md': Recipe(
         **IMAGENET,
-        names={'data/demo\n': 'data/demo --num-train 60 --num-val 10\n'},
+        names={'data/demo\n': 'data/demo --num-train 60 --num-val 10\n', 'in 0 1 2;': 'in 0 1;'},
         configs=(
             'configs/demo/groupmamba-pico_demo-cls.py',
             'configs/demo/groupmamba-pico-distill_demo-cls.py',
@@ -211,7 +211,11 @@ RECIPES = {
     ),
     'docs/speed.md': Recipe(names=ONE_STEP),
     'docs/speed_record.md': Recipe(names=ONE_STEP),
-    'docs/training_speed.md': Recipe(prepare=(make_demo_data, demo_teacher), names=ONE_STEP),
+    'docs/training_speed.md': Recipe(
+        prepare=(make_demo_data, demo_teacher),
+        # the page on speed has the same command for all parts
+        names={**ONE_STEP, '--workers 16': '--workers 1 --images 40 --iterations 20 --parts step'},
+    ),
     'docs/guides/speed.md': Recipe(names=ONE_STEP),
     'docs/predict.md': Recipe(prepare=(make_demo_data, demo_weights), names=DEMO),
     'docs/scaling_plan.md': Recipe(

@@ -105,7 +105,9 @@ def unfinished_schedules(cfg: Config, images: int) -> Iterator[Finding]:
     """
     steps = math.ceil(images / processes() / cfg.train_dataloader.get('batch_size', 1))
     counts_epochs = _counts_epochs(cfg)
-    total = cfg.train_cfg['max_epochs' if counts_epochs else 'max_iters']
+    total = cfg.train_cfg.get('max_epochs' if counts_epochs else 'max_iters')
+    if total is None:  # a loop of the user's own
+        return
     for key, scheduler in schedulers_of(cfg):
         in_epochs = scheduler.get('by_epoch', True)
         length = total if in_epochs == counts_epochs else total * steps if counts_epochs else None

@@ -301,8 +301,9 @@ def given(cfg: Config, part: Part, loaded: Loaded) -> Iterator[Finding]:
 
 def _normalised(cfg: Config, part: Part, highest: float) -> Iterator[Finding]:
     """Compare mean and std with the values of images, and with the pipeline's own."""
-    where = 'model.data_preprocessor' if cfg.model.get('data_preprocessor') else 'data_preprocessor'
-    std = (cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}).get('std')
+    own = (cfg.get('model') or {}).get('data_preprocessor')
+    where = 'model.data_preprocessor' if own else 'data_preprocessor'
+    std = (own or cfg.get('data_preprocessor') or {}).get('std')
     if not std:
         return
     if any(type_name(step) == 'Normalize' for step in part.cfg.get('pipeline') or ()):
