@@ -12,8 +12,9 @@ from torch._utils import _unflatten_dense_tensors
 # Libraries choose their kernels, and kernels are compiled, in the first runs.
 _WARMUP_RUNS = 3
 
-# An optimizer's kernels read several elements at a time where a gradient begins at such a multiple.
-_ALIGNED_TO = 32
+#: Gradients begin at multiples of so many elements where they can: an optimizer's kernels read
+#: several at a time where addresses allow it.
+ALIGNED_TO = 32
 
 
 def captured(
@@ -83,7 +84,7 @@ class CapturedTraining:
             # those of odd sizes last, so that the rest begins where kernels read fast
             self._order = sorted(
                 (i for i, grad in enumerate(grads) if grad is not None),
-                key=lambda i: grads[i].numel() % _ALIGNED_TO != 0,
+                key=lambda i: grads[i].numel() % ALIGNED_TO != 0,
             )
             shared = other._grads if other is not None and other._order == self._order else None
             self._grads: Tensor = torch.cat([grads[i].reshape(-1) for i in self._order], out=shared)

@@ -315,7 +315,7 @@ class Rehearsal:
             if option not in PARAMWISE_OPTIONS:
                 hint = close_to(option, PARAMWISE_OPTIONS)
                 yield Finding(
-                    f'{key}.{option}', 'is no option', hint or 'remove it', severity='warning'
+                    f'{key}.{option}', 'is no known option', hint or 'remove it', severity='warning'
                 )
         for part in options.get('custom_keys') or ():
             if not any(part in name for name in names):
@@ -368,15 +368,18 @@ class Rehearsal:
                     f'gives {", ".join(metrics)}; set it to one of these, to '
                     "'auto', or mend val_evaluator"
                 )
-        for key, part in [
-            *(
-                (f'custom_hooks.{i}', h)
-                for i, h in enumerate(self.full_cfg.get('custom_hooks') or ())
-            ),
-            *schedulers_of(self.full_cfg),
-        ]:
-            name = part.get('monitor', 'loss' if 'Plateau' in type_name(part) else None)
-            if metrics and name is not None and name not in metrics:
+        # others may go by what validation does not give
+        by_metric = [
+            (f'custom_hooks.{index}', hook)
+            for index, hook in enumerate(self.full_cfg.get('custom_hooks') or ())
+            if type_name(hook) == 'EarlyStoppingHook'
+        ]
+        by_metric += [
+            (key, one) for key, one in schedulers_of(self.full_cfg) if 'Plateau' in type_name(one)
+        ]
+        for key, part in by_metric:
+            name = part.get('monitor', 'loss')
+            if metrics and name not in metrics:
                 raise ConfigError(
                     f'{key}.monitor is {name!r}, and validation gives {", ".join(metrics)}; set it '
                     'to one of these, or mend val_evaluator'

@@ -313,7 +313,7 @@ def _normalised(cfg: Config, part: Part, highest: float) -> Iterator[Finding]:
             'normalised twice',
             'take it out of the pipeline, or set mean=None and std=None there',
         )
-    elif max(std) <= 1 < 2 < highest:
+    elif max(std) < 1 and highest > 2:
         yield Finding(
             f'{where}.std',
             f'is {list(std)}, for values from 0 to 1, and {part} have values up to {highest:g}',

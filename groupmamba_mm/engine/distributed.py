@@ -15,11 +15,8 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from groupmamba_mm.cuda_graph import ALIGNED_TO
 from groupmamba_mm.errors import ConfigError
-
-#: Gradients begin at multiples of so many elements: an optimizer's kernels read several at a time
-#: where addresses allow it.
-ALIGNED_TO = 32
 
 
 @MODEL_WRAPPERS.register_module()

@@ -96,7 +96,9 @@ def test_options_that_fit_no_weight_are_named(cfg):
     )
     said = [str(one) for one in dry_run(prepared(cfg), {}, compiled=True).warnings]
     assert len(said) == 2
-    assert said[0].startswith('optim_wrapper.paramwise_cfg.norm_decay_multi is no option; did you')
+    assert said[0].startswith(
+        'optim_wrapper.paramwise_cfg.norm_decay_multi is no known option; did'
+    )
     assert "custom_keys: 'backbon.conv1' is in the name of no parameter" in said[1]
     assert 'did you mean backbone.conv1' in said[1]
 

@@ -107,8 +107,10 @@ def test_values_of_images_and_their_normalisation(made):  # noqa: F811
     changed = config('cls', made)
     changed.data_preprocessor.update(std)
     assert any('for values from 0 to 1' in text for text in findings(changed, 'warning'))
-    changed = config('cls', made)
-    assert not any('values from 0 to 1' in text for text in findings(changed, 'warning'))
+    for std in ([58.395, 57.12, 57.375], [1.0, 1.0, 1.0]):  # the latter of weights from Caffe
+        changed = config('cls', made)
+        changed.data_preprocessor.std = std
+        assert not any('values from 0 to 1' in text for text in findings(changed, 'warning'))
     step = dict(type='Normalize', mean=[0, 0, 0], std=[1, 1, 1])
     changed.train_dataloader.dataset.pipeline.insert(1, step)
     refused(changed, 'normalised twice')
