@@ -1,5 +1,6 @@
 """What every command imports first: without the environment, it ends with one line that says so."""
 
+import gc
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -22,3 +23,6 @@ def _explain(kind: type[BaseException], error: BaseException, trace: TracebackTy
 sys.excepthook = _explain
 # a checkout that is not installed works, too
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+# Imports make half a million objects and hardly any garbage, which the collector looks for again
+# and again: half a second of three. ``run_command`` lets it look as often as it does by default.
+gc.set_threshold(1_000_000)

@@ -12,7 +12,7 @@ from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_co
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.testing import apply_test_options, trained_classes
 from groupmamba_mm.engine.training import set_common_options
-from groupmamba_mm.ops.backend import hash_compiler_ahead
+from groupmamba_mm.engine.warm_up import warm_up_ahead
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Check the config and the data, test one batch, then all."""
     args = parse_args()
-    hash_compiler_ahead()
+    warm_up_ahead()
     cfg = load_config(args.config, args.cfg_options)
     apply_test_options(cfg, args.checkpoint, args.out, args.show_dir, args.tta, args.amp)
     set_common_options(cfg, args.config, args.work_dir, args.launcher)

@@ -14,7 +14,7 @@ from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_co
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.tracking import TRACKERS
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
-from groupmamba_mm.ops.backend import hash_compiler_ahead
+from groupmamba_mm.engine.warm_up import warm_up_ahead
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def main() -> None:
     """Check the config and the data, rehearse, then train."""
     args = parse_args()
     start = time.monotonic()
-    hash_compiler_ahead()
+    warm_up_ahead()
     cfg = load_config(args.config, args.cfg_options)
     apply_train_options(
         cfg,

@@ -226,8 +226,11 @@ class Rehearsal:
         visualizer = cfg.get('visualizer') or dict(type='Visualizer')
         cfg.visualizer = ConfigDict(visualizer, vis_backends=None, name=self.name)
         hooks = cfg.get('default_hooks') or {}
+        # a logger sets the peak of the GPU's memory back at each of its lines
         cfg.default_hooks = ConfigDict(
-            {name: hook for name, hook in hooks.items() if name != 'visualization'}, checkpoint=None
+            {name: hook for name, hook in hooks.items() if name != 'visualization'},
+            checkpoint=None,
+            logger=None,
         )
         loop = cfg.train_cfg
         loop.pop('dynamic_intervals', None)

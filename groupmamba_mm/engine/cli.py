@@ -23,6 +23,7 @@ from groupmamba_mm.errors import UserError
 from .config_checks import close_to
 from .run_control import EXIT_STOPPED, RunStopped
 from .run_log import import_formatter, quiet_debug_prints, quiet_warnings
+from .warm_up import local_rank
 
 # A worker's error reaches the main process as text that ends with 'package.Class: message'.
 _WORKER_MARK = 'Original Traceback (most recent call last)'
@@ -102,7 +103,7 @@ def is_first_here() -> bool:
 
     It alone compares data with files: annotations of COCO take gigabytes while they are read.
     """
-    return int(os.environ.get('LOCAL_RANK', os.environ.get('SLURM_LOCALID', 0))) == 0
+    return local_rank() == 0
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -115,6 +116,8 @@ def run_command(main: Callable[[], None]) -> None:
     quiet_debug_prints()
     quiet_warnings()
     import_formatter()
+    gc.set_threshold(700)  # Python's own; tools/_environment.py raises it while modules are read
+    gc.freeze()  # what was imported stays, so that no collection walks over it
     try:
         main()
         _leave_together()

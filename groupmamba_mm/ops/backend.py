@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,18 +108,6 @@ def choose_backend(
     return _choose(
         check_backend(backend), wanted, torch.device(device), dtype, d_state, groups, width, dt_rank
     )
-
-
-def hash_compiler_ahead() -> None:
-    """Have a thread compute the hash of Triton itself, on a machine with a GPU.
-
-    Triton names the files in its cache by it, and reads 400 MB for it at its first launch: half a
-    second in which a start has other things to do. Triton keeps the result.
-    """
-    if torch.cuda.is_available() and importlib.util.find_spec('triton') is not None:
-        cache = importlib.import_module('triton.runtime.cache')
-        if hasattr(cache, 'triton_key'):  # not in every version
-            threading.Thread(target=cache.triton_key, daemon=True).start()
 
 
 @torch.compiler.assume_constant_result

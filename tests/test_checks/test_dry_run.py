@@ -311,3 +311,22 @@ def test_images_of_any_channels_and_bits(made, tmp_path, task):  # noqa: F811
     _warnings, built = check_quickly(prepared(cfg), ('train', 'val'))
     found = dry_run(cfg, built, compiled=False)
     assert np.isfinite(found.loss) and found.metrics and DEMO[task].is_file()
+
+
+@pytest.mark.gpu
+def test_memory_is_that_of_the_steps(cfg):
+    """A logger would set the peak back behind the last of them."""
+    cfg.default_hooks.logger = dict(type='LoggerHook', interval=1)
+    peaks = []
+    run = prepared(cfg)
+    step = torch.optim.AdamW.step
+
+    def noted(*args, **options):
+        peaks.append(torch.cuda.max_memory_allocated())
+        return step(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, 'step', noted)
+        found = dry_run(run, {}, compiled=True)
+    kind, size = found.memory
+    assert kind == 'GPU memory at most' and size >= max(peaks) > 0
