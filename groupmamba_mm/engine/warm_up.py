@@ -34,7 +34,9 @@ def warm_up_ahead() -> None:
 
 def _load_libraries(device: torch.device) -> None:
     """A convolution and a product of zeros, there and back; no random number is drawn."""
-    zeros = functools.partial(torch.zeros, dtype=torch.float16, device=device, requires_grad=True)
+    has_bf16 = device.type == 'cpu' or torch.cuda.is_bf16_supported(including_emulation=False)
+    dtype = torch.bfloat16 if has_bf16 else torch.float16  # whose kernels a training will use
+    zeros = functools.partial(torch.zeros, dtype=dtype, device=device, requires_grad=True)
     image = zeros(2, 8, 16, 16).to(memory_format=torch.channels_last)
     features = torch.nn.functional.conv2d(image, zeros(8, 8, 3, 3), stride=2, padding=1)
     (features.flatten(1) @ zeros(512, 16)).sum().backward()
