@@ -28,6 +28,8 @@ import groupmamba_mm
 from groupmamba_mm import GroupMamba
 from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.backbones.archs import ARCHS, FAMILIES
+from groupmamba_mm.checks import check_quickly
+from groupmamba_mm.datasets.benchmark_data import make_detection
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.ops.selective_scan import directions
 from tests.conftest import load_tool
@@ -49,8 +51,8 @@ class Block(NamedTuple):
     Attributes:
         kind: ``file`` (write it there), ``run`` (Python, in the page's order), ``example`` (run by
             a test of this name), ``run small`` (shell commands run by ``test_docs_recipes.py``),
-            ``not run``, or empty: shell commands that are run here.
-        what: The path, the name, what is made smaller, or the reason for which it is not run.
+            ``run by`` (shell commands of another test), or empty: shell commands that are run here.
+        what: The path, the name, what is made smaller, or the test.
         language: Of the fence.
         code: The text.
     """
@@ -62,7 +64,7 @@ class Block(NamedTuple):
 
 
 BLOCK = re.compile(
-    r'^(?:<!-- (file|run small|run|example|not run)(?:: (.*?))? -->\n)?```(\w*)\n(.*?)^```',
+    r'^(?:<!-- (file|run small|run by|run|example)(?:: (.*?))? -->\n)?```(\w*)\n(.*?)^```',
     flags=re.DOTALL | re.MULTILINE,
 )
 PATH = re.compile(r'(?<![\w/.-])(?:configs|tools|groupmamba_mm|tests|requirements)/[\w./*-]*')
@@ -89,6 +91,10 @@ def commands_of(text):
     """The scripts that code blocks call, with what follows on the line and its continuations."""
     blocks = ''.join(FENCE.findall(text)).replace('\\\n', ' ')
     return re.findall(r'^[^#\n]*?(tools/[\w/]+\.(?:py|sh))([^#\n]*)', blocks, flags=re.MULTILINE)
+
+
+def fenced(code):
+    return f'```\n{code}```'
 
 
 @cache
@@ -267,6 +273,26 @@ def test_detector_builds(tmp_path):
     assert [m.shape[1] for m in maps] == [256] * 5
 
 
+def test_classes_of_other_data(tmp_path):
+    """Where the page has ``...``, the places of two classes; the checks compare them with the rest."""
+    for split in ('train', 'val'):
+        make_detection(tmp_path, f'{split}.json', split, ('cat', 'dog'), images=4, threads=2)
+    places = [
+        f"ann_file='{split}.json', data_prefix=dict(img='{split}/')" for split in ('train', 'val')
+    ]
+    code = EXAMPLES['coco_classes']
+    for place in places:
+        code = code.replace('ann_file=..., data_prefix=...', place, 1)
+    assert '...' not in code
+    path = tmp_path / 'cats_and_dogs.py'
+    base = groupmamba_mm.config_path('mask-rcnn_groupmamba-tiny_fpn_1x_coco')
+    path.write_text(f"_base_ = ['{base}']\n{code}", encoding='utf-8')
+    roots = {f'{split}_dataloader.dataset.data_root': str(tmp_path) for split in ('train', 'val')}
+    cfg = load_config(str(path), {**roots, 'val_evaluator.ann_file': str(tmp_path / 'val.json')})
+    _, built = check_quickly(cfg, ('train', 'val'))
+    assert {dataset.metainfo['classes'] for dataset in built.values()} == {('cat', 'dog')}
+
+
 def test_options_table_is_the_signature():
     rows = re.findall(
         r'^\| `(\w+)` \| `([^`]+)` \|', text_of('docs/library.md'), flags=re.MULTILINE
@@ -329,11 +355,13 @@ def test_environment_variables_exist(document):
 
 
 @pytest.mark.parametrize('document', DOCUMENTS)
-def test_every_block_is_run_or_says_why_not(document):
-    """What is not run is read by its language at least; its options are looked at above."""
+def test_every_block_is_run(document):
     for block in blocks_of(document):
-        if block.kind in ('not run', 'run small'):
+        if block.kind == 'run small':
             assert block.what, block.code
+        elif block.kind == 'run by':
+            test = (ROOT / block.what).read_text(encoding='utf-8')
+            assert all(Path(script).stem in test for script, _ in commands_of(fenced(block.code)))
         elif block.kind == 'example':
             assert f"'{block.what}'" in Path(__file__).read_text(encoding='utf-8'), block.what
         elif block.language == 'bash':

@@ -1,9 +1,10 @@
-"""The commands for ImageNet, COCO, ADE20K and several GPUs, run as the pages have them.
+"""The commands that install, and those for large data and several GPUs, run as the pages have them.
 
 Bash runs each block marked ``run small`` in a folder with this project's tools and configs. What is
 smaller there: the configs that it names are the real ones with a small model, small images and a
 single epoch (:func:`shrink`), the data have the layout of the real ones and few pictures, two CPU
 processes stand for the GPUs, measurements take a step, and torch.compile gives back what it gets.
+Where commands install or run tests (:func:`checkout`), the environment is the one that runs this.
 """
 
 import os
@@ -27,7 +28,7 @@ from groupmamba_mm.analysis.building import build_model
 from groupmamba_mm.backbones.archs import ARCHS
 from groupmamba_mm.datasets.benchmark_data import make_detection, make_segmentation
 from groupmamba_mm.engine.config_checks import load_config
-from tests.conftest import SMALL
+from tests.conftest import SMALL, load_tool
 from tests.test_docs import DEMO, DOCUMENTS, ROOT, blocks_of, demo_weights, make_demo_data
 from tests.test_tools.test_train_test_cli import fake_srun, free_port
 
@@ -104,6 +105,80 @@ def _tell_apart(folder):
     """Both splits are drawn alike, and validating on what is trained is refused."""
     for path in folder.iterdir():
         path.write_bytes(path.read_bytes() + path.name.encode())
+
+
+#: Numbers of pictures of the demo data, and those put in their places.
+FEWER = {
+    "'num_train': 8000, 'num_val': 600": "'num_train': 60, 'num_val': 20",
+    "'num_train': 2000, 'num_val': 240": "'num_train': 8, 'num_val': 4",
+}
+
+TINY_TEST = """import pytest
+
+
+def test_gradients():
+    pass
+
+
+@pytest.mark.slow
+def test_all():
+    pass
+"""
+
+#: A Python whose environments are the one that runs this, in which pip finds all in place.
+OTHER_PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && ln -s "$0" "$3/bin/python"; exit; fi
+if [ "$1 $2" = "-m pip" ]; then exit; fi
+exec {python} "$@"
+"""
+
+
+def checkout(place):
+    """All of the repository, with an installer that has nothing to do, and a tiny test in each file
+    that the commands name.
+    """
+    (place / 'tools').unlink()
+    for name in ('tools', 'docs', 'requirements'):
+        shutil.copytree(ROOT / name, place / name)
+    for path in ROOT.iterdir():
+        kept = path.name in ('.git', '.venv', '.device', 'data', 'work_dirs', 'tests')
+        if not kept and not (place / path.name).exists():
+            (place / path.name).symlink_to(path)
+    (place / '.venv').symlink_to(sys.prefix)
+    (place / 'tools/install.sh').write_text('echo "all is installed: $*"\n')
+    script = place / 'tools/dataset_converters/make_demo_data.py'
+    text = script.read_text()
+    for number, fewer in FEWER.items():
+        assert number in text
+        text = text.replace(number, fewer)
+    script.write_text(text)
+    compatibility = load_tool('compatibility.py')
+    named = (*compatibility.PLAIN_TESTS, *compatibility.LIBRARY_TESTS, 'tests/test_ops')
+    for name in named:
+        # a folder has no __init__.py here, so that each file needs a name of its own
+        test = place / name
+        test = test if test.suffix else test / f'{test.name}_tiny.py'
+        test.parent.mkdir(parents=True, exist_ok=True)
+        test.write_text(TINY_TEST)
+    for version in compatibility.PYTHONS:
+        other = place / f'bin/python{version}'
+        other.write_text(OTHER_PYTHON.format(python=sys.executable))
+        other.chmod(0o755)
+
+
+def repository(place):
+    subprocess.run(['git', 'init', '-q', str(place)], check=True)
+
+
+def quickstart(place):
+    """What the page begins with: the results of a training."""
+    command = ['bash', str(place / 'tools/quickstart.sh')]
+    subprocess.run(command, check=True, cwd=place, env=environment_in(place))
+
+
+def few_tests(place):
+    shutil.copy(ROOT / 'pytest.ini', place)
+    (place / 'tests').symlink_to(ROOT / 'tests')
 
 
 def shrink(config: Path) -> None:
@@ -191,12 +266,48 @@ def trained(config, file='epoch_1.pth'):
     return f'work_dirs/{config}/{file}'
 
 
+#: What the quickstart trains.
+DEMO_CONFIGS = tuple(
+    f'configs/demo/{name}.py'
+    for name in (
+        'groupmamba-pico_demo-cls',
+        'groupmamba-official-pico_demo-cls',
+        'mask-rcnn_groupmamba-pico_demo-det',
+        'groupmamba-pico_upernet_demo-seg',
+    )
+)
+#: A command that serves until it is stopped: until it has answered.
+SERVED = (
+    'mkdocs serve --dev-addr 127.0.0.1:$PORT & '
+    'curl --silent --fail --retry 60 --retry-delay 1 --retry-connrefused '
+    'http://127.0.0.1:$PORT/ > page.html; kill $!; grep -q GroupMamba page.html\n'
+)
+
 IMAGENET = dict(prepare=(write_data, write_teacher))
 RECIPES = {
+    'README.md': Recipe(prepare=(checkout,), configs=DEMO_CONFIGS),
+    'CONTRIBUTING.md': Recipe(
+        prepare=(checkout, repository, quickstart),
+        names={'--num 8': '--num 2'},
+        configs=DEMO_CONFIGS,
+    ),
+    'docs/install.md': Recipe(
+        prepare=(checkout,), names={'mkdocs serve\n': SERVED}, configs=DEMO_CONFIGS
+    ),
+    'docs/compatibility.md': Recipe(prepare=(checkout,)),
+    'docs/faults.md': Recipe(
+        prepare=(few_tests,), names={'-m faults': '-m faults -k "torchrun_ends_as and 9"'}
+    ),
     'docs/train.md': Recipe(**IMAGENET),
     'docs/distillation.md': Recipe(
         **IMAGENET,
-        names={'data/demo\n': 'data/demo --num-train 60 --num-val 10\n', 'in 0 1 2;': 'in 0 1;'},
+        names={
+            'data/demo\n': 'data/demo --num-train 60 --num-val 10\n',
+            'in 0 1 2;': 'in 0 1;',
+            'official-tiny-distill_8xb128_in1k.py\n': (
+                'official-tiny-distill_8xb128_in1k.py --batch 2 --repeats 1\n'
+            ),
+        },
         configs=(
             'configs/demo/groupmamba-pico_demo-cls.py',
             'configs/demo/groupmamba-pico-distill_demo-cls.py',
@@ -223,7 +334,9 @@ RECIPES = {
         names={'NNODES=7:8': 'NNODES=1:1', '/local/imagenet': '$PWD/imagenet'},
     ),
     'docs/guides/several_machines.md': Recipe(prepare=(write_data, make_demo_data)),
-    'configs/demo/README.md': Recipe(names={'8000': '8 --num-val 8'}),
+    'configs/demo/README.md': Recipe(
+        prepare=(checkout,), names={'8000': '8 --num-val 8'}, configs=DEMO_CONFIGS
+    ),
     'configs/groupmamba/README.md': Recipe(**IMAGENET),
     'configs/mask_rcnn/README.md': Recipe(
         prepare=(write_coco, write_backbone),
@@ -258,32 +371,41 @@ def test_every_such_block_has_its_recipe():
     assert {document for document in DOCUMENTS if small_blocks(document)} == set(RECIPES)
 
 
+def environment_in(place):
+    """The environment of the commands that are run there."""
+    path = f'{place / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    return dict(
+        os.environ,
+        CUDA_VISIBLE_DEVICES='',
+        OMP_NUM_THREADS='1',
+        PATH=path,
+        PYTHONPATH=str(ROOT),
+        VIRTUAL_ENV=sys.prefix,
+        TORCHDYNAMO_DISABLE='1',
+        GPUS='2',
+        GPUS_PER_NODE='0',
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('document', sorted(RECIPES))
 def test_recipe_runs(document, tmp_path):
     recipe = RECIPES[document]
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
     (tmp_path / 'tools').symlink_to(ROOT / 'tools')
+    (tmp_path / 'bin').mkdir()
+    fake_srun(tmp_path / 'bin')
+    shrunk = set(recipe.configs)
+    for config in shrunk:
+        shrink(tmp_path / config)
     for prepare in recipe.prepare:
         prepare(tmp_path)
-    (tmp_path / 'bin').mkdir()
-    path = f'{tmp_path / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}'
-    environment = dict(
-        os.environ,
-        CUDA_VISIBLE_DEVICES='',
-        OMP_NUM_THREADS='1',
-        PATH=path,
-        TORCHDYNAMO_DISABLE='1',
-        GPUS='2',
-        GPUS_PER_NODE='0',
-    )
-    fake_srun(tmp_path / 'bin')
-    shrunk = set()
+    environment = environment_in(tmp_path)
     for block in small_blocks(document):
         code = block.code
         for name, value in recipe.names.items():
             code = code.replace(name, value)
-        named = set(re.findall(r'configs/[\w./-]+\.py', code)) | set(recipe.configs)
+        named = set(re.findall(r'configs/[\w./-]+\.py', code))
         for config in named - shrunk:
             shrink(tmp_path / config)
         shrunk |= named
