@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -57,6 +58,13 @@ def load_tool(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_frozen():
+    """Commands keep what is alive from the garbage collector, which here is another test's."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(params=sorted(SMALL))
