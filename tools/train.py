@@ -14,7 +14,7 @@ from groupmamba_mm.engine.cli import add_shared_arguments, is_first_here, run_co
 from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.engine.tracking import TRACKERS
 from groupmamba_mm.engine.training import apply_train_options, set_common_options
-from groupmamba_mm.engine.warm_up import few_collections, warm_up_ahead
+from groupmamba_mm.engine.warm_up import warm_up_ahead
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,14 +81,13 @@ def main() -> None:
     set_common_options(cfg, args.config, args.work_dir, args.launcher)
     if cfg.get('resume') and cfg.load_from:
         load_checkpoint_file(cfg.load_from)  # or say now why not
+    # One process a machine compares the data with the files; all of them rehearse.
     splits = ('train', 'val')
-    with few_collections():
-        # One process a machine compares the data with the files; all of them rehearse.
-        warnings, built = (
-            check_quickly(cfg, splits) if is_first_here() else ([], build_quickly(cfg, splits))
-        )
-        checked = time.monotonic() - start
-        rehearsal = dry_run(cfg, built, compiled=args.dry_run)
+    warnings, built = (
+        check_quickly(cfg, splits) if is_first_here() else ([], build_quickly(cfg, splits))
+    )
+    checked = time.monotonic() - start
+    rehearsal = dry_run(cfg, built, compiled=args.dry_run)
     warnings += rehearsal.warnings
     if args.dry_run:
         for warning in warnings:

@@ -10,7 +10,7 @@ submodules, other modes.
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -310,12 +310,11 @@ def _first_line_of_first(error: BaseException) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
-def _are_near(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    """Whether each tensor is, up to a share of its largest value; the GPU is waited for once."""
-    apart = torch._foreach_norm(torch._foreach_sub(list(got), list(expected)), float('inf'))
-    largest = torch._foreach_norm(list(expected), float('inf'))
-    right = [one <= TOLERANCE * other for one, other in zip(apart, largest)]
-    return bool(torch.stack(right).all())
+def _are_near(got, expected) -> bool:
+    return all(
+        torch.allclose(one, other, rtol=TOLERANCE, atol=TOLERANCE * other.abs().max().item())
+        for one, other in zip(got, expected)
+    )
 
 
 def _can_be_recorded(modules: tuple[nn.Module, ...], image: Tensor) -> bool:

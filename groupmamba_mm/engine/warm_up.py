@@ -1,13 +1,10 @@
-"""What makes a start short: what a GPU needs is loaded meanwhile, and garbage is left for later."""
+"""What a GPU needs before its first kernel, done while a command reads its config and its data."""
 
 import functools
-import gc
 import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -33,23 +30,6 @@ def warm_up_ahead() -> None:
         cache = importlib.import_module('triton.runtime.cache')
         if hasattr(cache, 'triton_key'):  # not in every version
             threading.Thread(target=cache.triton_key).start()
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Look for garbage rarely, and at the end keep all that is alive out of later searches.
-
-    A start makes a million objects that stay: modules, configs, the entries of data sets. Each search
-    walks over them for a tenth of a second, and again in each worker that is forked, whose memory
-    it copies.
-    """
-    threshold = gc.get_threshold()
-    gc.set_threshold(1_000_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*threshold)
-        gc.freeze()
 
 
 def _load_libraries(device: torch.device) -> None:

@@ -1,6 +1,5 @@
 """What a command loads for the GPU while it reads its config."""
 
-import gc
 import importlib
 import threading
 
@@ -50,12 +49,3 @@ def test_no_random_number_is_drawn():
     state = torch.get_rng_state()
     warm_up._load_libraries(torch.device('cpu'))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_what_is_alive_is_not_walked_over_again():
-    before, threshold = gc.get_freeze_count(), gc.get_threshold()
-    with warm_up.few_collections():
-        assert gc.get_threshold()[0] > threshold[0]
-        alive = [[] for _ in range(1000)]
-    assert gc.get_threshold() == threshold and gc.isenabled()
-    assert gc.get_freeze_count() - before >= len(alive)
