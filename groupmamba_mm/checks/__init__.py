@@ -147,6 +147,8 @@ def _build(cfg: Config, parts: list[Part]) -> Any:
                 f'{parts[0]} of {parts[0].root} have no image left after all filters; '
                 'check filter_cfg, indices and img_suffix'
             ) from None
+        if (odd := files.odd_line(parts[0])) is not None:
+            raise DataError(str(odd)) from error
         raise DataError(
             f'{parts[0].key} cannot be built from {parts[0].root or "its files"}: '
             f'{" ".join(what.split())[:200]}; compare {parts[0].cfg.get("ann_file") or "the files"} '

@@ -7,11 +7,14 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from mmengine.fileio import list_from_file
 
 from groupmamba_mm.engine.config_checks import type_name
 
@@ -194,6 +197,22 @@ def _missing(files: list[Path], kind: str, remedy: str) -> Iterator[Finding]:
             f'restore them, or {remedy}',
             how_many=len(missing),
         )
+
+
+def odd_line(part: Part) -> Finding | None:
+    """The first line of a classifier's list that is no path with the number of a class behind it."""
+    file = part.cfg.get('ann_file') or ''
+    if part.scope != 'mmpretrain' or not part.is_local or not file.endswith('.txt'):
+        return None
+    lines = list_from_file(os.path.join(part.root or '', file))
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch(r'\S.* -?\d+', line.strip()):
+            return Finding(
+                f'line {number} of {file} of {part}',
+                f'is {line!r}, and each must be a path, a space and the number of a class',
+                'mend it; without any numbers, set with_label=False',
+            )
+    return None
 
 
 def missing_images(part: Part) -> Iterator[Finding]:

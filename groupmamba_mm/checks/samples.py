@@ -31,6 +31,8 @@ THREADS = 8
 WHOLE = 8
 #: Boxes that overlap their masks by less (intersection over union) are not theirs.
 LEAST_OVERLAP = 0.5
+#: Images of values up to 255 that have none above this show nothing.
+NEARLY_BLACK = 32
 
 
 @dataclass
@@ -318,6 +320,15 @@ def _normalised(cfg: Config, part: Part, highest: float) -> Iterator[Finding]:
             f'{where}.std',
             f'is {list(std)}, for values from 0 to 1, and {part} have values up to {highest:g}',
             'multiply mean and std by 255',
+            severity='warning',
+        )
+    elif min(std) > 2 and 0 < highest < NEARLY_BLACK:
+        yield Finding(
+            str(part),
+            f'have values up to {highest:g} as the pipeline gives them, and {where}.std, {list(std)}, '
+            'is for values up to 255: they are nearly black',
+            "load files of 10 to 14 bits in 16 with color_type='unchanged', and set mean and std of "
+            'their values; of values from 0 to 1, divide both by 255',
             severity='warning',
         )
 

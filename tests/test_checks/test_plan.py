@@ -2,6 +2,7 @@
 
 import re
 
+import cv2
 import numpy as np
 import pytest
 
@@ -111,6 +112,7 @@ def test_values_of_images_and_their_normalisation(made):  # noqa: F811
         changed = config('cls', made)
         changed.data_preprocessor.std = std
         assert not any('values from 0 to 1' in text for text in findings(changed, 'warning'))
+        assert not any('nearly black' in text for text in findings(changed, 'warning'))
     step = dict(type='Normalize', mean=[0, 0, 0], std=[1, 1, 1])
     changed.train_dataloader.dataset.pipeline.insert(1, step)
     refused(changed, 'normalised twice')
@@ -167,6 +169,27 @@ def test_an_image_of_a_list_that_is_not_there(data):  # noqa: F811
     changed.max_bad_images = 1
     assert not any('are missing' in text for text in findings(changed))
     assert any('are missing' in text for text in findings(changed, 'warning'))
+
+
+@pytest.mark.parametrize('line', ['a/0.png', 'a/0.png one', 'a/0.png,1', ''])
+def test_a_line_of_a_list_without_the_number_of_a_class(data, line):  # noqa: F811
+    (data / 'cls/list.txt').write_text(f'a/0.png 0\n{line}\nb/0.png 1\n')
+    changed = config('cls', data)
+    changed.train_dataloader.dataset.update(
+        ann_file='list.txt', data_prefix='train', metainfo=dict(classes=('a', 'b', 'c'))
+    )
+    refused(changed, rf"line 2 of list\.txt of the train data is '{line}', and each must be a path")
+
+
+@pytest.mark.parametrize('high', [4095, 1])
+def test_images_that_are_loaded_nearly_black(data, high):  # noqa: F811
+    """Twelve bits in sixteen, of which eight are kept; or values from 0 to 1."""
+    depth = np.uint16 if high > 255 else np.uint8
+    random = np.random.default_rng(0)
+    for file in (data / 'cls/train').rglob('*.png'):
+        cv2.imwrite(str(file), random.integers(0, high + 1, (40, 40, 3)).astype(depth))
+    (said,) = [t for t in findings(config('cls', data), 'warning') if 'nearly black' in t]
+    assert re.match(r'the train data have values up to (15|1) as the pipeline gives them', said)
 
 
 @pytest.mark.parametrize(
