@@ -9,6 +9,7 @@ Where commands install or run tests (:func:`checkout`), the environment is the o
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -109,9 +110,12 @@ def _tell_apart(folder):
 
 #: Numbers of pictures of the demo data, and those put in their places.
 FEWER = {
-    "'num_train': 8000, 'num_val': 600": "'num_train': 60, 'num_val': 20",
+    "'num_train': 8000, 'num_val': 600": "'num_train': 24, 'num_val': 10",
     "'num_train': 2000, 'num_val': 240": "'num_train': 8, 'num_val': 4",
 }
+
+#: What a study consists of.
+KEYS = ('variants', 'seeds', 'keys')
 
 TINY_TEST = """import pytest
 
@@ -152,6 +156,9 @@ def checkout(place):
         assert number in text
         text = text.replace(number, fewer)
     script.write_text(text)
+    script = place / 'tools/quickstart.sh'
+    assert 'epochs=4' in script.read_text()
+    script.write_text(script.read_text().replace('epochs=4', 'epochs=2'))
     compatibility = load_tool('compatibility.py')
     named = (*compatibility.PLAIN_TESTS, *compatibility.LIBRARY_TESTS, 'tests/test_ops')
     for name in named:
@@ -174,6 +181,22 @@ def quickstart(place):
     """What the page begins with: the results of a training."""
     command = ['bash', str(place / 'tools/quickstart.sh')]
     subprocess.run(command, check=True, cwd=place, env=environment_in(place))
+
+
+def small_study(place):
+    """The study's variants at one learning rate, with the config's own model."""
+    study = runpy.run_path(str(ROOT / 'tools/analysis_tools/studies/stability.py'))
+    variants = {
+        name: {'config': changes['config']}
+        for name, changes in study['variants'].items()
+        if changes['optim_wrapper.optimizer.lr'] == 1e-3
+    }
+    text = '\n'.join(
+        f'{key} = {value!r}'
+        for key, value in {**study, 'variants': variants}.items()
+        if key in KEYS
+    )
+    (place / 'tools/analysis_tools/studies/stability.py').write_text(text)
 
 
 def few_tests(place):
@@ -335,7 +358,9 @@ RECIPES = {
     ),
     'docs/guides/several_machines.md': Recipe(prepare=(write_data, make_demo_data)),
     'configs/demo/README.md': Recipe(
-        prepare=(checkout,), names={'8000': '8 --num-val 8'}, configs=DEMO_CONFIGS
+        prepare=(checkout, small_study),
+        names={'8000': '8 --num-val 8'},
+        configs=(*DEMO_CONFIGS, 'configs/demo/groupmamba-official-pico-distill_demo-cls.py'),
     ),
     'configs/groupmamba/README.md': Recipe(**IMAGENET),
     'configs/mask_rcnn/README.md': Recipe(
@@ -388,6 +413,7 @@ def environment_in(place):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize('document', sorted(RECIPES))
 def test_recipe_runs(document, tmp_path):
     recipe = RECIPES[document]

@@ -81,6 +81,7 @@ def test_a_study_that_lacks_something(tool, study, tmp_path):
 def test_the_studies_of_the_repository_are_prepared(tool, tmp_path, monkeypatch):
     """Their configs build, whatever they change."""
     runs = tool.prepare(
-        tool.Config.fromfile(tool.TRAIN.parents[1] / 'configs/studies/stability.py'), tmp_path
+        tool.Config.fromfile(tool.TRAIN.parents[1] / 'tools/analysis_tools/studies/stability.py'),
+        tmp_path,
     )
     assert len(runs) == 16

@@ -1,9 +1,9 @@
 """Train every variant of a study with every seed, and compare them: a table and curves.
 
-A study is a file of configs/studies/: ``variants``, by name, each with the ``config`` and what it
-changes there; ``seeds``; and the ``keys`` of the log that are compared. Run again, the command goes on
-with the runs that are missing. A training that ends because its loss or gradient is not finite is a
-result, another error is not.
+A study is a file of tools/analysis_tools/studies/: ``variants``, by name, each with the ``config``
+and what it changes there; ``seeds``; and the ``keys`` of the log that are compared. Run again, the
+command goes on with the runs that are missing. A training that ends because its loss or gradient is
+not finite is a result, another error is not.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('study', type=Path, help='file of configs/studies/')
+    parser.add_argument('study', type=Path, help='file of tools/analysis_tools/studies/')
     parser.add_argument(
         '--jobs',
         type=positive_int,
@@ -90,7 +90,7 @@ def prepare(study: Config, out: Path) -> list[Run]:
     """
     for name in ('variants', 'seeds', 'keys'):
         if not study.get(name):
-            raise ConfigError(f'{study.filename} has no {name}; see configs/studies/')
+            raise ConfigError(f'{study.filename} has no {name}; see tools/analysis_tools/studies/')
     runs = []
     for variant, changes in study.variants.items():
         options = dict(changes)
