@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from groupmamba_mm.analysis.building import build_model
+from groupmamba_mm.engine.config_checks import load_config
 from groupmamba_mm.errors import ConfigError, DataError
 from tests.conftest import load_tool
 from tests.test_tools.test_train_test_cli import CONFIG, write_images
@@ -78,10 +80,12 @@ def test_a_study_that_lacks_something(tool, study, tmp_path):
         tool.main(['study.py'])
 
 
-def test_the_studies_of_the_repository_are_prepared(tool, tmp_path, monkeypatch):
-    """Their configs build, whatever they change."""
-    runs = tool.prepare(
-        tool.Config.fromfile(tool.TRAIN.parents[1] / 'tools/analysis_tools/studies/stability.py'),
-        tmp_path,
-    )
-    assert len(runs) == 16
+@pytest.mark.parametrize('name, number', [('stability', 16), ('ablations', 24)])
+def test_the_studies_of_the_repository_are_prepared(tool, name, number, tmp_path):
+    """Their models build, whatever they change."""
+    study = tool.TRAIN.parent / f'analysis_tools/studies/{name}.py'
+    runs = tool.prepare(tool.Config.fromfile(study), tmp_path)
+    assert len(runs) == number
+    for run in runs[:: 1 if name == 'stability' else 3]:
+        if 'teacher' not in run.variant and 'lr' not in run.variant:
+            build_model(load_config(str(run.folder / 'config.py')))
