@@ -18,7 +18,7 @@ class GridDepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, L, C) to (B, L, C)."""
         if tuple(grid) == (1, 1):  # of one token only the middle tap sees more than zeros
-            # cuDNN would compile three kernels for it, 3 s at the start of a training
+            # cuDNN takes some 3 s to prepare kernels for it when a training starts
             return (x * self.weight[:, 0, 1, 1] + self.bias).to(x.dtype)
         x = x.unflatten(1, grid).permute(0, 3, 1, 2)  # (B, L, C) -> (B, C, H, W), no copy
         x = super().forward(x)

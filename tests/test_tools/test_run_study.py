@@ -57,6 +57,8 @@ def test_it_trains_what_is_missing_and_compares(tool, study, tmp_path, capsys):
     assert len(losses) == 2 and losses[0] != losses[1]
     assert table[3].split(' | ')[3].startswith(f'{sum(losses) / 2:.4g} +- ')
     assert (tmp_path / 'work_dirs/study/curves.png').stat().st_size > 10_000
+    with pytest.raises(ConfigError, match="is of another config of 'fast'; remove it, or give"):
+        tool.main(study(slow={}, fast={'optim_wrapper.optimizer.lr': 0.02}))
 
 
 def test_a_training_that_is_not_finite_is_a_result(tool, study, tmp_path):

@@ -86,7 +86,8 @@ def prepare(study: Config, out: Path) -> list[Run]:
         The runs.
 
     Raises:
-        ConfigError: The file lacks something, or a variant's config has an error.
+        ConfigError: The file lacks something, a variant's config has an error, or what is there
+            already was trained with another one.
     """
     for name in ('variants', 'seeds', 'keys'):
         if not study.get(name):
@@ -99,9 +100,14 @@ def prepare(study: Config, out: Path) -> list[Run]:
         cfg = load_config(options.pop('config'), options)
         for seed in study.seeds:
             folder = out / re.sub(r'\W+', '_', variant) / f'seed_{seed}'
-            folder.mkdir(parents=True, exist_ok=True)
             cfg.merge_from_dict({'randomness.seed': seed})
-            cfg.dump(str(folder / 'config.py'))
+            file = folder / 'config.py'
+            if file.exists() and file.read_text(encoding='utf-8') != cfg.pretty_text:
+                raise ConfigError(
+                    f'{folder} is of another config of {variant!r}; remove it, or give another --out'
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            cfg.dump(str(file))
             runs.append(Run(variant, seed, folder))
     return runs
 
@@ -191,7 +197,7 @@ def rows_of(runs: list[Run], keys: list[str]) -> Iterator[list[str]]:
     Yields:
         The cells of a line.
     """
-    yield ['', 'runs', 'not finite', *(f'{key}, last' for key in keys), 'best', 's', 'GPU [GB]']
+    yield ['', 'runs', 'not finite', *(f'{key}, last' for key in keys), 's', 'GPU [GB]']
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == variant]
         done = [json.loads((run.folder / 'done.json').read_text()) for run in own]
@@ -201,7 +207,6 @@ def rows_of(runs: list[Run], keys: list[str]) -> Iterator[list[str]]:
         for key in keys:
             ends = [[r[key] for r in logged if key in r] for logged in records]
             cells.append(_mean([values[-1] for values in ends if values]))
-            best = _mean([max(values) for values in ends if values])
         memory = [r['memory'] for logged in records for r in logged if 'memory' in r]
         seconds = statistics.median(one['seconds'] for one in done)
         yield [
@@ -209,7 +214,6 @@ def rows_of(runs: list[Run], keys: list[str]) -> Iterator[list[str]]:
             str(len(own)),
             ', '.join(broke) or '-',
             *cells,
-            best,
             f'{seconds:.0f}',
             f'{max(memory) / 1e3:.2g}' if memory else '-',
         ]

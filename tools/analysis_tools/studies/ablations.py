@@ -1,6 +1,6 @@
 """The paper's ablations, small: directions, groups, channel affinity and family, three seeds.
 
-Tables 4 to 6 ask the same of ImageNet. The data: make_emoji_data.py data/emoji
+Table 4 and Figure 4 ask the same of ImageNet. The data: make_emoji_data.py data/emoji
 """
 
 _config = 'configs/demo/groupmamba-official-nano_emoji-cls.py'
