@@ -90,4 +90,4 @@ def test_the_studies_of_the_repository_are_prepared(tool, name, number, tmp_path
     assert len(runs) == number
     for run in runs[:: 1 if name == 'stability' else 3]:
         if 'teacher' not in run.variant and 'lr' not in run.variant:
-            build_model(load_config(str(run.folder / 'config.py')))
+            build_model(load_config(str(run.folder.with_suffix('.py'))))

@@ -43,7 +43,7 @@ class Run(NamedTuple):
     Attributes:
         variant: Its name.
         seed: Of the random numbers.
-        folder: Its work directory, with its config and, when it is over, ``done.json``.
+        folder: Its work directory, with its config beside it and, when it is over, ``done.json``.
     """
 
     variant: str
@@ -101,7 +101,7 @@ def prepare(study: Config, out: Path) -> list[Run]:
         for seed in study.seeds:
             folder = out / re.sub(r'\W+', '_', variant) / f'seed_{seed}'
             cfg.merge_from_dict({'randomness.seed': seed})
-            file = folder / 'config.py'
+            file = folder.with_suffix('.py')  # the runner writes one of its own into the folder
             if file.exists() and file.read_text(encoding='utf-8') != cfg.pretty_text:
                 raise ConfigError(
                     f'{folder} is of another config of {variant!r}; remove it, or give another --out'
@@ -126,7 +126,7 @@ def train(run: Run, gpu: int | None) -> None:
     if gpu is not None:
         visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
         environment['CUDA_VISIBLE_DEVICES'] = visible[gpu] if visible != [''] else str(gpu)
-    command = [sys.executable, TRAIN, run.folder / 'config.py', '--work-dir', run.folder]
+    command = [sys.executable, TRAIN, run.folder.with_suffix('.py'), '--work-dir', run.folder]
     log, start = run.folder / 'output.log', time.time()
     with open(log, 'w', encoding='utf-8') as file:
         code = subprocess.run(
