@@ -37,15 +37,3 @@ optim_wrapper = dict(
     type='SyncFreeAmpOptimWrapper', dtype='bfloat16', loss_scale=dict(enabled=False)
 )
 auto_scale_lr = dict(base_batch_size=128)
-train_cfg = dict(max_epochs=20, val_interval=5)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-2, by_epoch=True, end=1, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min_ratio=1e-2,
-        by_epoch=True,
-        begin=1,
-        end=20,
-        convert_to_iter_based=True,
-    ),
-]

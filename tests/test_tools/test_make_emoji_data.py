@@ -96,6 +96,16 @@ def test_the_same_arguments_give_the_same_pictures(tool, cache, tmp_path, capsys
     tool.main(options(cache, tmp_path / 'one', '--seed', '1', '--overwrite'))
 
 
+def test_an_interrupted_run_can_be_run_again(tool, cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tool, 'preview', lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tool.main(options(cache, tmp_path / 'emoji'))
+    assert not (tmp_path / 'emoji').exists()
+    tool.main(options(cache, tmp_path / 'emoji'))
+    assert (tmp_path / 'emoji/meta.json').exists() and not (tmp_path / 'emoji.partial').exists()
+
+
 def test_what_is_no_data_set_stays(tool, cache, tmp_path):
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/thesis.tex').write_text('')

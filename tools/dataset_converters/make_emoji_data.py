@@ -201,7 +201,6 @@ def main(argv: list[str] | None = None) -> None:
                 + '; choose another OUT'
                 + ('' if made is None else ', or pass --overwrite')
             )
-        shutil.rmtree(args.out)
     classes = choose_classes(archives['google'], args.num_classes)
     files = [entry['image'] for entry in classes]
     drawings = {
@@ -212,14 +211,17 @@ def main(argv: list[str] | None = None) -> None:
         f'{label:04d}_{re.sub(r"[^0-9A-Za-z]+", "_", entry["short_name"])}'
         for label, entry in enumerate(classes)
     ]
+    # beside its place, so that what is there is whole, and an interrupted run can be run again
+    partial = args.out.with_name(f'{args.out.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)
     for split in HANDS:
         for name in names:
-            (args.out / split / name).mkdir(parents=True, exist_ok=True)
+            (partial / split / name).mkdir(parents=True)
     numbers = dict(train=args.num_train, val=args.num_val)
     jobs = [(split, index) for split, number in numbers.items() for index in range(number)]
     work = functools.partial(
         write_emoji,
-        folder=args.out,
+        folder=partial,
         seed=args.seed,
         size=args.image_size,
         names=names,
@@ -229,8 +231,11 @@ def main(argv: list[str] | None = None) -> None:
         size = max(1, len(jobs) // (args.workers * 8))
         for _ in tqdm(pool.map(work, jobs, chunksize=size), total=len(jobs), desc='pictures'):
             pass
-    write_picture(args.out / 'preview.jpg', preview(args, drawings))
-    (args.out / 'meta.json').write_text(json.dumps(meta, indent=2))  # last: what has it is whole
+    write_picture(partial / 'preview.jpg', preview(args, drawings))
+    (partial / 'meta.json').write_text(json.dumps(meta, indent=2))
+    if args.out.exists():  # empty, or to be overwritten
+        shutil.rmtree(args.out)
+    partial.rename(args.out)
     print(f'Wrote {args.num_train} training and {args.num_val} validation pictures to {args.out}')
 
 

@@ -22,6 +22,7 @@ _changes = {
     },
 }
 
-variants = {name: {'config': _config, **changes} for name, changes in _changes.items()}
+_epochs = {'train_cfg.max_epochs': 20, 'param_scheduler.1.end': 20}
+variants = {name: {'config': _config, **_epochs, **changes} for name, changes in _changes.items()}
 seeds = [0, 1, 2]
 keys = ['loss', 'accuracy/top1']
